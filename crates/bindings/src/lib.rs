@@ -1,0 +1,23 @@
+//! `pageone._native`: PyO3 glue. Arrays in, arrays out, errors mapped; no logic lives here.
+//!
+//! One submodule a core crate: `one` (sdtree), `mem` (pagemem), `ksm` (ksmmodel), `contenders` (bench only).
+//! Every call that may take longer than a few microseconds releases the GIL.
+
+use pyo3::prelude::*;
+
+mod ksm;
+mod mem;
+mod one;
+
+#[pymodule]
+mod _native {
+    use super::*;
+
+    #[pymodule_init]
+    fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
+        one::register(m)?;
+        mem::register(m)?;
+        ksm::register(m)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,9 @@
+//! `_native.mem`: the `pagemem` crate, for Python.
+
+use pyo3::prelude::*;
+
+/// Adds the submodule `mem` to `parent`.
+pub fn register(parent: &Bound<'_, PyModule>) -> PyResult<()> {
+    let m = PyModule::new(parent.py(), "mem")?;
+    parent.add_submodule(&m)
+}

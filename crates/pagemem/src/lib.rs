@@ -1,0 +1,4 @@
+//! Linux memory of other processes: maps, pagemap, remote reads, userfaultfd, stop-and-run, frames.
+//!
+//! For: the page engine and the scanner. It may call the kernel; it holds no policy (which pages, when, how
+//! many is decided by the callers in Python) and knows neither the tree nor Python. `bindings` calls it.

@@ -1,0 +1,5 @@
+"""The native core. Private: use the public packages ``pageone.one``, ``pageone.live``, ``pageone.ksm``."""
+
+from pageone._native import ksm as ksm
+from pageone._native import mem as mem
+from pageone._native import one as one

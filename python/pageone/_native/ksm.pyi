@@ -1,0 +1,1 @@
+"""Stubs of `pageone._native.ksm`."""

@@ -1,0 +1,44 @@
+"""The command line: one module a command in ``pageone.cli.commands``, found by name.
+
+For: people at a terminal. It parses, calls the package's public Python functions and prints; it holds no logic
+of the engine. A command module defines ``register(app: typer.Typer) -> None``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+
+import typer
+
+from pageone.errors import PageOneError
+
+__all__ = ["build_app", "main"]
+
+
+def build_app() -> typer.Typer:
+    """Return the Typer application with every command of ``pageone.cli.commands`` registered."""
+    from pageone.cli import commands
+
+    app = typer.Typer(
+        name="pageone",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Find equal memory pages in running processes and let them share one frame, copy-on-write.",
+    )
+    for info in sorted(pkgutil.iter_modules(commands.__path__), key=lambda i: i.name):
+        importlib.import_module(f"{commands.__name__}.{info.name}").register(app)
+    return app
+
+
+def main() -> None:
+    """Run the command line; a :class:`PageOneError` becomes one line on stderr and its exit code."""
+    try:
+        build_app()()
+    except PageOneError as error:
+        print(f"pageone: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,1 @@
+"""The kernel's KSM: read, drive, compare."""

@@ -1,0 +1,1 @@
+"""Live processes: attach, merge, detach; the only package that touches targets."""

@@ -1,0 +1,1 @@
+"""ONE: exact deduplication of any binary objects."""
