@@ -1,0 +1,149 @@
+"""What the engine needs of the memory below it: the contract between policy (engine) and mechanism (live).
+
+For: the engine, which decides with arrays and never touches a process, and ``pageone.live``, which does what is
+asked and decides nothing. Tests give the engine a backend made of numpy arrays; the real one is
+``pageone.live.LiveBackend``.
+
+Conventions: addresses are byte addresses, ``uint64``, multiples of ``PAGE_SIZE``; counts of pages are ``uint32``;
+frames are numbered from 0 in the pool, ``uint32``. A *run* is a range of consecutive pages that maps to
+consecutive frames. No call takes or returns anything per page but numpy arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+U8 = npt.NDArray[np.uint8]
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+F64 = npt.NDArray[np.float64]
+
+PAGE_SIZE = 4096
+
+
+class PageFlag(IntEnum):
+    """Bits of the ``flags`` that :meth:`TargetMemory.written` returns for each range."""
+
+    HUGE = 1  #: mapped by a transparent huge page
+    FRAME = 2  #: inside a mapping of the pool (a merged range): the page has been written after merging
+
+
+class ReadCode(IntEnum):
+    """What :meth:`TargetMemory.read_keys` found at each address."""
+
+    OK = 0
+    ZERO = 1  #: all bytes are zero
+    GONE = 2  #: not mapped or not readable any more
+
+
+class PageCode(IntEnum):
+    """What became of each page of a request to merge, drop or unmerge."""
+
+    DONE = 0
+    DIFFERS = 1  #: verified inside the stop and found different from the frame (or not zero): left alone
+    WRITTEN = 2  #: written since the last :meth:`TargetMemory.written`: left alone
+    GONE = 3  #: mapping has changed or vanished: left alone
+    REFUSED = 4  #: locked, pinned, no memory or no mapping left: left alone
+    TIMEOUT = 5  #: the target did not stop in time: left alone, may be asked again
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Mappings that may be tracked: private, anonymous (or merged by us), readable and writable.
+
+    All arrays have one element a region, in ascending order; ``start`` and ``end`` are byte addresses.
+    ``merged`` is 1 where the mapping is one of the pool, with ``frame`` its first frame (else 0).
+    """
+
+    start: U64
+    end: U64
+    merged: U8
+    frame: U32
+    names: Sequence[str]  #: as in /proc/PID/maps: "[heap]", "[anon:...]", "" …
+    mappings: int  #: number of all mappings of the target, for the budget
+
+
+@dataclass(frozen=True)
+class PageRanges:
+    """Ranges of pages: ``start``/``end`` byte addresses, ``flags`` of :class:`PageFlag`, one element a range."""
+
+    start: U64
+    end: U64
+    flags: U8
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a request did. ``code``: one :class:`PageCode` a page, in the order of the request's pages."""
+
+    code: U8
+    pauses_s: F64  #: seconds the target stood still, one element a stop
+    mappings_added: int
+    cpu_s: float  #: CPU-seconds spent for the request outside the calling process (guardian and target)
+
+
+class TargetMemory(Protocol):
+    """One process whose memory can be tracked, read and merged."""
+
+    pid: int
+
+    def alive(self) -> bool:
+        """Whether the process still exists with the address space that was attached."""
+
+    def regions(self) -> Regions:
+        """Return the regions now, arming write tracking in those that are new. Cost: one read of the maps."""
+
+    def written(self, start: U64, end: U64) -> PageRanges:
+        """Return resident pages of the given ranges written since last asked, and start anew, atomically.
+
+        A page never asked about counts as written. Pages of the kernel's zero page and swapped pages are not
+        returned. Reads no content.
+        """
+
+    def present(self, start: U64, end: U64) -> PageRanges:
+        """Return the resident pages of the given ranges; changes nothing."""
+
+    def read_keys(self, addr: U64) -> tuple[U64, U8]:
+        """Read pages and return a keyed 64-bit mix of each (a route, not an identity) and its :class:`ReadCode`."""
+
+    def merge(self, addr: U64, pages: U32, frame: U32) -> Outcome:
+        """Map runs to frames. Each page is compared with its frame, all bytes, while the target is stopped."""
+
+    def drop_zero(self, addr: U64, pages: U32) -> Outcome:
+        """Give runs of all-zero pages back to the kernel's zero page, verified while the target is stopped."""
+
+    def unmerge(self, addr: U64, pages: U32) -> Outcome:
+        """Give merged runs private anonymous memory of their own again, with the same bytes."""
+
+    def detach(self) -> None:
+        """Stop tracking and release everything held of the target; merged pages must have been unmerged."""
+
+
+class Backend(Protocol):
+    """Where targets and frames come from. One backend is one pool of frames, one domain."""
+
+    frames_max: int  #: number of frames that the pool can hold
+
+    def attach(self, pid: int) -> TargetMemory:
+        """Check everything first, then attach. Raises ``TargetError`` or ``UnsupportedError``, target untouched."""
+
+    def fill(self, frame: U32, target: TargetMemory, addr: U64) -> U8:
+        """Copy pages into free frames; returns a :class:`ReadCode` for each (ZERO is not told apart)."""
+
+    def punch(self, frame: U32) -> None:
+        """Give the memory of free frames back to the system."""
+
+    def mapped_frames(self) -> tuple[U32, U32, bool]:
+        """Look at every mapping of the pool in the system: ``(first frame, pages)`` a mapping, and completeness.
+
+        The flag is False when some process could not be looked at: then nothing may be freed.
+        """
+
+    def close(self) -> None:
+        """Release the pool; merged targets go on with what they have mapped."""
