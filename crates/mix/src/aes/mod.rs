@@ -1,0 +1,73 @@
+//! The mix on each kind of machine: portable, AES-NI (128 bits), VAES (256 bits).
+
+pub(crate) mod soft;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use crate::{Key, CHUNK};
+
+/// A way to compute the mix. All give the same result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// Tables and shifts; any machine.
+    Portable,
+    /// AES instructions on 128 bits (x86-64).
+    AesNi,
+    /// AES instructions on 256 bits (x86-64 with AVX2 and VAES).
+    Vaes,
+}
+
+/// Returns the fastest path of this machine. Cost: a cached look at the processor's features.
+#[inline]
+pub fn path() -> Path {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("vaes")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("aes")
+        {
+            return Path::Vaes;
+        }
+        if is_x86_feature_detected!("aes") {
+            return Path::AesNi;
+        }
+    }
+    Path::Portable
+}
+
+/// Whether this machine can run `path`; the cached feature look-ups make it cheap.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn have(wanted: Path) -> bool {
+    match (wanted, path()) {
+        (Path::Vaes, Path::Vaes) => true,
+        (Path::AesNi, Path::Vaes | Path::AesNi) => true,
+        _ => wanted == Path::Portable,
+    }
+}
+
+#[inline]
+pub(crate) fn mix64(key: &Key, data: &[u8], path: Path) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    match path {
+        // SAFETY: the features that the function is compiled for were just found on this machine.
+        Path::Vaes if have(path) => return unsafe { x86::mix64_vaes(key, data) },
+        // SAFETY: as above.
+        Path::AesNi if have(path) => return unsafe { x86::mix64_aesni(key, data) },
+        _ => {}
+    }
+    let _ = path;
+    soft::mix64(key, data)
+}
+
+#[inline]
+pub(crate) fn mix64_lines(key: &Key, data: &[u8], lines: &[u32], path: Path) -> u64 {
+    assert!(lines.len() * 64 <= CHUNK, "at most 64 lines");
+    #[cfg(target_arch = "x86_64")]
+    if path != Path::Portable && have(path) {
+        // SAFETY: AES instructions were just found on this machine; both other paths have them.
+        return unsafe { x86::mix64_lines(key, data, lines) };
+    }
+    let _ = path;
+    soft::mix64_lines(key, data, lines)
+}
