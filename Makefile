@@ -1,28 +1,89 @@
 # make demo | make test | make help. Everything is set up in .venv and target/; a second run rebuilds nothing.
 SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := .stamps
-RUST_SRC := $(shell find crates -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
-NATIVE := $(STAMPS)/native
+
+RUST_SRC := $(shell find crates \( -name '*.rs' -o -name Cargo.toml -o -name '*.S' \) -not -path '*/target/*') Cargo.toml Cargo.lock
+PY_SRC := $(shell find $(wildcard python tests benches examples tools) \( -name '*.py' -o -name '*.pyi' \)) pyproject.toml
+# Tests of the crates need no Python; the bindings are tested from Python.
+CRATES := --workspace --exclude pageone-bindings
+# The build script of PyO3 asks this interpreter for its version.
+export PYO3_PYTHON := $(abspath $(BIN)/python)
+PYTEST_ARGS ?=
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-$(STAMPS)/venv: pyproject.toml
+demo: build ## set everything up and merge the memory of real processes
+	$(BIN)/pageone demo $(DEMO_ARGS)
+
+test: lint rust-test pytest ## everything that must pass: lint, types, Rust tests, Python tests
+	@$(BIN)/python tools/count_tests.py $(STAMPS)/rust-test.log $(STAMPS)/pytest.xml
+
+lint: $(STAMPS)/rustfmt $(STAMPS)/clippy $(STAMPS)/ruff $(STAMPS)/mypy ## formatters, linters and types, only where files have changed
+
+build: $(STAMPS)/native ## the virtual environment and the native core
+
+rust-test: $(STAMPS)/venv ## the tests of the crates, and the examples in their documentation
+	@if cargo nextest --version >/dev/null 2>&1; then \
+	    cargo nextest run $(CRATES) --no-tests=pass 2>&1 | tee $(STAMPS)/rust-test.log; \
+	    cargo test $(CRATES) --doc 2>&1 | tee -a $(STAMPS)/rust-test.log; \
+	else \
+	    cargo test $(CRATES) 2>&1 | tee $(STAMPS)/rust-test.log; \
+	fi
+
+pytest: $(STAMPS)/native ## the Python tests
+	$(BIN)/python -m pytest -q --junitxml=$(STAMPS)/pytest.xml -m "not soak and not realworld" $(PYTEST_ARGS)
+
+soak: build ## the long form of the tests: minutes each
+	$(BIN)/python -m pytest -m soak --timeout 0 $(PYTEST_ARGS)
+
+bench: build ## the Criterion benchmarks of the crates (`pageone bench` has the others)
+	cargo bench $(CRATES) $(BENCH_ARGS)
+
+clean: ## remove everything that was made
+	rm -rf $(VENV) $(STAMPS) target .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(wildcard python tests benches examples tools) -name __pycache__ -prune -exec rm -rf {} +
+	rm -f python/pageone/_native*.so
+
+# --- what stands between -------------------------------------------------------------------------------------
+
+# Checked once, before anything is installed: what is missing is named with the package that has it.
+$(STAMPS)/toolchain: tools/check_toolchain.sh Cargo.toml
 	@mkdir -p $(STAMPS)
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -c "import tomllib,sys; p=tomllib.load(open('pyproject.toml','rb'))['project']; print('\n'.join(p['dependencies']+p['optional-dependencies']['dev']))" > $(STAMPS)/requirements.txt
-	$(BIN)/python -m pip install -q -r $(STAMPS)/requirements.txt
+	@PYTHON=$(PYTHON) tools/check_toolchain.sh
 	@touch $@
 
-$(NATIVE): $(STAMPS)/venv $(RUST_SRC)
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --features bench -q
+$(STAMPS)/venv: $(STAMPS)/toolchain pyproject.toml tools/requirements.py
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python tools/requirements.py pyproject.toml > $(STAMPS)/requirements.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r $(STAMPS)/requirements.txt
 	@touch $@
 
-build: $(NATIVE) ## the virtual environment and the native core
+$(STAMPS)/native: $(STAMPS)/venv $(RUST_SRC)
+	PIP_QUIET=1 VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --features bench -q
+	@touch $@
 
-.PHONY: help build
+$(STAMPS)/rustfmt: $(STAMPS)/toolchain $(RUST_SRC)
+	cargo fmt --all --check
+	@touch $@
+
+$(STAMPS)/clippy: $(STAMPS)/venv $(RUST_SRC)
+	cargo clippy -q --workspace --all-targets --features pageone-bindings/bench -- -D warnings
+	@touch $@
+
+$(STAMPS)/ruff: $(STAMPS)/venv $(PY_SRC)
+	$(BIN)/ruff check -q .
+	$(BIN)/ruff format -q --check .
+	@touch $@
+
+$(STAMPS)/mypy: $(STAMPS)/venv $(PY_SRC)
+	$(BIN)/mypy
+	@touch $@
+
+.PHONY: help demo test lint build rust-test pytest soak bench clean

@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+from typing import Annotated
 
 import typer
 
+from pageone import __version__
 from pageone.errors import PageOneError
 
 __all__ = ["build_app", "main"]
@@ -30,9 +32,25 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
         help="Find equal memory pages in running processes and let them share one frame, copy-on-write.",
     )
+
+    # A callback keeps the name of a command needed when there is only one, and has the options of no command.
+    @app.callback()
+    def options(
+        version: Annotated[
+            bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+        ] = False,
+    ) -> None:
+        pass
+
     for info in sorted(pkgutil.iter_modules(commands.__path__), key=lambda i: i.name):
         importlib.import_module(f"{commands.__name__}.{info.name}").register(app)
     return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"pageone {__version__}")
+        raise typer.Exit
 
 
 def main() -> None:

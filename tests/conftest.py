@@ -1,0 +1,340 @@
+"""What all tests share: needs that are skipped with a reason, processes that never outlive a test, ordinary users.
+
+A test says what it needs of the machine with ``@pytest.mark.needs("root", "ksm")``; where that is not there it is
+skipped and the reason shown. Processes are started with the fixture ``spawn`` (or ``worker``, a process that builds
+known memory and checks it) and are killed by their own process group when the test ends, whatever happened. The
+fixture ``as_user`` runs Python as an ordinary user, also when this checkout and its interpreter lie under a folder
+that no ordinary user can enter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "python" / "pageone"
+
+# A user id of nobody's: tests of an ordinary user must not meet that user's other processes.
+ORDINARY_UID = 54321
+
+
+# --- needs ----------------------------------------------------------------------------------------------------
+
+
+def _finding_missing(name: str) -> str | None:
+    from pageone.doctor import diagnose
+
+    finding = _diagnosis_cache.setdefault("diagnosis", diagnose()).finding(name)
+    return None if finding.state != "missing" else f"{name}: {finding.value}; {finding.enable}"
+
+
+_diagnosis_cache: dict[str, Any] = {}
+
+
+def _merge_missing() -> str | None:
+    from pageone.doctor import diagnose
+
+    diagnosis = _diagnosis_cache.setdefault("diagnosis", diagnose())
+    lacking = [f"{f.name}: {f.value}" for f in diagnosis.findings if f.needed and f.state == "missing"]
+    return f"merging is not possible here ({'; '.join(lacking)})" if lacking else None
+
+
+def _root_missing() -> str | None:
+    return None if os.geteuid() == 0 else "needs root"
+
+
+def _ksm_missing() -> str | None:
+    if not os.path.exists("/sys/kernel/mm/ksm/run"):
+        return "needs a kernel with KSM"
+    return None if os.access("/sys/kernel/mm/ksm/run", os.W_OK) else "needs root to drive KSM"
+
+
+def _thp_missing() -> str | None:
+    try:
+        mode = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return "needs a kernel with transparent huge pages"
+    return "transparent huge pages are switched off" if "[never]" in mode else None
+
+
+def _swap_missing() -> str | None:
+    return None if len(Path("/proc/swaps").read_text().splitlines()) > 1 else "needs swap space"
+
+
+def _numa_missing() -> str | None:
+    return None if os.path.exists("/sys/devices/system/node/node1") else "needs a second NUMA node"
+
+
+def _program_missing(program: str) -> str | None:
+    return None if shutil.which(program) else f"needs the program {program}"
+
+
+NEEDS: dict[str, Callable[[], str | None]] = {
+    "root": _root_missing,
+    "merge": _merge_missing,
+    "pagemap_scan": functools.partial(_finding_missing, "PAGEMAP_SCAN"),
+    "userfaultfd": functools.partial(_finding_missing, "userfaultfd"),
+    "ptrace": functools.partial(_finding_missing, "stop and read"),
+    "ksm": _ksm_missing,
+    "thp": _thp_missing,
+    "swap": _swap_missing,
+    "numa": _numa_missing,
+    "gcc": functools.partial(_program_missing, "gcc"),
+}
+
+
+def lacking(what: str) -> str | None:
+    """Return why ``what`` (a key of ``NEEDS``, or ``program:NAME``) is not there; None if it is."""
+    if what.startswith("program:"):
+        return _program_missing(what.removeprefix("program:"))
+    return NEEDS[what]()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    wanted = [what for marker in item.iter_markers("needs") for what in marker.args]
+    if item.get_closest_marker("root"):
+        wanted.append("root")
+    for what in wanted:
+        reason = lacking(what)
+        if reason:
+            pytest.skip(reason)
+
+
+@pytest.fixture
+def needs_root() -> None:
+    if reason := lacking("root"):
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def needs_ksm() -> None:
+    if reason := lacking("ksm"):
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def needs_merge() -> None:
+    if reason := lacking("merge"):
+        pytest.skip(reason)
+
+
+# --- processes ------------------------------------------------------------------------------------------------
+
+
+class Spawner:
+    """Starts processes, each in a session of its own, and ends all of them, with their descendants, by id."""
+
+    def __init__(self) -> None:
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def __call__(self, argv: Sequence[str | os.PathLike[str]], **options: Any) -> subprocess.Popen[str]:
+        """Start a process with text pipes (``options`` go to ``Popen``); it dies with the test."""
+        settings: dict[str, Any] = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+            "start_new_session": True,
+        } | options
+        process: subprocess.Popen[str] = subprocess.Popen([os.fspath(a) for a in argv], **settings)
+        self.processes.append(process)
+        return process
+
+    def python(self, code: str, *args: str, **options: Any) -> subprocess.Popen[str]:
+        """Start this interpreter on ``code``, with unbuffered output."""
+        return self([sys.executable, "-u", "-c", code, *args], **options)
+
+    def close(self) -> None:
+        """Kill what is left."""
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # the leader of its session: the group has its id
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.wait(timeout=20)
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+
+
+@pytest.fixture
+def spawn() -> Iterator[Spawner]:
+    spawner = Spawner()
+    try:
+        yield spawner
+    finally:
+        spawner.close()
+
+
+def state_of(pid: int) -> str:
+    """Return the state letter of a process from /proc/PID/stat ("" when it is gone)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    return text[text.rindex(")") + 2]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0, what: str = "condition") -> None:
+    """Wait until ``condition()`` holds; fail the test after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what}: not within {seconds} s")
+        time.sleep(0.005)
+
+
+# --- an ordinary user -----------------------------------------------------------------------------------------
+
+
+def _enterable(path: Path) -> bool:
+    """Whether everybody can read what is at ``path``: every folder above it can be entered."""
+    path = path.resolve()
+    for folder in (path, *path.parents):
+        mode = folder.stat().st_mode
+        if stat.S_ISDIR(mode) and not mode & stat.S_IXOTH:
+            return False
+    return bool(path.stat().st_mode & stat.S_IROTH)
+
+
+def _distributions(names: Sequence[str]) -> set[str]:
+    """Return the installed distributions that ``names`` need, themselves included."""
+    found: set[str] = set()
+    todo = list(names)
+    while todo:
+        name = todo.pop()
+        if name in found:
+            continue
+        try:
+            requires = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue  # for another platform or Python
+        found.add(name)
+        for line in requires:
+            if "extra ==" not in line:
+                match = re.match(r"[A-Za-z0-9._-]+", line)
+                assert match, line
+                todo.append(match.group())
+    return found
+
+
+class OrdinaryUser:
+    """Runs Python with this package as an ordinary user: in a test of root another id, else the user's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.is_other = os.geteuid() == 0
+        self.uid = ORDINARY_UID if self.is_other else os.geteuid()
+        self.environment = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "HOME": str(folder / "home"),
+            "XDG_RUNTIME_DIR": str(folder / "run"),
+            "LANG": "C.UTF-8",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "COLUMNS": "200",
+        }
+        self.python = sys.executable
+        for name in ("home", "run"):
+            (folder / name).mkdir(mode=0o700)
+            if self.is_other:
+                os.chown(folder / name, self.uid, self.uid)
+        if self.is_other:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Bring interpreter and packages where the user can read them; copied only if they are not there yet."""
+        library = self.folder / "library"
+        library.mkdir()
+        for name in sorted(_distributions(["numpy", "typer", "rich", "psutil"])):
+            for file in importlib.metadata.files(name) or []:
+                if file.parts[0] != ".." and file.suffix != ".pyc" and "tests" not in file.parts:
+                    target = library / file
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(str(file.locate()), target)
+        shutil.copytree(PACKAGE, library / "pageone", ignore=shutil.ignore_patterns("__pycache__"))
+        self.environment["PYTHONPATH"] = str(library)
+        real = Path(sys.executable).resolve()
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        if _enterable(real) and _enterable(Path(os.__file__)):
+            self.python = str(real)
+        else:
+            home = self.folder / "python"
+            standard = Path(os.__file__).parent
+            skip = shutil.ignore_patterns("__pycache__", "test", "tests", "site-packages", "idlelib", "config-*")
+            shutil.copytree(standard, home / "lib" / f"python{version}", ignore=skip)
+            for shared in (standard.parent).glob("libpython*.so*"):
+                shutil.copy2(shared, home / "lib" / shared.name)
+            (home / "bin").mkdir()
+            shutil.copy2(real, home / "bin" / "python3")
+            self.python = str(home / "bin" / "python3")
+            self.environment |= {"PYTHONHOME": str(home), "LD_LIBRARY_PATH": str(home / "lib")}
+        subprocess.run(["chmod", "-R", "a+rX", str(library), *map(str, self.folder.glob("python"))], check=True)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Options of ``Popen`` that make a child this user."""
+        options: dict[str, Any] = {"env": self.environment, "cwd": "/"}
+        if self.is_other:
+            options |= {"user": self.uid, "group": self.uid, "extra_groups": []}
+        return options
+
+    def run(self, *args: str, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run ``python *args`` as the user and return what it printed; the exit code is the caller's to check."""
+        settings: dict[str, Any] = {"capture_output": True, "text": True, "timeout": timeout} | options
+        return subprocess.run([self.python, *args], **(self.identity | settings))
+
+    def pageone(self, *args: str, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run the command line of this package as the user."""
+        return self.run("-c", "from pageone.cli import main; main()", *args, timeout=timeout, **options)
+
+
+@pytest.fixture(scope="session")
+def as_user() -> Iterator[OrdinaryUser]:
+    # Not tmp_path: pytest's folders are closed to other users.
+    folder = Path(tempfile.mkdtemp(prefix="pageone-user-"))
+    folder.chmod(0o755)
+    try:
+        yield OrdinaryUser(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- the command line -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def pageone() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``pageone ARGS`` as this user and return what it printed."""
+
+    def run(*args: str, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
+        settings: dict[str, Any] = {"capture_output": True, "text": True, "timeout": timeout} | options
+        argv = [sys.executable, "-c", "from pageone.cli import main; main()", *args]
+        return subprocess.run(argv, **settings)
+
+    return run
+
+
+def only_object(text: str) -> dict[str, Any]:
+    """Return the one JSON object that ``text`` must be."""
+    value = json.loads(text)
+    assert isinstance(value, dict)
+    return value
