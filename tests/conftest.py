@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
-import json
 import os
 import re
 import shutil
@@ -21,7 +20,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -185,24 +183,6 @@ def spawn() -> Iterator[Spawner]:
         spawner.close()
 
 
-def state_of(pid: int) -> str:
-    """Return the state letter of a process from /proc/PID/stat ("" when it is gone)."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    return text[text.rindex(")") + 2]
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0, what: str = "condition") -> None:
-    """Wait until ``condition()`` holds; fail the test after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"{what}: not within {seconds} s")
-        time.sleep(0.005)
-
-
 # --- an ordinary user -----------------------------------------------------------------------------------------
 
 
@@ -331,10 +311,3 @@ def pageone() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(argv, **settings)
 
     return run
-
-
-def only_object(text: str) -> dict[str, Any]:
-    """Return the one JSON object that ``text`` must be."""
-    value = json.loads(text)
-    assert isinstance(value, dict)
-    return value

@@ -28,3 +28,7 @@ class TargetError(PageOneError):
 
 class UnsupportedError(PageOneError):
     """This kernel, machine or user lacks something that the request needs; nothing was touched."""
+
+
+class BadTargetError(UsageError, TargetError):
+    """The process named can be no target at all (no such process, kernel thread, …); nothing was touched."""

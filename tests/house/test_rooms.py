@@ -28,7 +28,7 @@ PYTHON_CRATES = {"pyo3", "numpy"}
 ROOMS: dict[str, set[str]] = {
     "one": {"_native"},
     "engine": {"_native", "one"},
-    "live": {"_native", "engine"},
+    "live": {"_native", "engine", "doctor"},
     "scan": {"_native", "one", "live"},
     "ksm": {"_native", "one", "scan"},
     "demo": {"engine", "live"},

@@ -1,0 +1,220 @@
+"""Whether a process can be a target, found out from /proc before anything of it is touched.
+
+For: everything that attaches (``pageone.live``, the command line), and people who want to know why not. It reads
+/proc and stops, traces and changes nothing. Each refusal names the process, the cause and the remedy in one line.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pageone.doctor import diagnose
+from pageone.errors import BadTargetError, TargetError, UnsupportedError
+
+__all__ = ["Facts", "check", "check_system"]
+
+_CAP_SYS_PTRACE = 19
+_PF_KTHREAD = 0x00200000
+_STAT_FLAGS = 6  #: place of the flags in /proc/PID/stat, counted after the name
+_STAT_START = 19  #: place of the start time, likewise
+_ELF_CLASS_64 = 2
+_ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was read of a process that can be a target."""
+
+    pid: int
+    name: str
+    uid: int  #: real user id: processes of one user are one domain
+    threads: int
+    start_ticks: int  #: with the PID it names the process for good: a PID comes again, this pair does not
+
+
+def check_system() -> None:
+    """Raise ``UnsupportedError`` where this kernel, machine or user cannot merge any process. Takes some 50 ms."""
+    lacking = [f for f in diagnose().findings if f.needed and f.state == "missing"]
+    if lacking:
+        first = lacking[0]
+        remedy = f"; to enable: {first.enable}" if first.enable else ""
+        raise UnsupportedError(f"{first.name}: {first.value}; {first.follows}{remedy} (see: pageone doctor)")
+
+
+def check(pid: int, *, ours: Collection[int] = (), declared: bool = False) -> Facts:
+    """Return the facts of a process that can be a target, or raise the reason why it cannot.
+
+    ``ours`` are processes of the engine besides the calling one. ``declared``: the process has named this one with
+    ``PR_SET_PTRACER`` or is a child of it, so that ptrace scope 1 does not forbid. Cost: a few reads of /proc, and
+    one for each thread.
+
+    Raises ``BadTargetError`` for what can be no target at all (no such process, zombie, kernel thread, PageONE
+    itself), ``TargetError`` for what this user or moment forbids (another user's, traced, under seccomp, pinned
+    memory), ``UnsupportedError`` for another architecture.
+    """
+    if pid <= 0:
+        raise BadTargetError(f"PID {pid}: not a process id; give a positive number")
+    status = _status(pid)
+    name = status["Name"]
+    who = f"PID {pid} ({name})"
+    if int(status["Tgid"]) != pid:
+        raise BadTargetError(f"{who}: is a thread of process {status['Tgid']}; give that PID")
+    if status["State"].startswith(("Z", "X")):
+        raise BadTargetError(f"{who}: is a zombie: it has ended and waits for its parent {status['PPid']}")
+    stat = _stat(pid)
+    if int(stat[_STAT_FLAGS]) & _PF_KTHREAD:
+        raise BadTargetError(f"{who}: is a thread of the kernel, which has no memory of its own")
+    if pid == os.getpid() or pid in ours:
+        raise BadTargetError(f"{who}: is PageONE itself, which cannot stop itself")
+    _check_rights(pid, who, status, declared=declared)
+    _check_architecture(pid, who)
+    tracer = int(status["TracerPid"])
+    if tracer:
+        raise TargetError(f"{who}: is traced by PID {tracer} ({_name(tracer)}); try again when it has let go")
+    _check_threads(pid, who)
+    _check_pinned(pid, who)
+    return Facts(
+        pid=pid,
+        name=name,
+        uid=int(status["Uid"].split()[0]),
+        threads=int(status["Threads"]),
+        start_ticks=int(stat[_STAT_START]),
+    )
+
+
+def _gone(pid: int) -> BadTargetError:
+    return BadTargetError(f"PID {pid}: there is no such process")
+
+
+def _parse(text: str) -> dict[str, str]:
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+
+
+def _status(pid: int) -> dict[str, str]:
+    try:
+        return _parse(Path(f"/proc/{pid}/status").read_text())
+    except (FileNotFoundError, ProcessLookupError):
+        raise _gone(pid) from None
+    except PermissionError:
+        raise TargetError(f"PID {pid}: may not be looked at by this user; run as its user or as root") from None
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        raise _gone(pid) from None
+    return text[text.rindex(")") + 2 :].split()
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "gone"
+
+
+def _privileged() -> bool:
+    return bool(int(_status(os.getpid())["CapEff"], 16) >> _CAP_SYS_PTRACE & 1)
+
+
+def _check_rights(pid: int, who: str, status: Mapping[str, str], *, declared: bool) -> None:
+    """As the kernel's ptrace check: same user through and through, or the capability; then Yama."""
+    privileged = _privileged()
+    scope = _ptrace_scope()
+    if not privileged:
+        uids, gids = set(status["Uid"].split()[:3]), set(status["Gid"].split()[:3])
+        if uids != {str(os.geteuid())} or gids != {str(os.getegid())}:
+            raise TargetError(
+                f"{who}: belongs to another user or group (user {'/'.join(sorted(uids))}, "
+                f"group {'/'.join(sorted(gids))}); run as that user, or as root"
+            )
+        if os.stat(f"/proc/{pid}/maps").st_uid != os.geteuid():
+            raise TargetError(f"{who}: protects itself from being traced (it is not dumpable); run as root")
+        if scope == 1 and not declared and os.getpid() not in _ancestors(pid):
+            raise TargetError(
+                f"{who}: ptrace scope is 1, so only programs started by `pageone run` can be merged; "
+                "sysctl kernel.yama.ptrace_scope=0, or run as root"
+            )
+        if scope == 2:
+            raise TargetError(f"{who}: ptrace scope is 2; sysctl kernel.yama.ptrace_scope=0, or run as root")
+    if scope == 3:
+        raise UnsupportedError(f"{who}: ptrace scope is 3, which forbids everybody until the next boot")
+
+
+def _ptrace_scope() -> int:
+    try:
+        return int(Path("/proc/sys/kernel/yama/ptrace_scope").read_text())
+    except OSError:
+        return 0  # no Yama
+
+
+def _ancestors(pid: int) -> set[int]:
+    found: set[int] = set()
+    while pid > 1:
+        pid = int(_status(pid)["PPid"])
+        found.add(pid)
+    return found
+
+
+def _check_architecture(pid: int, who: str) -> None:
+    try:
+        with open(f"/proc/{pid}/exe", "rb") as program:
+            head = program.read(20)
+    except OSError:
+        return  # the file cannot be read; the machine code of the target is looked at again when it is stopped
+    if len(head) < 20 or head[:4] != b"\x7fELF":
+        return
+    bits = 64 if head[4] == _ELF_CLASS_64 else 32
+    number = int.from_bytes(head[18:20], "little")
+    if bits != 64 or number != _ELF_MACHINES.get(platform.machine(), number):
+        raise UnsupportedError(f"{who}: is a {bits}-bit program (ELF machine {number}); only native 64-bit ones can be")
+
+
+def _check_threads(pid: int, who: str) -> None:
+    """Seccomp and tracers belong to threads, not to processes."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except FileNotFoundError:
+        raise _gone(pid) from None
+    for thread in threads:
+        try:
+            status = _parse(Path(f"/proc/{pid}/task/{thread}/status").read_text())
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # a thread that has ended meanwhile
+        tracer = int(status["TracerPid"])
+        if tracer:
+            raise TargetError(f"{who}: thread {thread} is traced by PID {tracer} ({_name(tracer)})")
+        mode = status.get("Seccomp", "0")
+        if mode != "0":
+            kind = {"1": "strict", "2": "filter"}.get(mode, mode)
+            raise TargetError(
+                f"{who}: is under seccomp ({kind} mode): calls made in it could kill it; start it without the filter"
+            )
+
+
+def _check_pinned(pid: int, who: str) -> None:
+    """Memory that a device may write needs no page table: such a process is left alone."""
+    folder = Path(f"/proc/{pid}/fd")
+    try:
+        descriptors = os.listdir(folder)
+    except OSError:
+        return
+    for descriptor in descriptors:
+        try:
+            what = os.readlink(folder / descriptor)
+        except OSError:
+            continue  # closed meanwhile
+        if what.startswith(("/dev/vfio/", "/dev/infiniband/", "anon_inode:[vfio")):
+            raise TargetError(f"{who}: has memory pinned for a device ({what}), which writes past page tables")
+        if what == "anon_inode:[io_uring]":
+            try:
+                info = _parse(Path(f"/proc/{pid}/fdinfo/{descriptor}").read_text())
+            except OSError:
+                continue
+            if info.get("UserBufs", "0") not in ("", "0"):
+                raise TargetError(f"{who}: has buffers registered with io_uring, which the kernel writes at any time")
