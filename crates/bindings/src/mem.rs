@@ -5,5 +5,6 @@ use pyo3::prelude::*;
 /// Adds the submodule `mem` to `parent`.
 pub fn register(parent: &Bound<'_, PyModule>) -> PyResult<()> {
     let m = PyModule::new(parent.py(), "mem")?;
+    crate::mem_read::register(&m)?;
     parent.add_submodule(&m)
 }

@@ -2,3 +2,9 @@
 //!
 //! For: the page engine and the scanner. It may call the kernel; it holds no policy (which pages, when, how
 //! many is decided by the callers in Python) and knows neither the tree nor Python. `bindings` calls it.
+
+#![deny(missing_docs)]
+
+pub mod maps;
+pub mod pagemap;
+pub mod read;
