@@ -1,6 +1,6 @@
 //! `pageone._native`: PyO3 glue. Arrays in, arrays out, errors mapped; no logic lives here.
 //!
-//! One submodule a core crate: `one` (sdtree), `mem` (pagemem), `ksm` (ksmmodel), `contenders` (bench only).
+//! One submodule a core crate: `one` (sdtree), `mem` (pagemem), `ksm` (ksmmodel), `queue` (crossbeam), `contenders` (bench only).
 //! Every call that may take longer than a few microseconds releases the GIL.
 
 use pyo3::prelude::*;
@@ -9,6 +9,7 @@ mod ksm;
 mod mem;
 mod mem_read;
 mod one;
+mod queue;
 
 #[pymodule]
 mod _native {
@@ -19,6 +20,7 @@ mod _native {
         one::register(m)?;
         mem::register(m)?;
         ksm::register(m)?;
+        queue::register(m)?;
         Ok(())
     }
 }

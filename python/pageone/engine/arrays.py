@@ -1,0 +1,137 @@
+"""Small array helpers that every step of the engine shares: reserved columns, runs, extents.
+
+For: the other modules of ``pageone.engine``. Pure numpy; knows nothing of pages or processes.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
+
+__all__ = ["Extents", "Reserve", "expand", "runs"]
+
+
+class Reserve:
+    """A zeroed column of ``capacity`` elements that costs memory only where it has been written.
+
+    ``data`` is the numpy array. The kernel commits it page by page (``MAP_NORESERVE``), so a column may be as long
+    as the largest index that could ever occur, with no growing and no copying.
+    """
+
+    def __init__(self, capacity: int, dtype: npt.DTypeLike) -> None:
+        kind = np.dtype(dtype)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+        self._map = mmap.mmap(-1, max(1, capacity) * kind.itemsize, flags=flags)
+        self.data: npt.NDArray[Any] = np.frombuffer(self._map, dtype=kind, count=capacity)
+
+    def clear(self, start: int, stop: int) -> None:
+        """Set ``data[start:stop]`` to zero and give whole pages of it back to the system."""
+        size = self.data.itemsize
+        first = -(-start * size // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = stop * size // mmap.PAGESIZE * mmap.PAGESIZE
+        if last - first < 16 * mmap.PAGESIZE:
+            self.data[start:stop] = 0
+            return
+        self.data[start : first // size] = 0
+        self.data[last // size : stop] = 0
+        self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def expand(start: npt.NDArray[Any], count: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return ``start[0], start[0]+1 … , start[1], …``: every element of runs. Cost: about 10 ns an element.
+
+    ``start``: ``(n,)`` of any integer dtype, which the result has too; ``count``: ``(n,)``, elements of each run.
+    """
+    many = count.astype(start.dtype)
+    total = int(many.sum())
+    if len(start) == 1:
+        return np.arange(start[0], start[0] + many[0], dtype=start.dtype)
+    offset = np.cumsum(many, dtype=start.dtype) - many
+    result = np.repeat(start - offset, many.astype(np.int64))
+    result += np.arange(total, dtype=start.dtype)
+    return result
+
+
+def runs(*columns: npt.NDArray[Any]) -> tuple[I64, I64]:
+    """Split ``0..n`` where not all ``columns`` step by exactly one; return ``(first index, elements)`` of each run."""
+    n = len(columns[0])
+    if n == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    breaks = np.zeros(n - 1, np.bool_)
+    for column in columns:
+        breaks |= column[1:] - column[:-1] != column.dtype.type(1)
+    first = np.concatenate(([0], np.flatnonzero(breaks) + 1)).astype(np.int64)
+    return first, np.diff(first, append=n)
+
+
+class Extents:
+    """Which of the numbers ``0..capacity`` are free: given out in consecutive numbers as far as that is possible."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._start: I64 = np.zeros(1, np.int64)
+        self._stop: I64 = np.full(1, capacity, np.int64)
+
+    @property
+    def free(self) -> int:
+        """How many numbers are free."""
+        return int((self._stop - self._start).sum())
+
+    def take_run(self, n: int) -> int | None:
+        """Take ``n`` consecutive numbers, first fit; return the first, or None when no free range is that long."""
+        fits = np.flatnonzero(self._stop - self._start >= n)
+        if not len(fits):
+            return None
+        i = int(fits[0])
+        first = int(self._start[i])
+        self._start[i] += n
+        if self._start[i] == self._stop[i]:
+            self._start, self._stop = np.delete(self._start, i), np.delete(self._stop, i)
+        return first
+
+    def take(self, n: int) -> I64:
+        """Take ``n`` numbers, in one run if there is one, else the lowest; fewer when fewer are free. Ascending."""
+        if n == 0:
+            return np.empty(0, np.int64)
+        first = self.take_run(n)
+        if first is not None:
+            return np.arange(first, first + n, dtype=np.int64)
+        size = self._stop - self._start
+        before = np.cumsum(size) - size
+        part = np.clip(n - before, 0, size)
+        got = expand(self._start, part)
+        self._start = self._start + part
+        keep = self._start < self._stop
+        self._start, self._stop = self._start[keep], self._stop[keep]
+        return got
+
+    def give(self, numbers: I64) -> None:
+        """Give numbers back, in any order, none of them free already."""
+        if not len(numbers):
+            return
+        ordered = np.sort(numbers)
+        first, count = runs(ordered)
+        start = np.concatenate((self._start, ordered[first]))
+        stop = np.concatenate((self._stop, ordered[first] + count))
+        order = np.argsort(start, kind="stable")
+        start, stop = start[order], stop[order]
+        joined = np.concatenate(([True], start[1:] != stop[:-1]))
+        last = np.concatenate((joined[1:], [True]))
+        self._start, self._stop = start[joined], stop[last]
+
+    def give_run(self, first: int, n: int) -> None:
+        """Give ``n`` consecutive numbers back."""
+        start = np.append(self._start, first)
+        stop = np.append(self._stop, first + n)
+        order = np.argsort(start, kind="stable")
+        start, stop = start[order], stop[order]
+        joined = np.concatenate(([True], start[1:] != stop[:-1]))
+        last = np.concatenate((joined[1:], [True]))
+        self._start, self._stop = start[joined], stop[last]

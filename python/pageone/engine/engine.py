@@ -1,0 +1,1145 @@
+"""The engine: follows targets over time, merges what has come to rest, lets go what is written, gives everything back.
+
+For: users and the command line. May call the other modules of this package and a backend
+(:mod:`pageone.engine.backend`); touches no process itself. A period, in order::
+
+    look   what was written since the last look?      ranges  -> status of pages
+    find   pages at rest: read their keys             batches -> keys -> contents      (workers)
+    plan   which equal pages share which frame?       contents -> runs
+    merge  map the runs, drop the zero pages          runs -> codes -> status          (workers)
+    free   frames that nobody maps, entries gone stale
+
+Every step is numpy on whole batches; no statement runs per page. One thread owns status and books; workers only read
+and merge, between two looks, so that a queued page's status changes only when the engine looks.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from pageone.engine import plan
+from pageone.engine.arrays import runs
+from pageone.engine.backend import PAGE_SIZE, Backend, Outcome, PageCode, PageFlag, ReadCode
+from pageone.engine.frames import NO_FRAME, NO_ID, Frames
+from pageone.engine.index import NOWHERE, Index, frame_location, frame_of, is_frame, page_location, place_of
+from pageone.engine.metrics import PHASES, MergeReport, Pauses, Stats, TargetStats
+from pageone.engine.pages import PageTable, address, coalesce, place, target_of
+from pageone.engine.queue import CpuBudget, Workers, be_modest, cpu_share
+from pageone.engine.status import HUGE_BIT, Event, State, level, state
+from pageone.engine.target import Rows, Target
+from pageone.errors import PageOneError, TargetError, UsageError
+
+U8 = npt.NDArray[np.uint8]
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+Progress = Callable[[str, int, int], None]
+"""Called with a phase (``"find"``, ``"merge"``), the pages done and the pages there are."""
+
+__all__ = ["Engine", "Progress", "Target"]
+
+BATCH_PAGES = 8192  #: pages of one job: 32 MiB, some milliseconds of reading
+REQUEST_PAGES = 16384  #: pages of one request to merge; the backend splits it further to keep its stops short
+MAPPING_BYTES = 256  #: what one mapping costs the kernel (vm_area_struct and its tree), for the books
+NEW_FRAME = np.uint64(1 << 32)  #: planned frames that are not allocated yet count from here
+TARGET_NUMBERS = 1 << 20
+HELD_SLACK = 64  #: mappings that must have become free before pages held for lack of them are tried again
+SWEEP_SHARE = 4  #: sweep the index when one in so many of its entries may be stale
+SWEEP_MIN = 4096  #: but not for less
+
+
+@dataclass
+class _Found:
+    """What a batch was found to be. One element a page read; ``ids`` and ``is_new`` one a readable non-zero page."""
+
+    target: Target
+    places: U64
+    changed: U64  #: pages of the batch that were written while queued
+    codes: U8
+    ids: U32
+    is_new: Bools
+    cpu_s: float
+    outside_cpu_s: float = 0.0
+
+
+@dataclass
+class _Done:
+    """What became of the requests to one target: a code a page, in the order asked."""
+
+    target: Target
+    zero_codes: U8
+    codes: U8
+    outcomes: list[Outcome]
+    cpu_s: float
+    outside_cpu_s: float
+
+
+@dataclass
+class _Members:
+    """Pages that have an equal page: one element a page; ``frames`` from ``NEW_FRAME`` on are planned ones."""
+
+    places: U64
+    ids: U32
+    frames: U64
+
+    def take(self, which: I64 | Bools) -> _Members:
+        """Return some of them."""
+        return _Members(self.places[which], self.ids[which], self.frames[which])
+
+
+@dataclass
+class _Planned:
+    """What is to be done: pages to give back to the zero page, and pages to map to frames, both in order."""
+
+    zero: U64
+    members: _Members
+
+
+@dataclass
+class _Tally:
+    """Counters of one pass; the engine adds them up in :class:`_Totals`."""
+
+    regions: int = 0
+    read: int = 0
+    written: int = 0
+    zero: int = 0
+    dropped: int = 0
+    duplicate: int = 0
+    merged: int = 0
+    frames: int = 0
+    mappings_added: int = 0
+    wasted: int = 0
+    left_for_budget: int = 0
+    left_huge: int = 0
+    left_pool: int = 0
+    huge_split: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    pauses: list[F64] = field(default_factory=list)
+    cpu_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+
+
+class Engine:
+    """Keeps equal pages of its targets in shared frames.
+
+    Args:
+        period: seconds between two looks (20; 0.05 works).
+        quiet_periods: looks in a row at which a page must be found unwritten before it is read.
+        workers: threads that read and merge.
+        domain: name of the set of targets that may share. None: all targets must belong to one user.
+        max_sharing: pages that may share one frame; None lifts the cap.
+        cpu: share of one CPU that the engine may use on average, such as ``"20%"`` or ``0.2``; None for no limit.
+        map_share: share of ``vm.max_map_count`` up to which a target's mappings may grow.
+        huge_share: split a transparent huge page only when more than this share of it can be given back.
+        repeat_share: frames given to a content repeated very often, as a share of its pages.
+        nice, idle: run the engine's own threads at this niceness, or only when the CPU has nothing else to do.
+        backend: where processes and frames come from; None for the running system.
+        owner: tells a PID's user, for the domain check; None for the owner of ``/proc/PID``.
+
+    Raises :class:`UsageError` for a value out of its range, before anything is touched.
+
+    """
+
+    def __init__(
+        self,
+        period: float = 20.0,
+        quiet_periods: int = 2,
+        workers: int = 1,
+        domain: str | None = None,
+        max_sharing: int | None = 256,
+        cpu: float | str | None = None,
+        map_share: float = 0.5,
+        huge_share: float = 0.5,
+        repeat_share: float = 1 / 64,
+        nice: int | None = None,
+        idle: bool = False,
+        backend: Backend | None = None,
+        owner: Callable[[int], int] | None = None,
+        max_map_count: int | None = None,
+        batch_pages: int = BATCH_PAGES,
+    ) -> None:
+        if not period > 0:
+            raise UsageError(f"period: {period}: must be more than 0 seconds")
+        if not 1 <= quiet_periods <= 100:
+            raise UsageError(f"quiet periods: {quiet_periods}: must be between 1 and 100")
+        if max_sharing is not None and max_sharing < 2:
+            raise UsageError(f"max sharing: {max_sharing}: at least 2 pages share a frame")
+        for name, share in (
+            ("map share", map_share),
+            ("huge share", huge_share),
+            ("repeat share", repeat_share),
+        ):
+            if not 0 <= share <= 1:
+                raise UsageError(f"{name}: {share}: must be between 0 and 1")
+        budget = CpuBudget(cpu_share(cpu))
+        self.period = period
+        self.quiet_periods = quiet_periods
+        self.domain = domain
+        self.max_sharing = max_sharing or 1 << 31
+        self.map_share, self.huge_share, self.repeat_share = map_share, huge_share, repeat_share
+        self.map_limit = int(map_share * (max_map_count or _max_map_count()))
+        self._batch_pages = batch_pages
+        self._nice, self._idle = nice, idle
+        self._workers = Workers(workers, budget, nice, idle)
+        if backend is None:
+            # late and by name: the logic needs no Linux, and only here does it reach up for what lies above it
+            backend = cast(Backend, importlib.import_module("pageone.live").LiveBackend())
+            owner = owner or _owner
+        self._backend = backend
+        self._owner = owner
+        self._user: int | None = None
+        self._lock = threading.RLock()
+        self._pages = PageTable()
+        self._index = Index()
+        self._frames = Frames(backend.frames_max)
+        self._targets: dict[int, Target] = {}
+        self._next_number = 1
+        self._period = 0
+        self._due: dict[int, list[tuple[U64, I64]]] = {}
+        self._totals = _Tally()
+        self._pauses = Pauses()
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        self._closed = False
+
+    # ------------------------------------------------------------------ targets
+
+    def attach(self, pid: int) -> Target:
+        """Attach a process; it is followed from the next period on.
+
+        Raises :class:`TargetError` or :class:`UnsupportedError` from the backend, and :class:`TargetError` when it is
+        attached already or belongs to another user than the targets there are and no domain has been named.
+        """
+        with self._lock:
+            self._check_open()
+            if any(t.pid == pid for t in self._targets.values()):
+                raise TargetError(f"process {pid}: attached already")
+            user = None
+            if self.domain is None and self._owner is not None:
+                user = self._owner(pid)
+                if self._user is not None and self._targets and user != self._user:
+                    raise TargetError(
+                        f"process {pid}: belongs to user {user}, the other targets to {self._user}: "
+                        "memory is shared within one user only; name a domain to group them on purpose"
+                    )
+            memory = self._backend.attach(pid)
+            self._user = user
+            while self._next_number in self._targets:
+                self._next_number = self._next_number % (TARGET_NUMBERS - 1) + 1
+            target = Target(self._next_number, memory, self._target_stats)
+            self._next_number = self._next_number % (TARGET_NUMBERS - 1) + 1
+            self._targets[target._number] = target
+            return target
+
+    @property
+    def targets(self) -> list[Target]:
+        """The targets attached now."""
+        return list(self._targets.values())
+
+    def detach(
+        self,
+        target: Target,
+        progress: Progress | None = None,
+        stop: Callable[[], bool] | None = None,
+        available_bytes: Callable[[], int] | None = None,
+    ) -> bool:
+        """Give every merged page of a target memory of its own again and let it go; return whether that was finished.
+
+        ``stop`` is asked before each request of some thousand pages: when it says True the target stays attached with
+        what is not done yet still merged, and False is returned; calling again goes on. ``available_bytes`` tells the
+        memory to be had, by default that of the system. Raises :class:`TargetError` before anything is done when it
+        does not suffice, and when pages could not be given their own memory.
+        """
+        with self._lock:
+            if not target.attached or self._targets.get(target._number) is not target:
+                raise TargetError(f"process {target.pid}: not attached to this engine")
+            if not self._refresh(target):
+                return True
+            needed = target._rows.pages * PAGE_SIZE
+            available = (available_bytes or _available_bytes)()
+            if needed > available:
+                raise TargetError(
+                    f"process {target.pid}: unmerging needs {needed >> 20} MiB, available are {available >> 20} MiB; "
+                    "free some memory, or let the process end merged"
+                )
+            total, done = target._rows.pages, 0
+            failed: Counter[str] = Counter()
+            pages_of_rows = (target._rows.end - target._rows.start).astype(np.int64)
+            for start, pages, _ in plan.requests(target._rows.start, pages_of_rows, None, REQUEST_PAGES):
+                if stop is not None and stop():
+                    self._refresh(target)
+                    return False
+                outcome = target._memory.unmerge(address(start), pages)
+                self._book(target, outcome, self._totals)
+                codes = np.bincount(outcome.code, minlength=len(PageCode))
+                failed.update({PageCode(i).name: int(n) for i, n in enumerate(codes) if n and i != PageCode.DONE})
+                done += int(pages.sum())
+                if progress is not None:
+                    progress("unmerge", done, total)
+            if self._refresh(target):
+                left = target._rows.pages
+                if left:
+                    raise TargetError(
+                        f"process {target.pid}: {left} merged pages could not be given their own memory "
+                        f"({', '.join(f'{n} {code}' for code, n in failed.items()) or 'mapped again'}); try again"
+                    )
+                target._memory.detach()
+                self._forget(target)
+            return True
+
+    # ------------------------------------------------------------------ periods
+
+    def step(self, progress: Progress | None = None, until: float | None = None) -> MergeReport:
+        """Do one period at once, without waiting for it, and say what it did.
+
+        ``until`` (``time.monotonic``): begin no more batches after that; they stay queued. With a CPU budget the
+        workers sleep as it asks. Cost: in proportion to what was written and what has come to rest.
+        """
+        with self._lock:
+            self._check_open()
+            tally = _Tally()
+            saved = self._saved_bytes()
+            self._period += 1
+            with self._phase(tally, "look"):
+                for target in self.targets:
+                    self._look(target, tally)
+                self._queue_due()
+            self._work(tally, progress, until)
+            return self._report(tally, saved)
+
+    def merge_once(self, quiet_s: float = 1.0, progress: Progress | None = None) -> MergeReport:
+        """Make one pass over all targets: merge what stays unwritten for ``quiet_s`` seconds, and say what it did.
+
+        Periods, back-off and what is queued from before do not matter for it.
+        """
+        with self._lock:
+            self._check_open()
+            tally = _Tally()
+            saved = self._saved_bytes()
+            self._period += 1
+            with self._phase(tally, "look"):
+                for target in self.targets:
+                    self._look(target, tally)
+            first = tally.written
+            time.sleep(quiet_s)
+            self._period += 1
+            with self._phase(tally, "look"):
+                for target in self.targets:
+                    written = self._look(target, tally)
+                    resting = self._pages.in_state(target._number, State.VOLATILE)
+                    resting = resting[~np.isin(resting, written, assume_unique=True)]
+                    self._enqueue(target, resting)
+            tally.written -= first
+            self._work(tally, progress, None)
+            return self._report(tally, saved)
+
+    def run(self, stop: Callable[[], bool] | None = None) -> None:
+        """Do a period every ``period`` seconds, in this thread, until ``stop`` says True or all targets have gone."""
+        ahead = time.monotonic()
+        while not (stop is not None and stop()) and not self._stop.is_set():
+            ahead += self.period
+            self.step(until=ahead)
+            if not self._targets:
+                return
+            now = time.monotonic()
+            if now < ahead:
+                self._stop.wait(ahead - now)
+            else:
+                ahead = now
+
+    def start(self) -> None:
+        """Do :meth:`run` in a thread of its own, also while there are no targets; :meth:`stop` ends it."""
+        if self._thread is not None:
+            return
+        self._stop.clear()
+
+        def loop() -> None:
+            be_modest(self._nice, self._idle)
+            try:
+                ahead = time.monotonic()
+                while not self._stop.is_set():
+                    ahead = max(ahead + self.period, time.monotonic())
+                    self.step(until=ahead)
+                    self._stop.wait(max(0.0, ahead - time.monotonic()))
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=loop, name="pageone-engine", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread of :meth:`start` after its current batch; raises what ended it, if anything did."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Stop and release the pool. Targets still attached go on with what they have mapped."""
+        if self._closed:
+            return
+        try:
+            self.stop()
+        finally:
+            with self._lock:
+                self._closed = True
+                self._workers.close()
+                self._backend.close()
+
+    def __enter__(self) -> Engine:
+        """Return the engine itself; :meth:`close` is called at the end."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the engine."""
+        self.close()
+
+    # ------------------------------------------------------------------ look
+
+    def _look(self, target: Target, tally: _Tally) -> U64:
+        """Bring the status of a target's pages up to date; return the places written since the last look."""
+        none = np.empty(0, np.uint64)
+        if not self._refresh(target):
+            return none
+        tally.regions += target._regions
+        start, end = self._pages.spans_of(target._number)
+        try:
+            written = target._memory.written(start, end)
+        except TargetError:
+            if not target._memory.alive():
+                self._forget(target)
+                return none
+            raise
+        if not len(written.start):
+            return none
+        count = ((written.end - written.start) // np.uint64(PAGE_SIZE)).astype(np.int64)
+        first = place(target._number, written.start)
+        places, slots = self._pages.slots_of_ranges(first, count)
+        if not len(places):
+            return none
+        tally.written += len(places)
+        before = self._pages.status[slots]
+        if (written.flags & PageFlag.FRAME).any():
+            shared = state(before) == State.SHARED
+            if shared.any():
+                frames = target._rows.frames_of(places[shared])
+                self._release(frames[frames != NO_FRAME])
+                wasted = int(shared.sum())
+                tally.wasted += wasted
+                target._wasted += wasted
+                target._wasted_since += wasted
+        self._index.stale_hint += int((state(before) == State.UNIQUE).sum())
+        after = self._pages.apply(slots, Event.WRITTEN)
+        huge = (written.flags & PageFlag.HUGE).astype(np.bool_)
+        if huge.any() or (before & HUGE_BIT).any():
+            ranges = np.searchsorted(first, places, side="right") - 1
+            bits = np.where(huge[ranges], HUGE_BIT, 0).astype(np.uint8)
+            self._pages.status[slots] = after = (after & np.uint8(HUGE_BIT - 1)) | bits
+        self._schedule(places, slots, after)
+        return places
+
+    def _release(self, frames: U32) -> None:
+        """Book one live sharer less for each frame."""
+        np.subtract.at(self._frames.live, frames, np.uint32(1))
+
+    def _refresh(self, target: Target) -> bool:
+        """Read a target's mappings anew and bring spans and books up to date; False when it has gone."""
+        memory = target._memory
+        try:
+            regions = memory.regions() if memory.alive() else None
+        except TargetError:
+            if memory.alive():
+                raise
+            regions = None
+        if regions is None:
+            self._forget(target)
+            return False
+        target._mappings = regions.mappings
+        target._regions = len(regions.start)
+        self._set_rows(target, Rows.of(target._number, regions))
+        self._pages.update(target._number, *coalesce(regions.start, regions.end))
+        if target._held_for_budget and self._mappings_left(target) > target._left_then + HELD_SLACK:
+            target._held_for_budget = 0
+            self._enqueue(target, self._pages.in_state(target._number, State.HELD))
+        return True
+
+    def _set_rows(self, target: Target, rows: Rows) -> None:
+        """Replace what a target maps of the pool, in the books and in the status of pages that map it no longer."""
+        old = target._rows
+        if rows == old:
+            return
+        gone, gone_frames = old.without(rows).expand()
+        _, new_frames = rows.without(old).expand()
+        target._rows = rows
+        self._frames.map(new_frames)
+        self._frames.unmap(gone_frames)
+        lost = rows.frames_of(gone) == NO_FRAME
+        if not lost.any():
+            return
+        places, frames = gone[lost], gone_frames[lost]
+        slots = self._pages.slots(places)
+        shared = slots >= 0
+        shared[shared] = state(self._pages.status[slots[shared]]) == State.SHARED
+        self._release(frames[shared])
+        self._pages.apply(slots[shared], Event.LOST)
+
+    def _forget(self, target: Target) -> None:
+        """Drop a target that is gone or detached from books and status; its entries in the index go stale."""
+        self._set_rows(target, Rows.none())
+        self._index.stale_hint += int(self._pages.counts_of(target._number)[State.UNIQUE])
+        none = np.empty(0, np.uint64)
+        self._pages.update(target._number, none, none)
+        self._targets.pop(target._number, None)
+        target.attached = False
+        if not self._targets:
+            self._index.stale_hint = max(self._index.stale_hint, len(self._index))
+
+    def _schedule(self, places: U64, slots: I64, status: U8) -> None:
+        """Have volatile pages come due after their quiet periods and their back-off. ``places`` ascending."""
+        waiting = state(status) == State.VOLATILE
+        if not waiting.all():
+            places, slots, status = places[waiting], slots[waiting], status[waiting]
+        if not len(places):
+            return
+        wait = level(status)
+        self._pages.due[slots] = (np.uint8((self._period + self.quiet_periods) & 255) + wait).astype(np.uint8)
+        for extra in np.flatnonzero(np.bincount(wait)):
+            mine = places[wait == extra]
+            first, count = runs(mine)
+            when = self._period + self.quiet_periods + int(extra)
+            self._due.setdefault(when, []).append((mine[first], count))
+
+    def _queue_due(self) -> None:
+        """Queue the volatile pages whose wait is over."""
+        found: dict[int, list[U64]] = {}
+        for when in [w for w in self._due if w <= self._period]:
+            for start, count in self._due.pop(when):
+                places, slots = self._pages.slots_of_ranges(start, count)
+                status = self._pages.status[slots]
+                ready = (state(status) == State.VOLATILE) & (self._pages.due[slots] == when & 255)
+                if ready.any():
+                    ready_places = places[ready]
+                    self._pages.apply(slots[ready], Event.DUE)
+                    found.setdefault(int(target_of(ready_places[:1])[0]), []).append(ready_places)
+        for number, parts in found.items():
+            target = self._targets.get(number)
+            if target is not None:
+                self._push(target, np.sort(np.concatenate(parts)))
+
+    def _enqueue(self, target: Target, places: U64) -> None:
+        """Queue volatile or held pages of a target now. ``places`` ascending."""
+        if len(places):
+            self._pages.apply(self._pages.slots(places), Event.DUE)
+            self._push(target, places)
+
+    def _push(self, target: Target, places: U64) -> None:
+        size = self._batch_pages
+        self._workers.push(self._batch(target, places[i : i + size]) for i in range(0, len(places), size))
+
+    # ------------------------------------------------------------------ find
+
+    def _batch(self, target: Target, places: U64) -> Callable[[], _Found]:
+        def job() -> _Found:
+            return self._find(target, places)
+
+        return job
+
+    def _find(self, target: Target, places: U64) -> _Found:
+        """Read a batch and number its contents. In a worker; reads status and changes nothing."""
+        began = time.thread_time()
+        slots = self._pages.slots(places)
+        known = slots >= 0
+        now = state(self._pages.status[slots])
+        changed = places[known & (now == State.CHANGED)]
+        places = places[known & (now == State.QUEUED)]
+        none = np.empty(0, np.uint32)
+        if not len(places) or not target.attached:
+            return _Found(target, places[:0], changed, none.astype(np.uint8), none, none > 0, 0.0)
+        try:
+            keys, codes = target._memory.read_keys(address(places))
+        except TargetError:
+            keys, codes = np.zeros(len(places), np.uint64), np.full(len(places), ReadCode.GONE, np.uint8)
+        ids, is_new = self._index.intern(keys[codes == ReadCode.OK])
+        return _Found(target, places, changed, codes, ids, is_new, time.thread_time() - began)
+
+    def _work(self, tally: _Tally, progress: Progress | None, until: float | None) -> None:
+        """Find, plan, merge and free."""
+        self._pages.settle()
+        batches = len(self._workers)
+        found: list[_Found] = []
+        if batches:
+            total = batches * self._batch_pages
+
+            def tell(done: int) -> None:
+                if progress is not None:
+                    progress("find", min(total, done * self._batch_pages), total)
+
+            found = self._workers.drain(until, tell)
+        found.sort(key=lambda f: (f.target._number, int(f.places[0]) if len(f.places) else 0))
+        for f in found:
+            tally.cpu_s["find"] += f.cpu_s
+        if found:
+            with self._phase(tally, "plan"):
+                zero, members = self._resolve(found, tally)
+                planned = self._plan(zero, members, tally)
+            self._merge(planned, tally, progress)
+        with self._phase(tally, "free"):
+            self._free()
+
+    def _resolve(self, found: list[_Found], tally: _Tally) -> tuple[U64, _Members]:
+        """Settle what was found: changed, gone and unique pages; return ``(zero pages, pages that can be merged)``."""
+        changed = np.concatenate([f.changed for f in found])
+        self._apply(changed, Event.RETRY)
+        places = np.concatenate([f.places for f in found])
+        codes = np.concatenate([f.codes for f in found])
+        ids = np.concatenate([f.ids for f in found])
+        is_new = np.concatenate([f.is_new for f in found])
+        tally.read += len(places)
+        self._apply(places[codes == ReadCode.GONE], Event.LOST)
+        zero = places[codes == ReadCode.ZERO]
+        tally.zero += len(zero)
+        places = places[codes == ReadCode.OK]
+
+        own = page_location(places, self._period)
+        where = self._index.where
+        where[ids[is_new]] = NOWHERE
+        believed = np.zeros(len(ids), np.bool_)
+        seen = np.flatnonzero(~is_new)
+        believed[seen] = self._index.believed(where[ids[seen]], self._pages)
+        location = plan.pair(ids, own, where, believed)
+
+        alone = location == own
+        slots = self._pages.slots(places[alone])
+        self._pages.apply(slots, Event.UNIQUE)
+        self._pages.due[slots] = self._period & 255
+
+        twin = ~alone
+        return zero, self._members(places[twin], ids[twin], location[twin], tally)
+
+    def _members(self, places: U64, ids: U32, location: U64, tally: _Tally) -> _Members:
+        """Bring pages with an equal page or frame together with it, and give each a frame, if only a planned one."""
+        joins = is_frame(location)
+        heads, group = np.unique(place_of(location[~joins]), return_inverse=True)
+        head_ids = np.empty(len(heads), np.uint32)
+        head_ids[group] = ids[~joins]
+        pages = np.bincount(group, minlength=len(heads)) + 1
+        tally.duplicate += len(places) + len(heads)
+
+        # contents without a frame: frames in the order in which their first pages lie in memory
+        wanted = plan.frames_wanted(pages, self.max_sharing, self.repeat_share)
+        base = NEW_FRAME + (np.cumsum(wanted) - wanted).astype(np.uint64)
+        fresh = _Members(
+            np.concatenate((heads, places[~joins])),
+            np.concatenate((head_ids, ids[~joins])),
+            np.concatenate((base, base[group])),
+        )
+        all_groups = np.concatenate((np.arange(len(heads)), group))
+        self._spread_new(fresh, all_groups, wanted)
+
+        # contents that have a frame: that one, unless it has all the sharers it may have
+        old = _Members(places[joins], ids[joins], frame_of(location[joins]).astype(np.uint64))
+        self._spread_old(old, int(NEW_FRAME) + int(wanted.sum()))
+        members = _Members(
+            np.concatenate((fresh.places, old.places)),
+            np.concatenate((fresh.ids, old.ids)),
+            np.concatenate((fresh.frames, old.frames)),
+        )
+        return members.take(np.argsort(members.places, kind="stable"))
+
+    def _spread_new(self, members: _Members, group: I64, wanted: I64) -> None:
+        """Spread contents that get several frames over them. A statement a content, of 64 pages at the least."""
+        many = np.flatnonzero(wanted > 1)
+        if not len(many):
+            return
+        order = np.lexsort((members.places, group))
+        first = np.searchsorted(group[order], many)
+        last = np.searchsorted(group[order], many, side="right")
+        for g, low, high in zip(many, first, last, strict=True):
+            mine = order[low:high]
+            turn = plan.spread(np.zeros(int(wanted[g]), np.int64), len(mine))
+            members.frames[mine] += turn.astype(np.uint64)
+
+    def _spread_old(self, members: _Members, next_new: int) -> None:
+        """Spread pages over the frames that their content has, least used first, and new ones where all are full."""
+        if not len(members.places):
+            return
+        frames = self._frames
+        content, index, inverse, count = np.unique(
+            members.ids, return_index=True, return_inverse=True, return_counts=True
+        )
+        primary = members.frames[index].astype(np.int64)
+        crowded = frames.mapped[primary] + count > self.max_sharing
+        if frames.blocks:
+            several = np.fromiter(frames.blocks, np.uint32, len(frames.blocks))
+            crowded |= np.isin(content, several)
+        if not crowded.any():
+            return
+        order = np.lexsort((members.places, inverse))
+        last = np.cumsum(count)
+        for c in np.flatnonzero(crowded):
+            mine = order[last[c] - count[c] : last[c]]
+            have = frames.blocks.get(int(content[c]), primary[c : c + 1].astype(np.uint32))
+            load = frames.mapped[have].astype(np.int64)
+            sharers = np.array([int(load.sum()) + len(mine)])
+            more = max(0, int(plan.frames_wanted(sharers, self.max_sharing, self.repeat_share)[0]) - len(have))
+            choice = np.concatenate((have.astype(np.uint64), np.arange(next_new, next_new + more, dtype=np.uint64)))
+            next_new += more
+            turn = plan.spread(np.concatenate((load, np.zeros(more, np.int64))), len(mine))
+            members.frames[mine] = choice[turn]
+
+    # ------------------------------------------------------------------ plan
+
+    def _plan(self, zero: U64, members: _Members, tally: _Tally) -> _Planned:
+        """Decide what is done: huge pages, mappings, frames. Pages not chosen are held."""
+        zero, members = self._spare_huge(np.sort(zero), members, tally)
+        members = self._afford(members, tally)
+        return _Planned(zero, self._fill(members, tally))
+
+    def _hold(self, members: _Members, keep: Bools) -> _Members:
+        """Hold the pages not kept; then let go the contents without a frame of which one page is left."""
+        self._apply(members.places[~keep], Event.HELD)
+        members = members.take(keep)
+        fresh = members.frames >= NEW_FRAME
+        if not fresh.any():
+            return members
+        content, inverse, count = np.unique(members.ids[fresh], return_inverse=True, return_counts=True)
+        del content
+        lone = np.zeros(len(fresh), np.bool_)
+        lone[np.flatnonzero(fresh)[count[inverse] < 2]] = True
+        # a content that has a frame already may have one page on a new one
+        has = is_frame(self._index.where[members.ids])
+        lone &= ~has
+        if lone.any():
+            self._apply(members.places[lone], Event.HELD)
+            members = members.take(~lone)
+        return members
+
+    def _spare_huge(self, zero: U64, members: _Members, tally: _Tally) -> tuple[U64, _Members]:
+        """Leave huge pages whole of which too little can be given back."""
+        places = np.concatenate((zero, members.places))
+        status = self._pages.status[self._pages.slots(places)]
+        huge = (status & HUGE_BIT).astype(np.bool_)
+        if not huge.any():
+            return zero, members
+        shift = np.uint64(9)
+        block, inverse, count = np.unique(places[huge] >> shift, return_inverse=True, return_counts=True)
+        span = (block[:, None] << shift) + np.arange(plan.PAGES_PER_HUGE, dtype=np.uint64)[None, :]
+        slots = self._pages.slots(span.ravel())
+        around = np.where(slots >= 0, state(self._pages.status[slots]), 0).reshape(span.shape)
+        held = around == State.HELD
+        worth = plan.worth_splitting(count + held.sum(axis=1), self.huge_share)
+        tally.huge_split += int(worth.sum())
+        again = span[held & worth[:, None]]
+        spared = np.zeros(len(places), np.bool_)
+        spared[np.flatnonzero(huge)[~worth[inverse]]] = True
+        tally.left_huge += int(spared.sum())
+        if len(again):
+            # held in a period before: now that the huge page is split they go through the queue again
+            for number in np.unique(target_of(again)):
+                self._enqueue(self._targets[int(number)], again[target_of(again) == number])
+        opened = span[worth].ravel()
+        slots = self._pages.slots(opened)
+        slots = slots[slots >= 0]
+        self._pages.status[slots] &= np.uint8(HUGE_BIT - 1)
+        self._apply(zero[spared[: len(zero)]], Event.HELD)
+        return zero[~spared[: len(zero)]], self._hold(members, ~spared[len(zero) :])
+
+    def _afford(self, members: _Members, tally: _Tally) -> _Members:
+        """Keep to each target's budget of mappings, longest runs first."""
+        first, pages = plan.merge_runs(members.places, members.frames)
+        if not len(first):
+            return members
+        owner = target_of(members.places[first])
+        chosen = np.ones(len(first), np.bool_)
+        for number in np.unique(owner):
+            target = self._targets[int(number)]
+            mine = np.flatnonzero(owner == number)
+            left = self._mappings_left(target)
+            if len(mine) * plan.MAPPINGS_PER_RUN > left:
+                chosen[mine] = plan.afford(pages[mine], left)
+                without = int(pages[mine][~chosen[mine]].sum())
+                tally.left_for_budget += without
+                target._held_for_budget += without
+                target._left_then = left
+        if chosen.all():
+            return members
+        return self._hold(members, np.repeat(chosen, pages))
+
+    def _fill(self, members: _Members, tally: _Tally) -> _Members:
+        """Allocate the planned frames and copy a page of their content into each."""
+        fresh = members.frames >= NEW_FRAME
+        if not fresh.any():
+            return members
+        wanted, source, inverse = np.unique(members.frames[fresh], return_index=True, return_inverse=True)
+        got = self._frames.take(len(wanted))
+        real = np.full(len(wanted), NO_FRAME, np.uint32)
+        real[: len(got)] = got
+        tally.frames += len(got)
+        source = np.flatnonzero(fresh)[source][: len(got)]
+        owner = target_of(members.places[source])
+        codes = np.full(len(got), ReadCode.GONE, np.uint8)
+        for number in np.unique(owner):
+            mine = owner == number
+            memory = self._targets[int(number)]._memory
+            try:
+                codes[mine] = self._backend.fill(got[mine], memory, address(members.places[source[mine]]))
+            except TargetError:
+                if memory.alive():
+                    raise
+        bad = codes == ReadCode.GONE
+        self._frames.watch(got[bad])
+        members.frames[fresh] = real[inverse].astype(np.uint64)
+        unread = np.zeros(len(members.places), np.bool_)
+        unread[np.flatnonzero(fresh)[np.concatenate((bad, np.zeros(len(wanted) - len(got), np.bool_)))[inverse]]] = True
+        if unread.any():
+            self._apply(members.places[unread], Event.RETRY)
+            members = members.take(~unread)
+        full = members.frames == NO_FRAME
+        if full.any():
+            tally.left_pool += int(full.sum())
+            self._apply(members.places[full], Event.HELD)
+            members = members.take(~full)
+        return members
+
+    # ------------------------------------------------------------------ merge
+
+    def _merge(self, planned: _Planned, tally: _Tally, progress: Progress | None) -> None:
+        """Have it done, and book what came of it."""
+        zero, members = planned.zero, planned.members
+        total = len(zero) + len(members.places)
+        if not total:
+            return
+        first, pages = plan.merge_runs(members.places, members.frames)
+        start, frame = members.places[first], members.frames[first].astype(np.uint32)
+        zfirst, zpages = runs(zero)
+        zstart = zero[zfirst]
+        owner, zowner = target_of(start), target_of(zstart)
+        jobs: list[Callable[[], _Done]] = []
+        for number in np.union1d(owner, zowner):
+            mine, zmine = owner == number, zowner == number
+            target = self._targets[int(number)]
+            jobs.append(self._job(target, zstart[zmine], zpages[zmine], start[mine], pages[mine], frame[mine]))
+        waiting = self._workers.take_all()
+        self._workers.push(jobs)
+
+        def tell(done: int) -> None:
+            if progress is not None:
+                progress("merge", done * total // len(jobs), total)
+
+        try:
+            results: list[_Done] = self._workers.drain(None, tell)
+        finally:
+            self._workers.push(waiting)
+        with self._phase(tally, "plan"):
+            zcodes = np.full(len(zero), PageCode.TIMEOUT, np.uint8)
+            codes = np.full(len(members.places), PageCode.TIMEOUT, np.uint8)
+            for done in results:
+                tally.cpu_s["merge"] += done.cpu_s + done.outside_cpu_s
+                for outcome in done.outcomes:
+                    self._book(done.target, outcome, tally)
+                zcodes[target_of(zero) == done.target._number] = done.zero_codes
+                codes[target_of(members.places) == done.target._number] = done.codes
+            dropped = zero[zcodes == PageCode.DONE]
+            tally.dropped += len(dropped)
+            self._apply(dropped, Event.ZERO)
+            self._book_merged(members.take(codes == PageCode.DONE), tally)
+            self._settle(zero, zcodes, tally)
+            self._settle(members.places, codes, tally)
+            for done in results:
+                if done.target.attached:
+                    self._refresh(done.target)
+            self._frames.watch(np.unique(members.frames).astype(np.uint32))
+
+    def _job(self, target: Target, zstart: U64, zpages: I64, start: U64, pages: I64, frame: U32) -> Callable[[], _Done]:
+        """Return the job of one target: its requests, one after the other, in a worker."""
+
+        def job() -> _Done:
+            began = time.thread_time()
+            memory = target._memory
+            outcomes: list[Outcome] = []
+            zero_codes: list[U8] = []
+            codes: list[U8] = []
+            for s, n, _ in plan.requests(zstart, zpages, None, REQUEST_PAGES):
+                zero_codes.append(_ask(outcomes, memory.drop_zero, s, n))
+            for s, n, f in plan.requests(start, pages, frame, REQUEST_PAGES):
+                codes.append(_ask(outcomes, memory.merge, s, n, f))
+            none = np.empty(0, np.uint8)
+            return _Done(
+                target,
+                np.concatenate([none, *zero_codes]),
+                np.concatenate([none, *codes]),
+                outcomes,
+                time.thread_time() - began,
+                sum(o.cpu_s for o in outcomes),
+            )
+
+        return job
+
+    def _book(self, target: Target, outcome: Outcome, tally: _Tally) -> None:
+        """Count what a request cost a target."""
+        target._pauses.add(outcome.pauses_s)
+        self._pauses.add(outcome.pauses_s)
+        tally.pauses.append(outcome.pauses_s)
+        tally.mappings_added += outcome.mappings_added
+
+    def _book_merged(self, members: _Members, tally: _Tally) -> None:
+        """Book pages that map their frame now: status, sharers, and the frame as the location of its content."""
+        books, where = self._frames, self._index.where
+        frames = members.frames.astype(np.uint32)
+        self._apply(members.places, Event.SHARED)
+        np.add.at(books.live, frames, np.uint32(1))
+        tally.merged += len(frames)
+        owner = target_of(members.places)
+        for number in np.unique(owner):
+            self._targets[int(number)]._merged += int((owner == number).sum())
+        new, index = np.unique(frames, return_index=True)
+        new_ids = members.ids[index]
+        fresh = books.id[new] == NO_ID
+        new, new_ids = new[fresh], new_ids[fresh]
+        books.id[new] = new_ids
+        content, inverse, count = np.unique(new_ids, return_inverse=True, return_counts=True)
+        has = is_frame(where[content])
+        several = (count > 1) | has
+        if several.any():
+            order = np.argsort(inverse, kind="stable")
+            last = np.cumsum(count)
+            for c in np.flatnonzero(several):
+                known = books.blocks.get(int(content[c]))
+                if known is None:
+                    known = frame_of(where[content[c : c + 1]]) if has[c] else new[:0]
+                books.blocks[int(content[c])] = np.union1d(known, new[order[last[c] - count[c] : last[c]]])
+        self._index.where[new_ids[~has[inverse]]] = frame_location(new[~has[inverse]])
+
+    def _settle(self, places: U64, codes: U8, tally: _Tally) -> None:
+        """Book the pages that were left alone, by reason."""
+        left = codes != PageCode.DONE
+        if not left.any():
+            return
+        places, codes = places[left], codes[left]
+        owner = target_of(places)
+        for number in np.unique(owner):
+            target = self._targets.get(int(number))
+            count = np.bincount(codes[owner == number], minlength=len(PageCode))
+            refused = {PageCode(i).name: int(n) for i, n in enumerate(count) if n}
+            tally.refused.update(refused)
+            if target is not None:
+                target._refused.update(refused)
+        self._apply(places[codes == PageCode.GONE], Event.LOST)
+        self._apply(places[codes == PageCode.REFUSED], Event.REFUSED)
+        again = (codes == PageCode.DIFFERS) | (codes == PageCode.WRITTEN) | (codes == PageCode.TIMEOUT)
+        self._apply(places[again], Event.RETRY)
+
+    def _apply(self, places: U64, event: Event) -> None:
+        """Apply an event to pages that are tracked still; those that become volatile get their time."""
+        if not len(places):
+            return
+        slots = self._pages.slots(places)
+        if (slots < 0).any():
+            places, slots = places[slots >= 0], slots[slots >= 0]
+        after = self._pages.apply(slots, event)
+        if event == Event.RETRY:
+            order = np.argsort(places, kind="stable")
+            self._schedule(places[order], slots[order], after[order])
+
+    # ------------------------------------------------------------------ free
+
+    def _free(self) -> None:
+        """Free the frames that were seen unmapped twice, and sweep the index when much of it has gone stale."""
+        out, _ = self._frames.reclaim(self._backend)
+        if len(out):
+            self._retire(out)
+        stale = self._index.stale_hint
+        if len(self._index) and (stale * SWEEP_SHARE > max(len(self._index), SWEEP_MIN) or not self._targets):
+            self._index.sweep(self._pages)
+
+    def _retire(self, frames: U32) -> None:
+        """Take frames out of the index, so that no page is sent to them any more."""
+        books, where = self._frames, self._index.where
+        ids = books.id[frames]
+        frames, ids = frames[ids != NO_ID], ids[ids != NO_ID]
+        books.id[frames] = NO_ID
+        if books.blocks:
+            several = np.fromiter(books.blocks, np.uint32, len(books.blocks))
+            shared = np.isin(ids, several)
+            for content in np.unique(ids[shared]):
+                rest = np.setdiff1d(books.blocks.pop(int(content)), frames[ids == content])
+                if len(rest) > 1:
+                    books.blocks[int(content)] = rest
+                if len(rest):
+                    where[content] = frame_location(rest[:1])[0]
+                    ids = ids[ids != content]
+            ids = np.unique(ids)
+        self._index.remove(ids)
+
+    # ------------------------------------------------------------------ figures
+
+    @property
+    def stats(self) -> Stats:
+        """What the engine knows and has done until now."""
+        with self._lock:
+            pages, frames, totals = self._pages, self._frames, self._totals
+            return Stats(
+                period=self._period,
+                targets=len(self._targets),
+                tracked=pages.tracked,
+                states=_named(pages.counts),
+                frames=frames.used,
+                frames_waiting=frames.waiting,
+                frames_freed=frames.freed,
+                sharers=int(pages.counts[State.SHARED]),
+                saved_bytes=self._saved_bytes(),
+                index_entries=len(self._index),
+                index_bytes=self._index.nbytes,
+                metadata_bytes=self._metadata_bytes(),
+                pages_read=totals.read,
+                pages_written=totals.written,
+                pages_merged=totals.merged,
+                pages_dropped=totals.dropped,
+                wasted_merges=totals.wasted,
+                mappings_added=totals.mappings_added,
+                left_for_budget=totals.left_for_budget,
+                left_huge=totals.left_huge,
+                huge_split=totals.huge_split,
+                refused=dict(totals.refused),
+                queue_batches=len(self._workers),
+                cpu_s=dict(totals.cpu_s),
+                cpu_budget_left_s=self._workers.budget.left_s,
+                pauses=copy.deepcopy(self._pauses),
+            )
+
+    def _target_stats(self, target: Target) -> TargetStats:
+        with self._lock:
+            counts = self._pages.counts_of(target._number)
+            return TargetStats(
+                pid=target.pid,
+                states=_named(counts),
+                tracked=int(counts.sum()),
+                mappings=target._mappings,
+                mappings_left=self._mappings_left(target),
+                mapped_pages=target._rows.pages,
+                saved_bytes=int(counts[State.SHARED] + counts[State.ZERO]) * PAGE_SIZE,
+                merged_pages=target._merged,
+                wasted_merges=target._wasted,
+                refused=dict(target._refused),
+                pauses=copy.deepcopy(target._pauses),
+            )
+
+    def _mappings_left(self, target: Target) -> int:
+        return max(0, self.map_limit - target._mappings)
+
+    def _metadata_bytes(self) -> int:
+        """Bytes of index, status and books: what is touched of them, not what is reserved."""
+        seen = self._pages.tracked - int(self._pages.counts[State.ABSENT])
+        waiting = sum(start.nbytes + count.nbytes for parts in self._due.values() for start, count in parts)
+        blocks = sum(block.nbytes for block in self._frames.blocks.values())
+        rows = sum(20 * len(t._rows) for t in self._targets.values())
+        return self._index.nbytes + 2 * seen + 12 * self._frames.used + waiting + blocks + rows
+
+    def _saved_bytes(self) -> int:
+        """Memory given back: pages shared or zero, less frames, mappings and what the engine keeps of them."""
+        counts = self._pages.counts
+        gross = int(counts[State.SHARED] + counts[State.ZERO]) - self._frames.used
+        mappings = sum(len(t._rows) for t in self._targets.values())
+        return gross * PAGE_SIZE - mappings * plan.MAPPINGS_PER_RUN * MAPPING_BYTES - self._metadata_bytes()
+
+    def _report(self, tally: _Tally, saved_before: int) -> MergeReport:
+        totals = self._totals
+        for name in (
+            *("read", "written", "zero", "dropped", "duplicate", "merged", "frames", "mappings_added"),
+            *("wasted", "left_for_budget", "left_huge", "left_pool", "huge_split"),
+        ):
+            setattr(totals, name, getattr(totals, name) + getattr(tally, name))
+        totals.refused.update(tally.refused)
+        for phase, seconds in tally.cpu_s.items():
+            totals.cpu_s[phase] += seconds
+        return MergeReport(
+            targets=len(self._targets),
+            regions=tally.regions,
+            pages=tally.read,
+            written_pages=tally.written,
+            zero_pages=tally.zero,
+            dropped_pages=tally.dropped,
+            duplicate_pages=tally.duplicate,
+            merged_pages=tally.merged,
+            frames=tally.frames,
+            mappings_added=tally.mappings_added,
+            saved_bytes=self._saved_bytes() - saved_before,
+            engine_cpu_s=sum(tally.cpu_s.values()),
+            pauses_s=np.concatenate([np.empty(0), *tally.pauses]),
+            refused=dict(tally.refused),
+            left_for_budget=tally.left_for_budget,
+            left_huge=tally.left_huge,
+            left_pool=tally.left_pool,
+            huge_split=tally.huge_split,
+        )
+
+    @contextmanager
+    def _phase(self, tally: _Tally, name: str) -> Iterator[None]:
+        began = time.thread_time()
+        try:
+            yield
+        finally:
+            tally.cpu_s[name] += time.thread_time() - began
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PageOneError("engine: closed; make a new one")
+
+
+def _ask(outcomes: list[Outcome], request: Callable[..., Outcome], *arrays: npt.NDArray[Any]) -> U8:
+    """Make a request (places, pages, …); the pages of a target that has gone meanwhile are gone."""
+    start, pages = arrays[:2]
+    try:
+        outcome = request(address(start), *arrays[1:])
+    except TargetError:
+        return np.full(int(pages.sum()), PageCode.GONE, np.uint8)
+    outcomes.append(outcome)
+    return outcome.code
+
+
+def _named(counts: I64) -> dict[str, int]:
+    return {s.name.lower(): int(counts[s]) for s in State}
+
+
+def _max_map_count() -> int:
+    try:
+        return int(Path("/proc/sys/vm/max_map_count").read_text())
+    except (OSError, ValueError):
+        return 65530  # the kernel's default
+
+
+def _available_bytes() -> int:
+    """Return the memory that the system could give out now (``MemAvailable``), bytes."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise PageOneError("cannot find MemAvailable in /proc/meminfo")
+
+
+def _owner(pid: int) -> int:
+    """Return the user whom a process belongs to. Raises :class:`TargetError` when there is none."""
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid
+    except OSError:
+        raise TargetError(f"process {pid}: no such process") from None

@@ -1,0 +1,135 @@
+"""The books of the frames: who maps them, when one may be freed, and how a content gets more than one.
+
+For: the engine. May call ``arrays`` and the backend's ``mapped_frames`` and ``punch``. A frame is *mapped* by every
+page of a target's mapping of the pool, written since or not, and *live* for those pages that still read it. It is freed
+when no mapping of the pool covers it in two looks at all of them, a period apart: a mapping may exist in a child that
+nobody attached, and a map count proves nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pageone.engine.arrays import Extents, Reserve
+from pageone.engine.backend import Backend
+
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+__all__ = ["NO_FRAME", "NO_ID", "Frames", "covered"]
+
+NO_FRAME = 0xFFFFFFFF
+NO_ID = 0xFFFFFFFF
+#: Looks are put off up to this many periods while somebody unknown holds on to a frame that we have let go.
+LOOKS_APART_MAX = 32
+
+
+def covered(frames: U32, first: U32, pages: U32) -> Bools:
+    """Tell for each frame whether any of the mappings ``first``, ``pages`` (frames) covers it."""
+    if not len(first):
+        return np.zeros(len(frames), np.bool_)
+    order = np.argsort(first, kind="stable")
+    start = first[order].astype(np.int64)
+    reach = np.maximum.accumulate(start + pages[order].astype(np.int64))
+    at = np.searchsorted(start, frames.astype(np.int64), side="right") - 1
+    return (at >= 0) & (reach[at] > frames)
+
+
+class Frames:
+    """Reference counts of the frames of one pool, and their way back to it."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._mapped = Reserve(capacity, np.uint32)
+        self._live = Reserve(capacity, np.uint32)
+        self._id = Reserve(capacity, np.uint32)
+        #: Pages of targets' mappings that cover each frame.
+        self.mapped: U32 = self._mapped.data
+        #: Those of them that read it still.
+        self.live: U32 = self._live.data
+        #: The content of each frame, as the index numbers it; ``NO_ID`` for none. Meaningless for a free frame.
+        self.id: U32 = self._id.data
+        #: Frames of every content that has more than one.
+        self.blocks: dict[int, U32] = {}
+        self._free = Extents(capacity)
+        self._idle: list[I64] = []  # fell to no mapping: to be looked at
+        self._leaving: I64 = np.empty(0, np.int64)  # seen unmapped once, and out of the index
+        self._wait = 0
+        self._apart = 1
+        self.used = 0
+        self.freed = 0
+        self.looks = 0
+
+    def take(self, n: int) -> U32:
+        """Take ``n`` free frames, consecutive if possible; fewer when the pool is full."""
+        got = self._free.take(n)
+        self.used += len(got)
+        self.id[got] = NO_ID
+        return got.astype(np.uint32)
+
+    def map(self, frames: U32) -> None:
+        """Book one more mapping page for each frame (repeats count)."""
+        np.add.at(self.mapped, frames, np.uint32(1))
+
+    def unmap(self, frames: U32) -> None:
+        """Book one mapping page less for each frame (repeats count)."""
+        np.subtract.at(self.mapped, frames, np.uint32(1))
+        self.watch(frames)
+
+    def watch(self, frames: U32) -> None:
+        """Have frames looked at when nobody maps them (any more)."""
+        idle = frames[self.mapped[frames] == 0]
+        if len(idle):
+            self._idle.append(np.unique(idle).astype(np.int64))
+
+    @property
+    def waiting(self) -> int:
+        """Frames that nobody is known to map, on their way out."""
+        return sum(len(part) for part in self._idle) + len(self._leaving)
+
+    def reclaim(self, backend: Backend) -> tuple[U32, int]:
+        """Take one look, if there is anything to look for; return ``(frames out of use since now, frames freed)``.
+
+        The caller must take the contents of the former out of the index, so that nobody maps them again.
+        """
+        none = np.empty(0, np.uint32)
+        if not self._idle and not len(self._leaving):
+            return none, 0
+        self._wait -= 1
+        if self._wait > 0:
+            return none, 0
+        idle = np.unique(np.concatenate([np.empty(0, np.int64), *self._idle]))
+        idle = idle[self.mapped[idle] == 0]
+        if len(self._leaving):
+            idle = idle[~np.isin(idle, self._leaving)]
+        self.looks += 1
+        first, pages, complete = backend.mapped_frames()
+        if not complete:
+            self._idle = [idle] if len(idle) else []
+            self._put_off()
+            return none, 0
+        held = covered(idle.astype(np.uint32), first, pages)
+        still = covered(self._leaving.astype(np.uint32), first, pages)
+        free = self._leaving[~still]
+        out = idle[~held]
+        if len(free):
+            backend.punch(free.astype(np.uint32))
+            self.mapped[free] = 0
+            self.live[free] = 0
+            self._free.give(free)
+            self.used -= len(free)
+            self.freed += len(free)
+        self._leaving = np.concatenate((self._leaving[still], out))
+        self._idle = [idle[held]] if held.any() else []
+        if len(free) or len(out):
+            self._apart, self._wait = 1, 0
+        else:
+            self._put_off()
+        return out.astype(np.uint32), len(free)
+
+    def _put_off(self) -> None:
+        self._wait = self._apart
+        self._apart = min(LOOKS_APART_MAX, self._apart * 2)

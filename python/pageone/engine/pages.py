@@ -1,0 +1,216 @@
+"""The pages that are tracked: where each one's status byte is, and how many are in each state.
+
+For: the engine. May call ``arrays`` and ``status``. A page is named by its *place*, a ``uint64``: the target's number
+in bits 35–54 and the page number (address / 4096) in bits 0–34; so places of one target are in the order of its
+addresses, and places of all targets can be kept in one array. A place resolves to a *slot*, the index of the page's
+bytes in the columns ``status`` and ``due``. Two bytes a page is all there is here, and only where a page has been seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pageone.engine.arrays import Extents, Reserve, expand
+from pageone.engine.backend import PAGE_SIZE
+from pageone.engine.status import STATES, Event, State, transition
+
+U8 = npt.NDArray[np.uint8]
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+__all__ = ["PLACE_BITS", "VPN_BITS", "PageTable", "address", "coalesce", "place", "target_of"]
+
+PAGE_SHIFT = 12
+VPN_BITS = 35  #: page numbers of a 47-bit user address space
+PLACE_BITS = 55  #: 20 bits for the target's number on top
+_VPN_MASK = np.uint64((1 << VPN_BITS) - 1)
+#: Status bytes that can be addressed: 64 TiB of tracked memory. Virtual: only what has been seen costs memory.
+SLOTS = 1 << 34
+
+
+def place(target: int, addr: U64) -> U64:
+    """Return the place of each byte address of a target."""
+    return (addr >> np.uint64(PAGE_SHIFT)) | np.uint64(target << VPN_BITS)
+
+
+def address(places: U64) -> U64:
+    """Return the byte address of each place in its target."""
+    return (places & _VPN_MASK) << np.uint64(PAGE_SHIFT)
+
+
+def target_of(places: U64) -> I64:
+    """Return the number of the target of each place."""
+    return (places >> np.uint64(VPN_BITS)).astype(np.int64)
+
+
+def coalesce(start: U64, end: U64) -> tuple[U64, U64]:
+    """Join ranges (ascending, disjoint) that touch; return the fewest ranges that cover the same."""
+    if not len(start):
+        return start, end
+    opens = np.concatenate(([True], start[1:] != end[:-1]))
+    closes = np.concatenate((opens[1:], [True]))
+    return start[opens], end[closes]
+
+
+def histogram(status: U8) -> I64:
+    """Count each byte value, ``(256,)``, without the eightfold copy that ``bincount`` makes of a long column."""
+    seen = np.zeros(256, np.int64)
+    for i in range(0, len(status), 1 << 20):
+        seen += np.bincount(status[i : i + (1 << 20)], minlength=256)
+    return seen
+
+
+@dataclass
+class _Spans:
+    """The ranges tracked of one target, ascending and apart: places ``start``..``end``, slots from ``base``."""
+
+    start: U64
+    end: U64
+    base: I64
+
+
+def _no_spans() -> _Spans:
+    return _Spans(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int64))
+
+
+class PageTable:
+    """Status of all tracked pages of all targets, and the count of pages in each state."""
+
+    def __init__(self, slots: int = SLOTS) -> None:
+        self._status = Reserve(slots, np.uint8)
+        self._due = Reserve(slots, np.uint8)
+        #: Status byte of each slot.
+        self.status: U8 = self._status.data
+        #: Period (mod 256) at which a volatile page is due; once at rest, that in which it came to rest.
+        self.due: U8 = self._due.data
+        self._free = Extents(slots)
+        self._spans: dict[int, _Spans] = {}
+        self._all = _no_spans()
+        self._stale = False
+        #: Pages in each :class:`State`, always adding up to ``tracked``.
+        self.counts: I64 = np.zeros(STATES, np.int64)
+
+    @property
+    def tracked(self) -> int:
+        """Pages tracked: all of the address ranges of all targets, resident or not."""
+        return int(sum((s.end - s.start).sum() for s in self._spans.values()))
+
+    def update(self, target: int, start: U64, end: U64) -> None:
+        """Set the ranges (byte addresses, ascending, coalesced) tracked of a target; what stays keeps its status.
+
+        Cost: nothing for ranges that stay as they are; a copy of two bytes a page for those that grow or shrink.
+        """
+        old = self._spans.get(target) or _no_spans()
+        first, last = place(target, start), place(target, end)
+        if np.array_equal(first, old.start) and np.array_equal(last, old.end):
+            return
+        base = np.full(len(first), -1, np.int64)
+        kept = np.zeros(len(old.start), np.bool_)
+        if len(old.start):
+            at = np.minimum(np.searchsorted(old.start, first), len(old.start) - 1)
+            same = (old.start[at] == first) & (old.end[at] == last)
+            base[same] = old.base[at[same]]
+            kept[at[same]] = True
+        gone = np.flatnonzero(~kept)
+        for i in np.flatnonzero(base < 0):
+            pages = int(last[i] - first[i])
+            slot = self._free.take_run(pages)
+            if slot is None:
+                raise MemoryError("pageone: more than 64 TiB of address space to track")
+            base[i] = slot
+            self.counts[State.ABSENT] += pages
+            for j in gone[(old.start[gone] < last[i]) & (old.end[gone] > first[i])]:
+                low, high = max(first[i], old.start[j]), min(last[i], old.end[j])
+                src = int(old.base[j]) + int(low - old.start[j])
+                dst = slot + int(low - first[i])
+                n = int(high - low)
+                self.status[dst : dst + n] = self.status[src : src + n]
+                self.due[dst : dst + n] = self.due[src : src + n]
+                self._recount(dst, n, +1)
+                self.counts[State.ABSENT] -= n
+        for j in gone:
+            n = int(old.end[j] - old.start[j])
+            self._recount(int(old.base[j]), n, -1)
+            self._status.clear(int(old.base[j]), int(old.base[j]) + n)
+            self._due.clear(int(old.base[j]), int(old.base[j]) + n)
+            self._free.give_run(int(old.base[j]), n)
+        if len(first):
+            self._spans[target] = _Spans(first, last, base)
+        else:
+            self._spans.pop(target, None)
+        self._stale = True
+
+    def _recount(self, slot: int, n: int, sign: int) -> None:
+        change = np.zeros(16, np.int64)
+        np.add.at(change, np.arange(256) & 15, histogram(self.status[slot : slot + n]))
+        self.counts += sign * change[:STATES]
+
+    def slots(self, places: U64) -> I64:
+        """Return the slot of each place, -1 where it is not tracked. Cost: 10–40 ns a page, least in order."""
+        self.settle()
+        spans = self._all
+        if not len(spans.start):
+            return np.full(len(places), -1, np.int64)
+        i = np.searchsorted(spans.start, places, side="right") - 1
+        inside = (i >= 0) & (places < spans.end[i])
+        slot = spans.base[i] + (places - spans.start[i]).astype(np.int64)
+        slot[~inside] = -1
+        return slot
+
+    def settle(self) -> None:
+        """Make :meth:`slots` ready for use from several threads."""
+        if self._stale:
+            order = sorted(self._spans)
+            parts = [self._spans[t] for t in order] or [_no_spans()]
+            self._all = _Spans(
+                np.concatenate([p.start for p in parts]),
+                np.concatenate([p.end for p in parts]),
+                np.concatenate([p.base for p in parts]),
+            )
+            self._stale = False
+
+    def slots_of_ranges(self, start: U64, count: I64) -> tuple[U64, I64]:
+        """Return ``(places, slots)`` of all pages of ranges of places, each inside one span; others are left out."""
+        first = self.slots(start)
+        inside = first >= 0
+        if not inside.all():
+            start, count, first = start[inside], count[inside], first[inside]
+        if not len(start):
+            return np.empty(0, np.uint64), np.empty(0, np.int64)
+        return expand(start, count), expand(first, count)
+
+    def apply(self, slots: I64, event: Event) -> U8:
+        """Apply an event to pages (no slot twice), keep the counts, and return their new status bytes."""
+        after, change = transition(self.status, slots, event)
+        self.counts += change
+        return after
+
+    def counts_of(self, target: int) -> I64:
+        """Return the pages of one target in each state. Cost: a pass over its status bytes."""
+        spans = self._spans.get(target) or _no_spans()
+        result = np.zeros(16, np.int64)
+        for base, n in zip(spans.base, (spans.end - spans.start).astype(np.int64), strict=True):
+            np.add.at(result, np.arange(256) & 15, histogram(self.status[base : base + n]))
+        return result[:STATES]
+
+    def spans_of(self, target: int) -> tuple[U64, U64]:
+        """Return the byte addresses ``(start, end)`` of the ranges tracked of a target."""
+        spans = self._spans.get(target) or _no_spans()
+        return address(spans.start), address(spans.start) + (spans.end - spans.start) * np.uint64(PAGE_SIZE)
+
+    def in_state(self, target: int, *states: State) -> U64:
+        """Return the places of a target's pages in any of the given states. Cost: a pass over its status bytes."""
+        spans = self._spans.get(target) or _no_spans()
+        wanted = np.zeros(256, np.bool_)
+        for s in states:
+            wanted[np.arange(256) & 15 == s] = True
+        found = []
+        for start, base, n in zip(spans.start, spans.base, (spans.end - spans.start).astype(np.int64), strict=True):
+            hit = np.flatnonzero(wanted[self.status[base : base + n]])
+            found.append(start + hit.astype(np.uint64))
+        return np.concatenate(found) if found else np.empty(0, np.uint64)

@@ -1,0 +1,115 @@
+"""One attached process, as the engine sees it: its memory, its mappings of the pool, and what was done to it.
+
+For: the engine; users see :class:`Target` as a handle with ``pid`` and ``stats``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from pageone.engine.arrays import expand
+from pageone.engine.backend import Regions, TargetMemory
+from pageone.engine.frames import NO_FRAME
+from pageone.engine.metrics import Pauses, TargetStats
+from pageone.engine.pages import place
+
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+__all__ = ["Rows", "Target"]
+
+
+class Rows:
+    """Mappings of the pool in one target, ascending: places ``start`` to ``end`` map frames from ``frame`` on."""
+
+    def __init__(self, start: U64, end: U64, frame: U32) -> None:
+        self.start, self.end, self.frame = start, end, frame
+
+    @classmethod
+    def of(cls, number: int, regions: Regions) -> Rows:
+        """Return the rows of a target's regions."""
+        merged = regions.merged.astype(np.bool_)
+        return cls(place(number, regions.start[merged]), place(number, regions.end[merged]), regions.frame[merged])
+
+    @classmethod
+    def none(cls) -> Rows:
+        """Return no rows."""
+        return cls(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.uint32))
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Rows)
+            and np.array_equal(self.start, other.start)
+            and np.array_equal(self.end, other.end)
+            and np.array_equal(self.frame, other.frame)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def pages(self) -> int:
+        """Pages mapped."""
+        return int((self.end - self.start).sum())
+
+    def frames_of(self, places: U64) -> U32:
+        """Return the frame that is mapped at each place, ``NO_FRAME`` where none is."""
+        result = np.full(len(places), NO_FRAME, np.uint32)
+        if len(self.start) and len(places):
+            at = np.searchsorted(self.start, places, side="right") - 1
+            inside = (at >= 0) & (places < self.end[at])
+            at = at[inside]
+            result[inside] = self.frame[at] + (places[inside] - self.start[at]).astype(np.uint32)
+        return result
+
+    def without(self, other: Rows) -> Rows:
+        """Return the rows that ``other`` has not exactly so."""
+        if not len(other.start) or not len(self.start):
+            return self
+        at = np.minimum(np.searchsorted(other.start, self.start), len(other.start) - 1)
+        same = (other.start[at] == self.start) & (other.end[at] == self.end) & (other.frame[at] == self.frame)
+        return Rows(self.start[~same], self.end[~same], self.frame[~same])
+
+    def expand(self) -> tuple[U64, U32]:
+        """Return ``(places, frames)`` of every page mapped."""
+        if not len(self.start):
+            return self.start, self.frame
+        count = (self.end - self.start).astype(np.int64)
+        return expand(self.start, count), expand(self.frame, count)
+
+
+class Target:
+    """A process that is attached to an engine."""
+
+    def __init__(self, number: int, memory: TargetMemory, stats: Callable[[Target], TargetStats]) -> None:
+        self.pid = memory.pid
+        self.attached = True
+        self._number = number
+        self._memory = memory
+        self._rows = Rows.none()
+        self._mappings = 0
+        self._regions = 0
+        self._held_for_budget = 0
+        self._left_then = 0  # budget left when pages were last held for lack of it
+        self._merged = 0
+        self._wasted = 0
+        self._wasted_since = 0
+        self._refused: Counter[str] = Counter()
+        self._pauses = Pauses()
+        self._make_stats = stats
+
+    @property
+    def stats(self) -> TargetStats:
+        """What is known of this target now. Cost: a pass over its status bytes."""
+        return self._make_stats(self)
+
+    def __repr__(self) -> str:
+        return f"Target(pid={self.pid}{'' if self.attached else ', detached'})"

@@ -1,0 +1,345 @@
+"""What an engine does to processes made of arrays."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from fake import NONE, FakeBackend, FakeProcess
+
+from pageone.engine import Engine
+from pageone.engine.status import State
+from pageone.errors import TargetError, UsageError
+
+
+def values(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(1, 1 << 62, n, dtype=np.uint64)
+
+
+def pair_of(backend: FakeBackend, n: int = 256) -> tuple[FakeProcess, FakeProcess]:
+    a, b = backend.spawn(), backend.spawn()
+    for p in (a, b):
+        p.write(np.arange(n), values(n))
+    return a, b
+
+
+def steps(engine: Engine, n: int) -> None:
+    for _ in range(n):
+        engine.step()
+
+
+def consistent(engine: Engine, backend: FakeBackend) -> None:
+    """Books, status and processes agree."""
+    counts = sum(engine._pages.counts_of(t._number) for t in engine.targets) if engine.targets else 0
+    assert np.array_equal(engine._pages.counts, counts + np.zeros(len(State), np.int64))
+    assert engine._pages.counts.sum() == engine._pages.tracked
+    mapped = np.zeros(backend.frames_max, np.int64)
+    for t in engine.targets:
+        frames = backend.processes[t.pid].frame
+        np.add.at(mapped, frames[frames != NONE], 1)
+    assert np.array_equal(engine._frames.mapped, mapped)
+    assert engine._frames.live.sum() == engine._pages.counts[State.SHARED]
+    assert engine._frames.used == backend.filled.sum()
+    for p in backend.processes.values():
+        p.check()
+
+
+def test_equal_pages_at_rest_share_frames_and_each_process_reads_its_own() -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend)
+    a.write(np.arange(300, 340), values(40, 1))
+    b.write(np.arange(300, 340), values(40, 2))
+    with Engine(backend=backend) as engine:
+        engine.attach(a.pid)
+        engine.attach(b.pid)
+        steps(engine, 2)
+        assert engine.stats.frames == 0, "merged before the quiet periods were over"
+        report = engine.step()
+        assert (report.pages, report.duplicate_pages, report.merged_pages, report.frames) == (592, 512, 512, 256)
+        assert report.mappings_added == 2, "one run in each process"
+        assert engine.stats.states["unique"] == 80
+        consistent(engine, backend)
+
+
+def test_a_steady_state_reads_no_page_and_asks_for_nothing_but_what_was_written() -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend)
+    with Engine(backend=backend) as engine:
+        engine.attach(a.pid)
+        engine.attach(b.pid)
+        steps(engine, 3)
+        backend.calls.clear()
+        read = backend.pages_read
+        steps(engine, 50)
+        assert backend.pages_read == read
+        assert backend.calls == {"regions": 100, "written": 100}
+
+
+def test_a_page_that_is_written_every_period_is_never_read() -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend, 8)
+    with Engine(backend=backend) as engine:
+        engine.attach(a.pid)
+        engine.attach(b.pid)
+        for i in range(30):
+            a.write(0, i + 1)
+            engine.step()
+        assert engine.stats.frames == 7
+        assert engine.targets[0].stats.states["volatile"] == 1
+        steps(engine, 2 + 7 - 1)
+        assert engine.targets[0].stats.states["volatile"] == 1, "the longest back-off is two periods and seven"
+        steps(engine, 1)
+        assert engine.targets[0].stats.states["volatile"] == 0
+
+
+def test_back_off_forgets() -> None:
+    backend = FakeBackend()
+    a = backend.spawn()
+    with Engine(backend=backend) as engine:
+        engine.attach(a.pid)
+        waits = []
+        for i in range(5):
+            a.write(0, i + 1)
+            engine.step()
+            for wait in range(1, 20):
+                if engine.step().pages:
+                    waits.append(wait)
+                    break
+            steps(engine, 30)
+        # written once and left alone each time: the level settles at 1, it does not climb to 7
+        assert waits == [2, 3, 3, 3, 3]
+
+
+def test_a_write_while_queued_is_left_alone_until_it_rests_again() -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend)
+    with Engine(backend=backend, batch_pages=64) as engine:
+        engine.attach(a.pid)
+        engine.attach(b.pid)
+        steps(engine, 2)
+        engine.step(until=time.monotonic())  # no time left: all pages are queued, none is read
+        assert engine.stats.states["queued"] == 512
+        assert engine.stats.queue_batches == 8
+        a.write(np.arange(10), values(10, 5))
+        engine.step(until=time.monotonic())
+        assert engine.stats.states["changed"] == 10
+        consistent(engine, backend)
+        report = engine.step()
+        assert report.merged_pages == 2 * 246
+        assert engine.stats.states["volatile"] == 10
+        consistent(engine, backend)
+
+
+@pytest.mark.parametrize(("moment", "sharers"), [("read_keys", 236 * 2), ("fill", 236 * 2), ("merge", 236 + 256)])
+def test_a_write_between_any_two_calls_is_never_lost(moment: str, sharers: int) -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend)
+    hits = []
+
+    def race(name: str, process: FakeProcess) -> None:
+        if name == moment and not hits:
+            hits.append(name)
+            a.write(np.arange(20), values(20, 9))
+
+    backend.hook = race
+    with Engine(backend=backend) as engine:
+        engine.attach(a.pid)
+        engine.attach(b.pid)
+        steps(engine, 3)
+        assert hits
+        consistent(engine, backend)
+        steps(engine, 20)
+        assert engine.stats.states["shared"] == sharers  # the other one may be alone on its frames
+        consistent(engine, backend)
+
+
+def test_keys_that_collide_cost_time_and_never_bytes() -> None:
+    backend = FakeBackend(collide=3)
+    a, b = pair_of(backend)
+    with Engine(backend=backend) as engine:
+        engine.attach(a.pid)
+        engine.attach(b.pid)
+        steps(engine, 12)
+        assert engine.stats.refused["DIFFERS"] > 0
+        consistent(engine, backend)
+
+
+def test_zero_pages_go_back_to_the_kernel() -> None:
+    backend = FakeBackend()
+    a = backend.spawn()
+    a.write(np.arange(100), 0)
+    with Engine(backend=backend) as engine:
+        engine.attach(a.pid)
+        report = engine.merge_once(quiet_s=0)
+        assert (report.zero_pages, report.dropped_pages, report.merged_pages) == (100, 100, 0)
+        assert not a.resident.any()
+        a.write(5, 7)
+        engine.step()
+        assert engine.stats.states == {**engine.stats.states, "zero": 99, "volatile": 1}
+        consistent(engine, backend)
+
+
+def test_one_pass_merges_what_rests_and_nothing_else() -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend)
+    seen = []
+
+    def race(name: str, process: FakeProcess) -> None:
+        seen.append(name)
+        if name == "written" and seen.count("written") == 3:
+            a.write(np.arange(16), values(16, 3))  # during the quiet interval
+
+    backend.hook = race
+    with Engine(backend=backend) as engine:
+        engine.attach(a.pid)
+        engine.attach(b.pid)
+        progress: list[tuple[str, int, int]] = []
+        report = engine.merge_once(quiet_s=0, progress=lambda *p: progress.append(p))
+        assert report.written_pages == 16
+        assert (report.pages, report.merged_pages) == (512 - 16, 2 * 240)
+        assert report.saved_bytes < 240 * 4096
+        assert {p[0] for p in progress} == {"find", "merge"}
+        assert all(done <= total for _, done, total in progress)
+        consistent(engine, backend)
+
+
+def test_frames_are_freed_only_after_two_looks_that_find_nobody() -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend)
+    with Engine(backend=backend) as engine:
+        engine.attach(a.pid)
+        engine.attach(b.pid)
+        engine.merge_once(quiet_s=0)
+        child = a.fork(backend.new_pid())  # nobody attaches it
+        a.exit()
+        b.exit()
+        steps(engine, 40)
+        assert engine.stats.frames == 256, "a child still maps them"
+        child.check()
+        child.exit()
+        backend.complete = False
+        steps(engine, 40)
+        assert engine.stats.frames == 256, "a process that cannot be looked at may map them"
+        backend.complete = True
+        steps(engine, 40)
+        stats = engine.stats
+        assert (stats.frames, stats.frames_freed, stats.index_entries, stats.tracked) == (0, 256, 0, 0)
+        assert not backend.filled.any()
+        looks = backend.calls["mapped_frames"]
+        steps(engine, 40)
+        assert backend.calls["mapped_frames"] == looks, "there is nothing left to look for"
+
+
+def test_detach_gives_every_page_back_and_can_be_stopped_half_way() -> None:
+    backend = FakeBackend()
+    a, b = backend.spawn(40000, (0, 40000)), backend.spawn(40000, (0, 40000))
+    for p in (a, b):
+        p.write(np.arange(40000), values(40000))
+    with Engine(backend=backend) as engine:
+        target = engine.attach(a.pid)
+        engine.attach(b.pid)
+        engine.merge_once(quiet_s=0)
+        with pytest.raises(TargetError, match="needs 156 MiB"):
+            engine.detach(target, available_bytes=lambda: 1 << 20)
+        assert (a.frame != NONE).all()
+        asked = []
+        assert not engine.detach(target, stop=lambda: bool(asked.append(1)) or len(asked) > 1)
+        left = target.stats.mapped_pages
+        assert 0 < left < 40000
+        assert target.attached
+        consistent(engine, backend)
+        assert engine.detach(target)
+        assert (a.frame == NONE).all()
+        assert len(a.vmas()[0]) == 1, "one mapping again"
+        assert not target.attached
+        consistent(engine, backend)
+        with pytest.raises(TargetError, match="not attached"):
+            engine.detach(target)
+
+
+def test_detach_says_what_the_system_would_not_give_back() -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend)
+    with Engine(backend=backend) as engine:
+        target = engine.attach(a.pid)
+        engine.attach(b.pid)
+        engine.merge_once(quiet_s=0)
+        a.pinned[3] = True
+        with pytest.raises(TargetError, match="1 merged pages"):
+            engine.detach(target)
+        assert target.attached
+        a.pinned[3] = False
+        assert engine.detach(target)
+
+
+def test_a_refused_page_is_left_alone_until_it_is_written() -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend)
+    a.pinned[:4] = True
+    with Engine(backend=backend) as engine:
+        engine.attach(a.pid)
+        engine.attach(b.pid)
+        report = engine.merge_once(quiet_s=0)
+        assert report.refused == {"REFUSED": 4}
+        read = backend.pages_read
+        steps(engine, 20)
+        assert backend.pages_read == read
+        assert engine.stats.states["refused"] == 4
+        consistent(engine, backend)
+
+
+def test_targets_of_two_users_share_only_when_a_domain_is_named() -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend)
+    users = {a.pid: 1000, b.pid: 0}
+    with Engine(backend=backend, owner=users.__getitem__) as engine:
+        engine.attach(a.pid)
+        with pytest.raises(TargetError, match="name a domain"):
+            engine.attach(b.pid)
+    with Engine(backend=FakeBackend(), domain="both") as engine:
+        engine._backend = backend
+        engine.attach(a.pid)
+        engine.attach(b.pid)
+
+
+def test_the_thread_follows_targets_and_tells_what_ended_it() -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend)
+    with Engine(backend=backend, period=0.01) as engine:
+        engine.attach(a.pid)
+        engine.attach(b.pid)
+        engine.start()
+        for _ in range(500):
+            if engine.stats.sharers == 512:
+                break
+            time.sleep(0.01)
+        assert engine.stats.sharers == 512
+
+        def fail(name: str, process: FakeProcess) -> None:
+            raise RuntimeError("broken")
+
+        backend.hook = fail
+        time.sleep(0.1)
+        with pytest.raises(RuntimeError, match="broken"):
+            engine.stop()
+        backend.hook = lambda name, process: None
+    assert backend.closed
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("period", 0),
+        ("quiet_periods", 0),
+        ("max_sharing", 1),
+        ("map_share", 1.5),
+        ("huge_share", -1),
+        ("cpu", "much"),
+        ("cpu", 0),
+        ("workers", 0),
+    ],
+)
+def test_a_value_out_of_range_is_refused_before_anything_starts(option: str, value: object) -> None:
+    with pytest.raises(UsageError):
+        Engine(backend=FakeBackend(), **{option: value})
