@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 
 mod ksm;
 mod mem;
+mod mem_live;
 mod mem_read;
 mod one;
 mod queue;

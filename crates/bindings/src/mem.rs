@@ -6,5 +6,6 @@ use pyo3::prelude::*;
 pub fn register(parent: &Bound<'_, PyModule>) -> PyResult<()> {
     let m = PyModule::new(parent.py(), "mem")?;
     crate::mem_read::register(&m)?;
+    crate::mem_live::register(&m)?;
     parent.add_submodule(&m)
 }

@@ -5,6 +5,14 @@
 
 #![deny(missing_docs)]
 
+pub mod arch;
+pub mod guard;
+pub mod inject;
 pub mod maps;
 pub mod pagemap;
+pub mod pool;
+pub mod ptrace;
 pub mod read;
+pub mod sys;
+pub mod target;
+pub mod uffd;

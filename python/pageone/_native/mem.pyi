@@ -108,3 +108,27 @@ def compare(pid: int, addr: _U64, pages: _U8, row: _U32, threads: int = 1) -> _U
 
 def file_compare(fd: int, offset: _U64, page_size: int, pages: _U8, row: _U32, threads: int = 1) -> _U8:
     """As :func:`compare` for blocks of an open file."""
+
+class Pool:
+    """The pool of frames, as the engine that made it sees it: one memfd of fixed size, filled on demand.
+
+    ``Pool(frames)`` makes room for ``frames`` frames of 4096 bytes; no memory is used until they are filled.
+    """
+
+    frames: int
+    """Number of frames that the pool can hold."""
+    inode: int
+    """Inode of the memfd, by which its mappings are recognised in ``/proc/PID/maps``."""
+
+    def __new__(cls, frames: int) -> Pool: ...
+    def fileno(self) -> int:
+        """Return the descriptor; it stays the pool's."""
+
+    def fill(self, pid: int, addr: npt.NDArray[np.uint64], frame: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
+        """Copy the pages at ``addr`` of a process into free frames; returns a ``ReadCode`` for each."""
+
+    def punch(self, first: int, count: int) -> None:
+        """Give the memory of ``count`` frames from ``first`` back to the system; nothing may map them."""
+
+def guardian(control: int, pool: int) -> None:
+    """Serve the engine at ``control`` until it and the last guarded target have gone. Runs in a process of its own."""

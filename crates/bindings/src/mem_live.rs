@@ -1,0 +1,96 @@
+//! `_native.mem`, the live side: the pool of frames and the guardian's main loop.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use numpy::{PyArray1, PyReadonlyArray1};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+/// The pool of frames, as the engine that made it sees it.
+#[pyclass(frozen, module = "pageone._native.mem")]
+pub struct Pool {
+    inner: Arc<pagemem::pool::Pool>,
+}
+
+#[pymethods]
+impl Pool {
+    #[new]
+    fn new(frames: u32) -> PyResult<Self> {
+        Ok(Self {
+            inner: Arc::new(pagemem::pool::Pool::create(frames)?),
+        })
+    }
+
+    /// Descriptor of the pool; it stays the pool's.
+    fn fileno(&self) -> i32 {
+        self.inner.as_raw_fd()
+    }
+
+    #[getter]
+    fn frames(&self) -> u32 {
+        self.inner.frames()
+    }
+
+    #[getter]
+    fn inode(&self) -> u64 {
+        self.inner.inode()
+    }
+
+    fn fill<'py>(
+        &self,
+        py: Python<'py>,
+        pid: i32,
+        addr: PyReadonlyArray1<'py, u64>,
+        frame: PyReadonlyArray1<'py, u32>,
+    ) -> PyResult<Bound<'py, PyArray1<u8>>> {
+        let (addr, frame) = (addr.as_slice()?.to_vec(), frame.as_slice()?.to_vec());
+        if addr.len() != frame.len() || frame.iter().any(|f| *f >= self.inner.frames()) {
+            return Err(PyValueError::new_err(
+                "addr and frame must have one length, frames must be in the pool",
+            ));
+        }
+        let pool = Arc::clone(&self.inner);
+        let ok = py.detach(move || {
+            let mut ok = vec![0u8; addr.len()];
+            pool.fill(pid, &addr, &frame, &mut ok);
+            ok
+        });
+        Ok(PyArray1::from_vec(py, ok))
+    }
+
+    fn punch(&self, py: Python<'_>, first: u32, count: u32) -> PyResult<()> {
+        if first
+            .checked_add(count)
+            .is_none_or(|e| e > self.inner.frames())
+        {
+            return Err(PyValueError::new_err("frames must be in the pool"));
+        }
+        let pool = Arc::clone(&self.inner);
+        Ok(py.detach(move || pool.punch(first, count))?)
+    }
+}
+
+/// Runs the guardian over the two inherited descriptors until its work is done.
+#[pyfunction]
+fn guardian(py: Python<'_>, control: i32, pool: i32) -> PyResult<()> {
+    if control < 0 || pool < 0 {
+        return Err(PyValueError::new_err("descriptors must be open"));
+    }
+    // SAFETY: the caller vouches that both descriptors are open for the length of this call; they are only borrowed to be
+    // duplicated.
+    let (control, pool) = unsafe {
+        (
+            BorrowedFd::borrow_raw(control),
+            BorrowedFd::borrow_raw(pool),
+        )
+    };
+    let (control, pool) = (control.try_clone_to_owned()?, pool.try_clone_to_owned()?);
+    Ok(py.detach(move || pagemem::guard::run(control, pool))?)
+}
+
+/// Adds the live side to the submodule `mem`.
+pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<Pool>()?;
+    m.add_function(wrap_pyfunction!(guardian, m)?)
+}

@@ -1,0 +1,246 @@
+//! x86-64: registers, the injected loop of system calls, and the signal frame that undoes it.
+
+use std::arch::global_asm;
+use std::io;
+
+/// System call numbers that the merger runs inside targets.
+pub mod nr {
+    #![allow(missing_docs)]
+    pub const CLOSE: u64 = 3;
+    pub const MMAP: u64 = 9;
+    pub const MPROTECT: u64 = 10;
+    pub const MUNMAP: u64 = 11;
+    pub const IOCTL: u64 = 16;
+    pub const MADVISE: u64 = 28;
+    pub const NANOSLEEP: u64 = 35;
+    pub const RECVMSG: u64 = 47;
+    pub const SOCKETPAIR: u64 = 53;
+    pub const PRCTL: u64 = 157;
+    pub const USERFAULTFD: u64 = 323;
+}
+
+/// The `SYSCALL` instruction.
+pub const SYSCALL_INSN: &[u8] = &[0x0f, 0x05];
+
+/// The signal by which the injected loop reports to its tracer. Its default action is to do nothing, so that a loop
+/// whose tracer has died runs on into `rt_sigreturn` unharmed.
+pub const REPORT_SIGNAL: i32 = libc::SIGWINCH;
+
+// The loop. rbx: next operation, r12: operations left, r14: what rsp must be for rt_sigreturn.
+// An operation is 64 bytes: number, six arguments, result. Flags in the number: bit 62: argument 5 (r8) is the address
+// of a 32-bit value; bit 61: the same for argument 1 (rdi); bit 60: no system call, copy rdx bytes from rsi to rdi.
+global_asm!(
+    ".pushsection .rodata.pageone_loop,\"a\",@progbits",
+    ".balign 16",
+    "pageone_loop_start:",
+    "2: test r12, r12",
+    "jz 7f",
+    "mov rax, [rbx]",
+    "mov rdi, [rbx+8]",
+    "mov rsi, [rbx+16]",
+    "mov rdx, [rbx+24]",
+    "mov r10, [rbx+32]",
+    "mov r8, [rbx+40]",
+    "mov r9, [rbx+48]",
+    "bt rax, 62",
+    "jnc 3f",
+    "mov r8d, [r8]",
+    "3: bt rax, 61",
+    "jnc 4f",
+    "mov edi, [rdi]",
+    "4: bt rax, 60",
+    "jc 5f",
+    "mov eax, eax",
+    "syscall",
+    "jmp 6f",
+    "5: mov rcx, rdx",
+    "cld",
+    "rep movsb",
+    "xor eax, eax",
+    "6: mov [rbx+56], rax",
+    "add rbx, 64",
+    "dec r12",
+    "jmp 2b",
+    "7: mov eax, 39", // getpid
+    "syscall",
+    "mov edi, eax",
+    "mov eax, 186", // gettid
+    "syscall",
+    "mov esi, eax",
+    "mov edx, {sig}",
+    "mov eax, 234", // tgkill
+    "syscall",
+    "pageone_loop_done:",
+    "mov rsp, r14",
+    "mov eax, 15", // rt_sigreturn
+    "syscall",
+    "ud2",
+    "pageone_loop_end:",
+    ".popsection",
+    sig = const REPORT_SIGNAL,
+);
+
+extern "C" {
+    static pageone_loop_start: u8;
+    static pageone_loop_done: u8;
+    static pageone_loop_end: u8;
+}
+
+/// Flag of an operation's number: argument 5 is the address of a 32-bit value (a descriptor received meanwhile).
+pub const DEREF_ARG5: u64 = 1 << 62;
+/// Flag of an operation's number: argument 1 is the address of a 32-bit value.
+pub const DEREF_ARG1: u64 = 1 << 61;
+/// Instead of a system call: copy `arg 3` bytes from `arg 2` to `arg 1`.
+pub const COPY: u64 = 1 << 60;
+
+/// The machine code of the loop: position independent, no data of its own.
+pub fn loop_code() -> &'static [u8] {
+    let (start, end) = (&raw const pageone_loop_start, &raw const pageone_loop_end);
+    // SAFETY: both symbols delimit one object in this library's read-only data, emitted by the `global_asm!` above in
+    // this order; it is never written and lives as long as the program.
+    unsafe { std::slice::from_raw_parts(start, end as usize - start as usize) }
+}
+
+/// Offset, in the loop's code, of the instruction after the report: where a finished loop is found stopped.
+pub fn loop_done_offset() -> u64 {
+    (&raw const pageone_loop_done as usize - &raw const pageone_loop_start as usize) as u64
+}
+
+/// The general registers of a stopped thread.
+#[derive(Clone, Copy)]
+pub struct Regs(pub libc::user_regs_struct);
+
+fn check(r: libc::c_long) -> io::Result<()> {
+    if r == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+impl Regs {
+    /// Reads the registers of thread `tid`, which must be stopped by this tracer.
+    pub fn get(tid: i32) -> io::Result<Self> {
+        let mut r = std::mem::MaybeUninit::<libc::user_regs_struct>::zeroed();
+        // SAFETY: the kernel writes one `user_regs_struct` at the pointer, which has exactly that type and size.
+        check(unsafe { libc::ptrace(libc::PTRACE_GETREGS, tid, 0, r.as_mut_ptr()) })?;
+        // SAFETY: zeroed before, then filled by the kernel; all bit patterns are valid for its integer fields.
+        Ok(Self(unsafe { r.assume_init() }))
+    }
+
+    /// Writes the registers of thread `tid`, which must be stopped by this tracer.
+    pub fn set(&self, tid: i32) -> io::Result<()> {
+        // SAFETY: the kernel reads one `user_regs_struct` from a live reference.
+        check(unsafe { libc::ptrace(libc::PTRACE_SETREGS, tid, 0, &self.0) })
+    }
+
+    /// The instruction pointer.
+    pub fn ip(&self) -> u64 {
+        self.0.rip
+    }
+
+    /// Sets the instruction pointer.
+    pub fn set_ip(&mut self, ip: u64) {
+        self.0.rip = ip;
+    }
+
+    /// The system call that the thread was stopped in, and its first three arguments; None outside of one.
+    pub fn syscall(&self) -> Option<(u64, [u64; 3])> {
+        ((self.0.orig_rax as i64) >= 0)
+            .then_some((self.0.orig_rax, [self.0.rdi, self.0.rsi, self.0.rdx]))
+    }
+
+    /// What the system call returned, when stopped on the way back from one.
+    pub fn result(&self) -> i64 {
+        self.0.rax as i64
+    }
+
+    /// Whether the thread is in a system call that the kernel would restart through `restart_syscall`, state that
+    /// `rt_sigreturn` would lose: such a thread is the last choice for running the loop.
+    pub fn in_restart_block(&self) -> bool {
+        self.syscall().is_some() && self.result() == -516
+    }
+
+    /// Registers that make the thread run one system call at the `SYSCALL` instruction at `insn`.
+    pub fn for_one_call(&self, insn: u64, number: u64, args: [u64; 6]) -> Self {
+        let mut r = *self;
+        r.0.rip = insn;
+        r.0.rax = number;
+        r.0.orig_rax = u64::MAX;
+        [r.0.rdi, r.0.rsi, r.0.rdx, r.0.r10, r.0.r8, r.0.r9] = args;
+        r
+    }
+
+    /// Registers that make the thread run the loop over `count` operations at `ops`.
+    pub fn for_loop(&self, code: u64, ops: u64, count: u64, stack: u64, frame: u64) -> Self {
+        let mut r = *self;
+        r.0.rip = code;
+        r.0.orig_rax = u64::MAX;
+        r.0.rbx = ops;
+        r.0.r12 = count;
+        r.0.r14 = frame + 8;
+        r.0.rsp = stack;
+        r.0.eflags &= !0x400; // direction flag
+        r
+    }
+
+    /// The registers with which the interrupted system call, if any, is issued again: what the kernel does for a
+    /// signal without a handler. Calls with a timeout start it anew.
+    fn restarted(&self) -> Self {
+        let mut r = *self;
+        if self.syscall().is_some() && matches!(self.result(), -512 | -513 | -514 | -516) {
+            r.0.rax = r.0.orig_rax;
+            r.0.rip -= 2;
+        }
+        r
+    }
+}
+
+/// Bytes that [`signal_frame`] needs before the floating point state.
+const XSTATE_OFFSET: usize = 1024;
+const NT_X86_XSTATE: libc::c_int = 0x202;
+const FP_XSTATE_MAGIC1: u32 = 0x4650_5853;
+const FP_XSTATE_MAGIC2: u32 = 0x4650_5845;
+
+/// Builds the frame from which `rt_sigreturn` gives thread `tid` (stopped, with `regs` and signal mask `mask`) back all
+/// its registers, vector state included, were its tracer to die. `at` is where the frame will stand in the target
+/// (a multiple of 64). Source: `arch/x86/kernel/signal_64.c`, `struct rt_sigframe`.
+pub fn signal_frame(tid: i32, regs: &Regs, mask: u64, at: u64) -> io::Result<Vec<u8>> {
+    let mut x = vec![0u8; 16384];
+    let mut iov = libc::iovec {
+        iov_base: x.as_mut_ptr().cast(),
+        iov_len: x.len(),
+    };
+    // SAFETY: the kernel writes at most `iov_len` bytes into the vector that `iov` describes and sets `iov_len`.
+    check(unsafe { libc::ptrace(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, &mut iov) })?;
+    let xsize = iov.iov_len;
+    let xcr0 = u64::from_le_bytes(x[464..472].try_into().expect("8 bytes"));
+    x.truncate(xsize);
+    x[464..512].fill(0);
+    x[464..468].copy_from_slice(&FP_XSTATE_MAGIC1.to_le_bytes());
+    x[468..472].copy_from_slice(&((xsize + 4) as u32).to_le_bytes());
+    x[472..480].copy_from_slice(&xcr0.to_le_bytes());
+    x[480..484].copy_from_slice(&(xsize as u32).to_le_bytes());
+    x.extend_from_slice(&FP_XSTATE_MAGIC2.to_le_bytes());
+
+    let r = regs.restarted().0;
+    let mut f = vec![0u8; XSTATE_OFFSET];
+    let mut put = |offset: usize, v: u64| f[offset..offset + 8].copy_from_slice(&v.to_le_bytes());
+    put(8, 0x7); // uc_flags: FP_XSTATE, SIGCONTEXT_SS, STRICT_RESTORE_SS
+    put(16, 0); // uc_link
+    put(24, 0); // ss_sp
+    put(32, 0x7777); // ss_flags: invalid on purpose, so that the thread's alternate stack is left as it is
+    put(40, 0); // ss_size
+    let words = [
+        r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx,
+        r.rax, r.rcx, r.rsp, r.rip, r.eflags,
+    ];
+    for (i, w) in words.iter().enumerate() {
+        put(48 + 8 * i, *w);
+    }
+    put(48 + 8 * 18, (r.cs & 0xffff) | (r.ss & 0xffff) << 48); // cs, gs, fs, ss
+    put(48 + 8 * 23, at + XSTATE_OFFSET as u64); // fpstate, after err, trapno, oldmask, cr2
+    put(48 + 8 * 32, mask); // uc_sigmask
+    f.extend_from_slice(&x);
+    Ok(f)
+}

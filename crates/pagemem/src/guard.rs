@@ -1,0 +1,307 @@
+//! The guardian: a small process that alone stops targets, and that outlives the engine.
+//!
+//! It owns what must not vanish with the engine: the userfaultfds of merged ranges, a descriptor of the pool and
+//! the tracing. It answers one engine over a socket and otherwise waits for its targets' events. When the engine is
+//! gone it goes on guarding until the last target with merged memory has ended; then it ends.
+//!
+//! Protocol, little-endian, over a stream socket. Request: `op u32, pid i32, n u32, flags u32`, then `n` records.
+//! Reply: `status i32` (0, or an errno), `length u32`, then `length` bytes (on an error: a message).
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use crate::pool::Pool;
+use crate::ptrace::Tracer;
+use crate::sys::cpu_time;
+use crate::target::{Limits, Outcome, Run, Target};
+
+/// Requests, by number.
+#[allow(missing_docs)]
+mod op {
+    pub const ATTACH: u32 = 1;
+    pub const ARM: u32 = 2;
+    pub const MERGE: u32 = 3;
+    pub const ZERO: u32 = 4;
+    pub const UNMERGE: u32 = 5;
+    pub const DETACH: u32 = 6;
+    pub const STATUS: u32 = 7;
+    pub const LIMITS: u32 = 8;
+}
+
+/// Flag of an attach request: let the kernel tell of forks (needs `CAP_SYS_PTRACE`).
+const FLAG_FORKS: u32 = 1;
+
+/// How often targets are checked for having replaced their program.
+const CHECK_EVERY: Duration = Duration::from_secs(2);
+/// While a thread is still to be released.
+const TEND_EVERY: Duration = Duration::from_millis(1);
+
+struct Guardian {
+    pool: Pool,
+    tracer: Tracer,
+    targets: BTreeMap<i32, Target>,
+    limits: Limits,
+}
+
+/// Serves the engine at the other end of `control` with a view of the pool behind `pool`, until both the engine and
+/// the last guarded target have gone.
+pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
+    let mut g = Guardian {
+        pool: Pool::view(pool)?,
+        tracer: Tracer::default(),
+        targets: BTreeMap::new(),
+        limits: Limits::default(),
+    };
+    let mut control = Some(UnixStream::from(control));
+    let mut last_check = Instant::now();
+    loop {
+        if control.is_none() && g.targets.is_empty() {
+            return Ok(());
+        }
+        let mut fds: Vec<libc::pollfd> = Vec::with_capacity(1 + 2 * g.targets.len());
+        let mut watch = |fd: RawFd| {
+            fds.push(libc::pollfd {
+                fd,
+                events: libc::POLLIN,
+                revents: 0,
+            })
+        };
+        watch(control.as_ref().map_or(-1, |c| c.as_raw_fd()));
+        for t in g.targets.values() {
+            watch(t.guard.as_raw_fd());
+            watch(t.pidfd.as_raw_fd());
+        }
+        let timeout = if g.tracer.tend() {
+            TEND_EVERY
+        } else {
+            CHECK_EVERY
+        };
+        // SAFETY: `fds` is a live vector of the stated length.
+        unsafe {
+            libc::poll(
+                fds.as_mut_ptr(),
+                fds.len() as u64,
+                timeout.as_millis() as i32,
+            )
+        };
+        let ready = |i: usize| fds[i].revents != 0;
+        let pids: Vec<i32> = g.targets.keys().copied().collect();
+        for (k, pid) in pids.iter().enumerate() {
+            if ready(2 + 2 * k) {
+                g.targets.remove(pid);
+            } else if ready(1 + 2 * k) {
+                if let Some(t) = g.targets.get_mut(pid) {
+                    t.on_events(&mut g.tracer);
+                }
+            }
+        }
+        g.adopt_children();
+        if last_check.elapsed() >= CHECK_EVERY {
+            last_check = Instant::now();
+            g.targets.retain(|_, t| t.still_there());
+        }
+        if ready(0) {
+            if let Some(c) = control.as_mut() {
+                if g.serve(c).is_err() {
+                    control = None;
+                    g.engine_gone();
+                }
+            }
+        }
+    }
+}
+
+impl Guardian {
+    /// Answers one request; an error means that the engine has gone.
+    fn serve(&mut self, c: &mut UnixStream) -> io::Result<()> {
+        let mut h = [0u8; 16];
+        c.read_exact(&mut h)?;
+        let word = |i: usize| u32::from_le_bytes(h[4 * i..4 * i + 4].try_into().expect("4 bytes"));
+        let (number, pid, n, flags) = (word(0), word(1) as i32, word(2), word(3));
+        let mut records = vec![0u8; n as usize * 16];
+        c.read_exact(&mut records)?;
+        let before = cpu_time();
+        let (status, body) = match self.answer(number, pid, flags, &records) {
+            Ok(Answer::Bytes(b)) => (0, b),
+            Ok(Answer::Outcome(o)) => (0, encode(&o, cpu_time() - before)),
+            Err(e) => (
+                e.raw_os_error().unwrap_or(libc::EIO),
+                e.to_string().into_bytes(),
+            ),
+        };
+        let mut reply = Vec::with_capacity(8 + body.len());
+        reply.extend_from_slice(&(status as u32).to_le_bytes());
+        reply.extend_from_slice(&(body.len() as u32).to_le_bytes());
+        reply.extend_from_slice(&body);
+        c.write_all(&reply)
+    }
+
+    fn answer(&mut self, number: u32, pid: i32, flags: u32, records: &[u8]) -> io::Result<Answer> {
+        if number == op::STATUS {
+            return Ok(Answer::Bytes(
+                self.targets.keys().flat_map(|p| p.to_le_bytes()).collect(),
+            ));
+        }
+        if number == op::LIMITS {
+            let (pause, timeout) = pairs(records).next().ok_or_else(invalid)?;
+            self.limits = Limits {
+                pause: Duration::from_micros(pause),
+                stop_timeout: Duration::from_micros(timeout),
+            };
+            for t in self.targets.values_mut() {
+                t.set_limits(self.limits);
+            }
+            return Ok(Answer::Bytes(Vec::new()));
+        }
+        if number == op::ATTACH {
+            let forks = flags & FLAG_FORKS != 0;
+            match self.targets.get_mut(&pid) {
+                Some(t) if t.tracks() => return Err(io::Error::from_raw_os_error(libc::EEXIST)),
+                Some(t) => t.complete(&mut self.tracer)?,
+                None => {
+                    let t = Target::attach(&mut self.tracer, pid, self.limits, forks)?;
+                    self.targets.insert(pid, t);
+                }
+            }
+            let (start, end) = self.targets[&pid].workshop_range();
+            return Ok(Answer::Bytes(
+                [start.to_le_bytes(), end.to_le_bytes()].concat(),
+            ));
+        }
+        let gone = || io::Error::from_raw_os_error(libc::ESRCH);
+        if number == op::DETACH {
+            let t = self.targets.remove(&pid).ok_or_else(gone)?;
+            t.detach(&mut self.tracer)?;
+            return Ok(Answer::Bytes(Vec::new()));
+        }
+        let t = self.targets.get_mut(&pid).ok_or_else(gone)?;
+        if number == op::ARM {
+            let ranges: Vec<(u64, u64)> = pairs(records).collect();
+            return Ok(Answer::Bytes(
+                t.arm(&ranges)
+                    .iter()
+                    .flat_map(|e| e.to_le_bytes())
+                    .collect(),
+            ));
+        }
+        let runs: Vec<Run> = pairs(records)
+            .map(|(addr, b)| Run {
+                addr,
+                pages: b as u32,
+                frame: (b >> 32) as u32,
+            })
+            .collect();
+        let frames_end = |r: &Run| u64::from(r.frame) + u64::from(r.pages);
+        Ok(Answer::Outcome(match number {
+            op::MERGE
+                if runs
+                    .iter()
+                    .all(|r| frames_end(r) <= u64::from(self.pool.frames())) =>
+            {
+                t.merge(&mut self.tracer, &self.pool, &runs)
+            }
+            op::ZERO => t.drop_zero(&mut self.tracer, &runs),
+            op::UNMERGE => t.unmerge(&mut self.tracer, &self.pool, &runs),
+            _ => return Err(invalid()),
+        }))
+    }
+
+    /// Children announced by fork events become targets of their own as soon as their pid is known.
+    fn adopt_children(&mut self) {
+        let mut found = Vec::new();
+        for (&parent, t) in &mut self.targets {
+            if t.born.is_empty() {
+                continue;
+            }
+            let probe = t.workshop_base();
+            t.born.retain(|u| u.alive(probe));
+            let known_children: Vec<i32> = children_of(parent);
+            found.push((parent, known_children));
+        }
+        for (parent, children) in found {
+            for child in children {
+                if self.targets.contains_key(&child) {
+                    continue;
+                }
+                let Some(t) = self.targets.get_mut(&parent) else {
+                    break;
+                };
+                if let Some(c) = t.adopt(child) {
+                    self.targets.insert(child, c);
+                }
+            }
+        }
+    }
+
+    /// Targets without merged memory are let go; the others are guarded on.
+    fn engine_gone(&mut self) {
+        let inode = self.pool.inode();
+        let pids: Vec<i32> = self.targets.keys().copied().collect();
+        for pid in pids {
+            if maps_inode(pid, inode) {
+                if let Some(t) = self.targets.get_mut(&pid) {
+                    t.end_tracking();
+                }
+            } else if let Some(t) = self.targets.remove(&pid) {
+                let _ = t.detach(&mut self.tracer);
+            }
+        }
+    }
+}
+
+enum Answer {
+    Bytes(Vec<u8>),
+    Outcome(Outcome),
+}
+
+fn invalid() -> io::Error {
+    io::Error::from_raw_os_error(libc::EINVAL)
+}
+
+fn pairs(records: &[u8]) -> impl Iterator<Item = (u64, u64)> + '_ {
+    let word = |b: &[u8]| u64::from_le_bytes(b.try_into().expect("8 bytes"));
+    records
+        .chunks_exact(16)
+        .map(move |r| (word(&r[..8]), word(&r[8..])))
+}
+
+/// `codes u32, pauses u32, mappings u32, 0 u32, injected f64, cpu f64`, the codes, the pauses as f64.
+fn encode(o: &Outcome, cpu: Duration) -> Vec<u8> {
+    let mut b = Vec::with_capacity(32 + o.codes.len() + 8 * o.pauses.len());
+    for v in [o.codes.len() as u32, o.pauses.len() as u32, o.mappings, 0] {
+        b.extend_from_slice(&v.to_le_bytes());
+    }
+    b.extend_from_slice(&o.injected.to_le_bytes());
+    b.extend_from_slice(&cpu.as_secs_f64().to_le_bytes());
+    b.extend_from_slice(&o.codes);
+    for p in &o.pauses {
+        b.extend_from_slice(&p.to_le_bytes());
+    }
+    b
+}
+
+/// The children of all threads of `pid`.
+fn children_of(pid: i32) -> Vec<i32> {
+    let mut out = Vec::new();
+    for tid in crate::ptrace::threads(pid).unwrap_or_default() {
+        let text =
+            std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+        out.extend(
+            text.split_ascii_whitespace()
+                .filter_map(|w| w.parse::<i32>().ok()),
+        );
+    }
+    out
+}
+
+/// Whether process `pid` maps the file with this inode.
+fn maps_inode(pid: i32, inode: u64) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|s| {
+        s.lines()
+            .filter_map(crate::sys::parse_line)
+            .any(|v| v.inode == inode)
+    })
+}

@@ -1,0 +1,315 @@
+//! Running system calls inside a stopped process, and leaving it as it was.
+//!
+//! Once a target is attached it holds a small *workshop*: one page with the loop of `arch` and some pages for its
+//! operations. A list of operations runs at full speed in one thread while all others stand still. The thread's
+//! registers, vector state and signal mask stand in a signal frame in the workshop before it is let go, and the loop
+//! ends in `rt_sigreturn`: a target whose tracer dies at any instruction of the loop finishes the list and goes on
+//! where it was. Source of the idea: CRIU's compel; of the frame: the kernel's own signal delivery.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::arch::{self, nr, Regs};
+use crate::ptrace::{self, Stopped, Tracer, Wait};
+use crate::sys::{read_remote, write_remote, Vma, PAGE};
+
+/// One operation of the loop: a system call (or a flagged copy) and its result.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Op {
+    /// System call number and flags of `arch`.
+    pub number: u64,
+    /// Arguments.
+    pub args: [u64; 6],
+    /// What it returned: negative errno on failure.
+    pub result: i64,
+}
+
+impl Op {
+    /// An operation with up to six arguments.
+    pub fn new(number: u64, args: &[u64]) -> Self {
+        let mut a = [0; 6];
+        a[..args.len()].copy_from_slice(args);
+        Self {
+            number,
+            args: a,
+            result: i64::MIN,
+        }
+    }
+}
+
+const FRAME_AT: u64 = PAGE;
+const STACK_TOP: u64 = 7 * PAGE;
+/// Offset in the workshop of a page for messages (`recvmsg`).
+pub const MESSAGE_AT: u64 = 7 * PAGE;
+const OPS_AT: u64 = 8 * PAGE;
+/// Most operations of one list.
+pub const OPS_MAX: usize = 1024;
+/// Bytes of a workshop.
+pub const WORKSHOP_SIZE: u64 = OPS_AT + OPS_MAX as u64 * 64;
+
+/// How long an injected list may run before the target is given up as hanging.
+const LIST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The pages inside a target that injected lists run from.
+#[derive(Clone, Copy, Debug)]
+pub struct Workshop {
+    /// Address of the code page.
+    pub base: u64,
+}
+
+fn gone() -> io::Error {
+    io::Error::from_raw_os_error(libc::ESRCH)
+}
+
+/// Finds a `SYSCALL` instruction in the target's vdso (or any executable mapping).
+fn find_syscall(pid: i32) -> io::Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let mut candidates: Vec<(bool, Vma)> = text
+        .lines()
+        .filter_map(|l| Some((l.ends_with("[vdso]"), crate::sys::parse_line(l)?)))
+        .filter(|(_, v)| v.flags & 5 == 5)
+        .collect();
+    candidates.sort_by_key(|(vdso, v)| (!vdso, v.start));
+    let mut buf = vec![0u8; 1 << 16];
+    for (_, v) in candidates {
+        let mut at = v.start;
+        while at < v.end {
+            let n = (v.end - at).min(buf.len() as u64) as usize;
+            let Ok(got) = read_remote(pid, at, &mut buf[..n]) else {
+                break;
+            };
+            if let Some(i) = buf[..got].windows(2).position(|w| w == arch::SYSCALL_INSN) {
+                return Ok(at + i as u64);
+            }
+            at += n as u64;
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::Unsupported,
+        "no system call instruction found in its executable mappings",
+    ))
+}
+
+/// Which thread runs injected code: one not inside a call that only its own kernel state can restart, if there is.
+fn choose(stopped: &Stopped) -> io::Result<(i32, Regs)> {
+    let mut fallback = None;
+    for &tid in stopped.tids.iter().take(16) {
+        let Ok(regs) = Regs::get(tid) else { continue };
+        if !regs.in_restart_block() {
+            return Ok((tid, regs));
+        }
+        fallback.get_or_insert((tid, regs));
+    }
+    fallback.ok_or_else(gone)
+}
+
+/// Restartable sequences: a thread interrupted inside one must resume at its abort handler once other code has run
+/// in it, for the kernel forgets the sequence when it sees a foreign instruction pointer.
+fn leave_rseq(tid: i32, regs: &mut Regs) -> io::Result<()> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Configuration {
+        pointer: u64,
+        size: u32,
+        signature: u32,
+        flags: u32,
+        pad: u32,
+    }
+    const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
+    let mut c = Configuration::default();
+    // SAFETY: the kernel writes at most the stated size of the structure into a live one.
+    let r = unsafe {
+        libc::ptrace(
+            PTRACE_GET_RSEQ_CONFIGURATION,
+            tid,
+            std::mem::size_of::<Configuration>(),
+            &mut c,
+        )
+    };
+    if r <= 0 || c.pointer == 0 {
+        return Ok(());
+    }
+    let mut word = [0u8; 8];
+    if read_remote(tid, c.pointer + 8, &mut word)? != 8 {
+        return Ok(());
+    }
+    let at = u64::from_le_bytes(word);
+    if at == 0 {
+        return Ok(());
+    }
+    let mut d = [0u8; 32];
+    if read_remote(tid, at, &mut d)? != 32 {
+        return Ok(());
+    }
+    let field = |i: usize| u64::from_le_bytes(d[i..i + 8].try_into().expect("8 bytes"));
+    let (start, length, abort) = (field(8), field(16), field(24));
+    if regs.ip().wrapping_sub(start) < length {
+        regs.set_ip(abort);
+    }
+    Ok(())
+}
+
+/// Runs one system call by single step. Used only to set up and to remove the workshop.
+fn one_call(tid: i32, regs: &Regs, insn: u64, number: u64, args: [u64; 6]) -> io::Result<i64> {
+    let mask = ptrace::signal_mask(tid)?;
+    let run = || -> io::Result<i64> {
+        regs.for_one_call(insn, number, args).set(tid)?;
+        ptrace::set_signal_mask(tid, u64::MAX)?;
+        ptrace::single_step(tid)?;
+        let started = Instant::now();
+        loop {
+            match ptrace::poll(tid) {
+                Wait::Nothing if started.elapsed() > LIST_TIMEOUT => return Err(gone()),
+                Wait::Nothing => std::thread::yield_now(),
+                Wait::Signal(libc::SIGTRAP) => break,
+                Wait::Ended => return Err(gone()),
+                _ => ptrace::single_step(tid)?,
+            }
+        }
+        Ok(Regs::get(tid)?.result())
+    };
+    let result = run();
+    let _ = regs.set(tid);
+    let _ = ptrace::set_signal_mask(tid, mask);
+    match result? {
+        e @ -4095..=-1 => Err(io::Error::from_raw_os_error(-e as i32)),
+        value => Ok(value),
+    }
+}
+
+impl Workshop {
+    /// Makes a workshop in a stopped target.
+    pub fn create(stopped: &Stopped) -> io::Result<Self> {
+        let insn = find_syscall(stopped.pid)?;
+        let (tid, mut regs) = choose(stopped)?;
+        leave_rseq(tid, &mut regs)?;
+        let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+        let base = one_call(
+            tid,
+            &regs,
+            insn,
+            nr::MMAP,
+            [0, WORKSHOP_SIZE, rw, flags, u64::MAX, 0],
+        )? as u64;
+        write_remote(stopped.pid, base, arch::loop_code())?;
+        let rx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+        if let Err(e) = one_call(tid, &regs, insn, nr::MPROTECT, [base, PAGE, rx, 0, 0, 0]) {
+            let _ = one_call(
+                tid,
+                &regs,
+                insn,
+                nr::MUNMAP,
+                [base, WORKSHOP_SIZE, 0, 0, 0, 0],
+            );
+            return Err(e);
+        }
+        Ok(Self { base })
+    }
+
+    /// Whether the workshop is still there and unchanged: not so after `exec` or if the program unmapped it.
+    pub fn intact(&self, pid: i32) -> bool {
+        let code = arch::loop_code();
+        let mut buf = vec![0u8; code.len()];
+        matches!(read_remote(pid, self.base, &mut buf), Ok(n) if n == code.len()) && buf == code
+    }
+
+    /// Removes the workshop from a stopped target.
+    pub fn remove(&self, stopped: &Stopped) -> io::Result<()> {
+        let insn = find_syscall(stopped.pid)?;
+        let (tid, mut regs) = choose(stopped)?;
+        leave_rseq(tid, &mut regs)?;
+        one_call(
+            tid,
+            &regs,
+            insn,
+            nr::MUNMAP,
+            [self.base, WORKSHOP_SIZE, 0, 0, 0, 0],
+        )
+        .map(drop)
+    }
+
+    /// Runs `ops` (at most [`OPS_MAX`]) in one thread of the stopped target and fills in their results. The caller
+    /// has made sure that the workshop is intact. Returns the time that the loop ran.
+    pub fn run(
+        &self,
+        tracer: &mut Tracer,
+        stopped: &Stopped,
+        ops: &mut [Op],
+    ) -> io::Result<Duration> {
+        assert!(ops.len() <= OPS_MAX);
+        let (tid, mut regs) = choose(stopped)?;
+        leave_rseq(tid, &mut regs)?;
+        let pid = stopped.pid;
+        let mask = ptrace::signal_mask(tid)?;
+        write_remote(
+            pid,
+            self.base + FRAME_AT,
+            &arch::signal_frame(tid, &regs, mask, self.base + FRAME_AT)?,
+        )?;
+        write_remote(pid, self.base + OPS_AT, bytes_of(ops))?;
+        let looping = regs.for_loop(
+            self.base,
+            self.base + OPS_AT,
+            ops.len() as u64,
+            self.base + STACK_TOP,
+            self.base + FRAME_AT,
+        );
+        // The order matters should this process die in between: from here on the thread runs the whole loop and
+        // returns through the frame, which also holds its signal mask.
+        looping.set(tid)?;
+        ptrace::set_signal_mask(tid, !(1 << (arch::REPORT_SIGNAL - 1)))?;
+        let started = Instant::now();
+        ptrace::resume(tid, 0)?;
+        let done = self.base + arch::loop_done_offset();
+        let mut spins = 0u32;
+        let ended = loop {
+            match ptrace::poll(tid) {
+                Wait::Nothing if started.elapsed() > LIST_TIMEOUT => break Err(gone()),
+                Wait::Nothing => {
+                    spins += 1;
+                    if spins > 2000 {
+                        std::thread::sleep(Duration::from_micros(20));
+                    } else {
+                        std::thread::yield_now();
+                    }
+                }
+                Wait::Ended => break Err(gone()),
+                Wait::Signal(signal) => {
+                    if signal == arch::REPORT_SIGNAL && Regs::get(tid)?.ip() == done {
+                        break Ok(());
+                    }
+                    tracer.owe(pid, tid, signal);
+                    ptrace::resume(tid, 0)?;
+                }
+                Wait::Interrupted | Wait::Suspended | Wait::Event(_) => ptrace::resume(tid, 0)?,
+            }
+        };
+        let took = started.elapsed();
+        ended?;
+        // Mask first: until the registers are back the thread would still leave through the frame.
+        ptrace::set_signal_mask(tid, mask)?;
+        regs.set(tid)?;
+        let mut back = vec![Op::default(); ops.len()];
+        if read_remote(pid, self.base + OPS_AT, bytes_of_mut(&mut back))?
+            != std::mem::size_of_val(ops)
+        {
+            return Err(gone());
+        }
+        for (op, b) in ops.iter_mut().zip(&back) {
+            op.result = b.result;
+        }
+        Ok(took)
+    }
+}
+
+fn bytes_of(ops: &[Op]) -> &[u8] {
+    // SAFETY: `Op` is `repr(C)`, made of integers only, 64 bytes without padding.
+    unsafe { std::slice::from_raw_parts(ops.as_ptr().cast(), std::mem::size_of_val(ops)) }
+}
+
+fn bytes_of_mut(ops: &mut [Op]) -> &mut [u8] {
+    // SAFETY: as above, and every bit pattern is a valid `Op`.
+    unsafe { std::slice::from_raw_parts_mut(ops.as_mut_ptr().cast(), std::mem::size_of_val(ops)) }
+}

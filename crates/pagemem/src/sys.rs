@@ -1,0 +1,236 @@
+//! Thin wrappers over the system calls of this crate: results as `io::Result`, nothing decided.
+
+use std::ffi::c_void;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
+
+/// Turns the C convention (-1 and `errno`) into a result.
+pub fn check(r: libc::c_long) -> io::Result<i64> {
+    if r < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(r)
+    }
+}
+
+/// `pidfd_open`.
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the result is a fresh descriptor that nothing else owns.
+    unsafe {
+        Ok(OwnedFd::from_raw_fd(
+            check(libc::syscall(libc::SYS_pidfd_open, pid, 0))? as RawFd,
+        ))
+    }
+}
+
+/// `pidfd_getfd`: a copy of descriptor `fd` of the process behind `pidfd`.
+pub fn pidfd_getfd(pidfd: &OwnedFd, fd: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the result is a fresh descriptor that nothing else owns.
+    unsafe {
+        Ok(OwnedFd::from_raw_fd(check(libc::syscall(
+            libc::SYS_pidfd_getfd,
+            pidfd.as_raw_fd(),
+            fd,
+            0,
+        ))? as RawFd))
+    }
+}
+
+/// Reads `buf.len()` bytes at `addr` of process `pid`; the number of bytes read.
+pub fn read_remote(pid: i32, addr: u64, buf: &mut [u8]) -> io::Result<usize> {
+    let local = libc::iovec {
+        iov_base: buf.as_mut_ptr().cast(),
+        iov_len: buf.len(),
+    };
+    let remote = libc::iovec {
+        iov_base: addr as *mut c_void,
+        iov_len: buf.len(),
+    };
+    // SAFETY: `local` describes a live, exclusively borrowed buffer; `remote` is only interpreted in the other process.
+    Ok(check(unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) } as i64)? as usize)
+}
+
+/// Writes `buf` at `addr` of process `pid`, all of it or an error.
+pub fn write_remote(pid: i32, addr: u64, buf: &[u8]) -> io::Result<()> {
+    let local = libc::iovec {
+        iov_base: buf.as_ptr() as *mut c_void,
+        iov_len: buf.len(),
+    };
+    let remote = libc::iovec {
+        iov_base: addr as *mut c_void,
+        iov_len: buf.len(),
+    };
+    // SAFETY: `local` describes a live buffer that is only read; `remote` is only interpreted in the other process.
+    let n = check(unsafe { libc::process_vm_writev(pid, &local, 1, &remote, 1, 0) } as i64)?;
+    if n as usize == buf.len() {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(libc::EFAULT))
+    }
+}
+
+/// CPU time of this process so far.
+pub fn cpu_time() -> Duration {
+    let mut t = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes one timespec into a live one.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut t) };
+    Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
+}
+
+/// A mapping as `PROCMAP_QUERY` tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vma {
+    /// First byte.
+    pub start: u64,
+    /// One past the last byte.
+    pub end: u64,
+    /// `r w x` as 1, 2, 4; shared as 8.
+    pub flags: u64,
+    /// Byte offset in the file.
+    pub offset: u64,
+    /// Inode of the file, 0 for anonymous memory.
+    pub inode: u64,
+}
+
+/// Readable, writable, not executable, private.
+pub const VMA_PRIVATE_RW: u64 = 3;
+
+#[repr(C)]
+#[derive(Default)]
+struct ProcmapQuery {
+    size: u64,
+    query_flags: u64,
+    query_addr: u64,
+    vma_start: u64,
+    vma_end: u64,
+    vma_flags: u64,
+    vma_page_size: u64,
+    vma_offset: u64,
+    inode: u64,
+    dev_major: u32,
+    dev_minor: u32,
+    vma_name_size: u32,
+    build_id_size: u32,
+    vma_name_addr: u64,
+    build_id_addr: u64,
+}
+
+const PROCMAP_QUERY: libc::c_ulong = 0xc068_6611; // _IOWR('f', 17, struct procmap_query)
+const COVERING_OR_NEXT: u64 = 0x10;
+
+/// The mappings of one process, asked one by one (`PROCMAP_QUERY`, Linux 6.11) or, on older kernels, from the text.
+pub struct Maps {
+    file: File,
+    text: Option<Vec<Vma>>,
+}
+
+impl Maps {
+    /// Opens `/proc/PID/maps`.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        Ok(Self {
+            file: File::open(format!("/proc/{pid}/maps"))?,
+            text: None,
+        })
+    }
+
+    /// The mapping that covers `addr` or the next one above it.
+    pub fn at_or_after(&mut self, addr: u64) -> io::Result<Option<Vma>> {
+        if let Some(all) = &self.text {
+            let i = all.partition_point(|v| v.end <= addr);
+            return Ok(all.get(i).copied());
+        }
+        let mut q = ProcmapQuery {
+            size: std::mem::size_of::<ProcmapQuery>() as u64,
+            query_flags: COVERING_OR_NEXT,
+            query_addr: addr,
+            ..Default::default()
+        };
+        // SAFETY: the kernel reads and writes one `procmap_query` of the size stated in its first field.
+        match check(unsafe { libc::ioctl(self.file.as_raw_fd(), PROCMAP_QUERY, &mut q) } as i64) {
+            Ok(_) => Ok(Some(Vma {
+                start: q.vma_start,
+                end: q.vma_end,
+                flags: q.vma_flags & 15,
+                offset: q.vma_offset,
+                inode: q.inode,
+            })),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(e) if e.raw_os_error() == Some(libc::ENOTTY) => {
+                self.text = Some(self.read_text()?);
+                self.at_or_after(addr)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Forgets what was read from the text; the next question reads anew.
+    pub fn refresh(&mut self) -> io::Result<()> {
+        if self.text.is_some() {
+            self.text = Some(self.read_text()?);
+        }
+        Ok(())
+    }
+
+    fn read_text(&self) -> io::Result<Vec<Vma>> {
+        use std::io::{Read, Seek};
+        let mut s = String::new();
+        let mut f = &self.file;
+        f.rewind()?;
+        f.read_to_string(&mut s)?;
+        Ok(s.lines().filter_map(parse_line).collect())
+    }
+}
+
+/// Parses one line of `/proc/PID/maps`.
+pub fn parse_line(line: &str) -> Option<Vma> {
+    let mut it = line.split_ascii_whitespace();
+    let (start, end) = it.next()?.split_once('-')?;
+    let perms = it.next()?.as_bytes();
+    let offset = u64::from_str_radix(it.next()?, 16).ok()?;
+    let inode = it.nth(1)?.parse().ok()?;
+    let bit = |i: usize, c: u8, v: u64| if perms.get(i) == Some(&c) { v } else { 0 };
+    Some(Vma {
+        start: u64::from_str_radix(start, 16).ok()?,
+        end: u64::from_str_radix(end, 16).ok()?,
+        flags: bit(0, b'r', 1) | bit(1, b'w', 2) | bit(2, b'x', 4) | bit(3, b's', 8),
+        offset,
+        inode,
+    })
+}
+
+/// Whether the page at `addr` of `pid` is in a mapping watched by a userfaultfd in asynchronous write-protect mode.
+pub fn tracks_writes(pid: i32, addr: u64) -> bool {
+    const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+    const WP_MATCHING: u64 = 1;
+    const CHECK_WPASYNC: u64 = 2;
+    const WRITTEN: u64 = 2;
+    let Ok(file) = File::open(format!("/proc/{pid}/pagemap")) else {
+        return false;
+    };
+    // size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, anyof, return mask
+    let mut a = [
+        96,
+        WP_MATCHING | CHECK_WPASYNC,
+        addr,
+        addr + PAGE,
+        0,
+        0,
+        0,
+        0,
+        0,
+        WRITTEN,
+        0,
+        WRITTEN,
+    ];
+    // SAFETY: the kernel reads and writes one `pm_scan_arg` of the size stated in its first field; without a vector it
+    // writes nothing else.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), PAGEMAP_SCAN, a.as_mut_ptr()) } as i64).is_ok()
+}

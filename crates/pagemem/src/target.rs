@@ -1,0 +1,957 @@
+//! One target process: attach, arm, merge, drop zero pages, unmerge, mend after a discard, detach.
+//!
+//! Runs in the guardian, the only process that stops targets. Whatever is asked, a page is changed only after all
+//! its bytes have been compared inside the stop; a page in doubt is left alone and its code says why.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use crate::arch::{self, nr};
+use crate::inject::{Op, Workshop, MESSAGE_AT, OPS_MAX};
+use crate::pool::Pool;
+use crate::ptrace::{Events, NoEvents, StopError, Stopped, Tracer};
+use crate::sys::{self, check, pidfd_getfd, pidfd_open, read_remote, Maps, PAGE, VMA_PRIVATE_RW};
+use crate::uffd::{Event, Uffd, Use};
+
+/// What became of a page; the values are `PageCode` of `pageone.engine.backend`.
+#[allow(missing_docs)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Code {
+    Done = 0,
+    Differs = 1,
+    Written = 2,
+    Gone = 3,
+    Refused = 4,
+    Timeout = 5,
+}
+
+/// A run of pages and, for a merge, its first frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// First byte.
+    pub addr: u64,
+    /// Number of pages.
+    pub pages: u32,
+    /// Frame of the first page.
+    pub frame: u32,
+}
+
+/// What a request did.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// One code a page, in the order of the request.
+    pub codes: Vec<u8>,
+    /// Seconds that the target stood still, one a stop.
+    pub pauses: Vec<f64>,
+    /// Mappings that the target has more than before (estimated by runs mapped).
+    pub mappings: u32,
+    /// Seconds that the target's own threads ran injected code.
+    pub injected: f64,
+}
+
+/// Settings of a target.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// A stop aims to be no longer than this.
+    pub pause: Duration,
+    /// A target that has not stopped by then is left alone.
+    pub stop_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            pause: Duration::from_micros(1500),
+            stop_timeout: Duration::from_millis(20),
+        }
+    }
+}
+
+/// Pages a stop begins with, before anything has been measured.
+const FIRST_BATCH: f64 = 128.0;
+const BATCH_MIN: f64 = 16.0;
+const BATCH_MAX: f64 = 4096.0;
+/// Mappings of one list: leaves room for two pieces of advice each, the descriptor's reception and closing.
+const RUNS_MAX: usize = OPS_MAX / 3 - 8;
+
+/// Advice that mappings made by us are given again, by its bit in a request to arm: not inherited by children, left
+/// out of core dumps, huge pages wanted or not.
+const ADVICE: [(u64, i32); 4] = [
+    (1, libc::MADV_DONTFORK),
+    (2, libc::MADV_DONTDUMP),
+    (4, libc::MADV_HUGEPAGE),
+    (8, libc::MADV_NOHUGEPAGE),
+];
+/// The part of it that means anything for a mapping of frames.
+const FOR_FRAMES: u64 = 3;
+const FOR_ANONYMOUS: u64 = 15;
+
+/// A process whose memory is merged.
+pub struct Target {
+    /// Process id.
+    pub pid: i32,
+    /// Handle that cannot come to mean another process.
+    pub pidfd: OwnedFd,
+    workshop: Workshop,
+    track: Option<Uffd>,
+    /// Watches merged ranges.
+    pub guard: Uffd,
+    limits: Limits,
+    batch: f64,
+    discarded: Vec<(u64, u64)>,
+    /// Ranges whose merged mappings are given advice: start, end, bits.
+    advised: Vec<(u64, u64, u64)>,
+    /// Descriptors of children's address spaces, from fork events, not yet known by pid.
+    pub born: Vec<Uffd>,
+}
+
+/// The guard's events of one target, as a stop reads them.
+struct Watch<'a> {
+    guard: &'a Uffd,
+    discarded: &'a mut Vec<(u64, u64)>,
+    born: &'a mut Vec<Uffd>,
+}
+
+impl Events for Watch<'_> {
+    fn pending(&self) -> bool {
+        let mut p = libc::pollfd {
+            fd: self.guard.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one live pollfd, no waiting.
+        unsafe { libc::poll(&mut p, 1, 0) == 1 && p.revents & libc::POLLIN != 0 }
+    }
+
+    fn read_one(&mut self) {
+        match self.guard.next_event() {
+            Ok(Some(Event::Remove { start, end })) => self.discarded.push((start, end)),
+            Ok(Some(Event::Fork(child))) => self.born.push(child),
+            Ok(Some(Event::Remap { .. } | Event::Other(_)) | None) | Err(_) => {}
+        }
+    }
+}
+
+/// Which of the pages `[addr, addr + pages)` may be changed, by the mapping they are in.
+fn classify(
+    maps: &mut Maps,
+    addr: u64,
+    pages: u32,
+    ok: impl Fn(&sys::Vma) -> bool,
+    codes: &mut [u8],
+) {
+    let end = addr + u64::from(pages) * PAGE;
+    let mut at = addr;
+    while at < end {
+        match maps.at_or_after(at) {
+            Ok(Some(v)) if v.start < end => {
+                let from = v.start.max(at);
+                let to = v.end.min(end);
+                mark(codes, addr, at, from, Code::Gone);
+                if !ok(&v) {
+                    mark(codes, addr, from, to, Code::Gone);
+                }
+                at = to;
+            }
+            _ => {
+                mark(codes, addr, at, end, Code::Gone);
+                break;
+            }
+        }
+    }
+}
+
+fn mark(codes: &mut [u8], addr: u64, from: u64, to: u64, code: Code) {
+    codes[((from - addr) / PAGE) as usize..((to - addr) / PAGE) as usize].fill(code as u8);
+}
+
+/// Maximal runs of pages whose code is Done.
+fn good_runs(runs: &[Run], codes: &[u8]) -> Vec<(Run, usize)> {
+    let mut out: Vec<(Run, usize)> = Vec::new();
+    let mut at = 0;
+    for r in runs {
+        let mut open = false;
+        for i in 0..r.pages {
+            let good = codes[at + i as usize] == Code::Done as u8;
+            if good && open {
+                out.last_mut().expect("open run").0.pages += 1;
+            } else if good {
+                let run = Run {
+                    addr: r.addr + u64::from(i) * PAGE,
+                    pages: 1,
+                    frame: r.frame.wrapping_add(i),
+                };
+                out.push((run, at + i as usize));
+            }
+            open = good;
+        }
+        at += r.pages as usize;
+    }
+    out
+}
+
+/// Cuts runs into batches of at most `pages` pages and `RUNS_MAX` runs.
+fn next_batch(runs: &[Run], cursor: &mut (usize, u32), pages: u32) -> Vec<Run> {
+    let mut out = Vec::new();
+    let mut left = pages;
+    while left > 0 && cursor.0 < runs.len() && out.len() < RUNS_MAX {
+        let r = runs[cursor.0];
+        let n = (r.pages - cursor.1).min(left);
+        if n > 0 {
+            let skip = cursor.1;
+            out.push(Run {
+                addr: r.addr + u64::from(skip) * PAGE,
+                pages: n,
+                frame: r.frame.wrapping_add(skip),
+            });
+        }
+        left -= n;
+        cursor.1 += n;
+        if cursor.1 == r.pages {
+            *cursor = (cursor.0 + 1, 0);
+        }
+    }
+    out
+}
+
+const PROT_RW: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+const ANON: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+const FIXED: u64 = libc::MAP_FIXED as u64;
+
+impl Target {
+    /// Attaches to process `pid`: plants the workshop and two userfaultfds. On an error the target is as it was.
+    pub fn attach(
+        tracer: &mut Tracer,
+        pid: i32,
+        limits: Limits,
+        follow_forks: bool,
+    ) -> io::Result<Self> {
+        let pidfd = pidfd_open(pid)?;
+        // The first stop includes page faults in the workshop and may find the target busy: it may take longer.
+        let stopped = tracer
+            .stop(pid, Duration::from_secs(2), &mut NoEvents)
+            .map_err(|e| match e {
+                StopError::Gone => io::Error::from_raw_os_error(libc::ESRCH),
+                StopError::Timeout => {
+                    io::Error::new(io::ErrorKind::TimedOut, "it did not stop within 2 s")
+                }
+                StopError::Refused(e) => e,
+            })?;
+        let made = Self::plant(tracer, &stopped, &pidfd, follow_forks);
+        if let Err((_, Some(workshop))) = &made {
+            let _ = workshop.remove(&stopped);
+        }
+        tracer.release(stopped);
+        let (workshop, track, guard) = made.map_err(|(e, _)| e)?;
+        let born = Vec::new();
+        Ok(Self {
+            pid,
+            pidfd,
+            workshop,
+            track: Some(track),
+            guard,
+            limits,
+            batch: FIRST_BATCH,
+            discarded: Vec::new(),
+            advised: Vec::new(),
+            born,
+        })
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn plant(
+        tracer: &mut Tracer,
+        stopped: &Stopped,
+        pidfd: &OwnedFd,
+        follow_forks: bool,
+    ) -> Result<(Workshop, Uffd, Uffd), (io::Error, Option<Workshop>)> {
+        let workshop = Workshop::create(stopped).map_err(|e| (e, None))?;
+        let fail = |e| (e, Some(workshop));
+        let open = Op::new(nr::USERFAULTFD, &[crate::uffd::OPEN_FLAGS]);
+        let mut ops = [open, open];
+        workshop.run(tracer, stopped, &mut ops).map_err(fail)?;
+        let fetched: Vec<io::Result<OwnedFd>> = ops
+            .iter()
+            .map(|op| match op.result {
+                e @ ..=-1 => Err(io::Error::from_raw_os_error(-e as i32)),
+                fd => pidfd_getfd(pidfd, fd as i32),
+            })
+            .collect();
+        let mut close: Vec<Op> = ops
+            .iter()
+            .filter(|o| o.result >= 0)
+            .map(|o| Op::new(nr::CLOSE, &[o.result as u64]))
+            .collect();
+        workshop.run(tracer, stopped, &mut close).map_err(fail)?;
+        let mut fetched = fetched.into_iter();
+        let mut next = || fetched.next().expect("two descriptors");
+        let track = next()
+            .and_then(|fd| Uffd::new(fd, Use::Track))
+            .map_err(fail)?;
+        let guard = next()
+            .and_then(|fd| {
+                Uffd::new(
+                    fd,
+                    Use::Guard {
+                        forks: follow_forks,
+                    },
+                )
+            })
+            .map_err(fail)?;
+        Ok((workshop, track, guard))
+    }
+
+    /// Address range of the workshop in the target.
+    pub fn workshop_range(&self) -> (u64, u64) {
+        (
+            self.workshop.base,
+            self.workshop.base + crate::inject::WORKSHOP_SIZE,
+        )
+    }
+
+    /// Begins to track writes in each of `ranges`; returns errno for each (0: armed). The low bits of the end carry
+    /// the advice that new mappings there must be given again ([`ADVICE`]).
+    pub fn arm(&mut self, ranges: &[(u64, u64)]) -> Vec<i32> {
+        let mut out = Vec::with_capacity(ranges.len());
+        for &(start, end) in ranges {
+            let (end, advice) = (end & !(PAGE - 1), end & (PAGE - 1));
+            out.push(match self.retrack(start, end) {
+                Ok(()) => 0,
+                Err(e) => e.raw_os_error().unwrap_or(libc::EINVAL),
+            });
+            self.advised.retain(|a| a.1 <= start || end <= a.0);
+            if advice != 0 {
+                self.advised.push((start, end, advice));
+            }
+        }
+        out
+    }
+
+    /// The calls that give a new mapping the advice, among `wanted`, of the mapping that it is part of.
+    fn advice_for(&self, r: &Run, wanted: u64) -> impl Iterator<Item = Op> + '_ {
+        let (start, end) = (r.addr, r.addr + u64::from(r.pages) * PAGE);
+        let bits = self
+            .advised
+            .iter()
+            .filter(|a| a.0 < end && start < a.1)
+            .fold(0, |b, a| b | a.2)
+            & wanted;
+        ADVICE
+            .into_iter()
+            .filter(move |(bit, _)| bits & bit != 0)
+            .map(move |(_, advice)| Op::new(nr::MADVISE, &[start, end - start, advice as u64]))
+    }
+
+    fn retrack(&self, start: u64, end: u64) -> io::Result<()> {
+        self.track
+            .as_ref()
+            .map_or(Err(io::Error::from_raw_os_error(libc::EBADF)), |u| {
+                u.register(start, end)
+            })
+    }
+
+    /// Whether writes of this target are tracked: not so for a child that is only guarded.
+    pub fn tracks(&self) -> bool {
+        self.track.is_some()
+    }
+
+    /// Stops tracking writes; merged ranges stay guarded.
+    pub fn end_tracking(&mut self) {
+        self.track = None;
+    }
+
+    /// New limits for stops from now on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// Address of the workshop.
+    pub fn workshop_base(&self) -> u64 {
+        self.workshop.base
+    }
+
+    /// Whether the process still has the address space that was attached (it may have called `exec`).
+    pub fn still_there(&self) -> bool {
+        self.workshop.intact(self.pid)
+    }
+
+    /// Makes a child, announced by a fork event, a target: it inherited the workshop with its parent's memory.
+    pub fn adopt(&mut self, child: i32) -> Option<Self> {
+        let pidfd = pidfd_open(child).ok()?;
+        if !self.workshop.intact(child) {
+            return None;
+        }
+        // Two children may have been born since: a page watched through the right descriptor is one that the kernel
+        // agrees to scan for asynchronous write protection in this child, and in no other.
+        let probe = self.workshop.base + MESSAGE_AT;
+        let belongs = |u: &Uffd| {
+            u.register(probe, probe + PAGE).is_ok() && {
+                let yes = sys::tracks_writes(child, probe);
+                let _ = u.unregister(probe, probe + PAGE);
+                yes
+            }
+        };
+        let guard = self.born.iter().position(belongs)?;
+        Some(Self {
+            pid: child,
+            pidfd,
+            workshop: self.workshop,
+            track: None,
+            guard: self.born.remove(guard),
+            limits: self.limits,
+            batch: FIRST_BATCH,
+            discarded: Vec::new(),
+            advised: self.advised.clone(),
+            born: Vec::new(),
+        })
+    }
+
+    /// Adds write tracking to a target that so far was only guarded.
+    pub fn complete(&mut self, tracer: &mut Tracer) -> io::Result<()> {
+        let timed_out = || io::Error::new(io::ErrorKind::TimedOut, "it did not stop within 2 s");
+        let stopped = self
+            .stop(tracer, Duration::from_secs(2))
+            .map_err(|e| match e {
+                StopError::Gone => io::Error::from_raw_os_error(libc::ESRCH),
+                StopError::Timeout => timed_out(),
+                StopError::Refused(e) => e,
+            })?;
+        let mut planted = || -> io::Result<Uffd> {
+            let mut ops = [Op::new(nr::USERFAULTFD, &[crate::uffd::OPEN_FLAGS])];
+            self.workshop.run(tracer, &stopped, &mut ops)?;
+            if ops[0].result < 0 {
+                return Err(io::Error::from_raw_os_error(-ops[0].result as i32));
+            }
+            let fd = pidfd_getfd(&self.pidfd, ops[0].result as i32);
+            let mut close = [Op::new(nr::CLOSE, &[ops[0].result as u64])];
+            self.workshop.run(tracer, &stopped, &mut close)?;
+            Uffd::new(fd?, Use::Track)
+        };
+        let track = planted();
+        tracer.release(stopped);
+        self.track = Some(track?);
+        Ok(())
+    }
+
+    fn stop(&mut self, tracer: &mut Tracer, timeout: Duration) -> Result<Stopped, StopError> {
+        let mut watch = Watch {
+            guard: &self.guard,
+            discarded: &mut self.discarded,
+            born: &mut self.born,
+        };
+        tracer.stop(self.pid, timeout, &mut watch)
+    }
+
+    /// Does `work` for batches of `runs` inside stops sized to the pause budget.
+    fn in_stops(
+        &mut self,
+        tracer: &mut Tracer,
+        runs: &[Run],
+        mut work: impl FnMut(
+            &mut Self,
+            &mut Tracer,
+            &Stopped,
+            &[Run],
+            &mut [u8],
+            &mut Outcome,
+        ) -> io::Result<()>,
+    ) -> Outcome {
+        let total: usize = runs.iter().map(|r| r.pages as usize).sum();
+        let mut out = Outcome {
+            codes: Vec::with_capacity(total),
+            ..Default::default()
+        };
+        let mut cursor = (0, 0);
+        loop {
+            let batch = next_batch(runs, &mut cursor, self.batch as u32);
+            if batch.is_empty() {
+                break;
+            }
+            let pages: usize = batch.iter().map(|r| r.pages as usize).sum();
+            let mut codes = vec![Code::Done as u8; pages];
+            match self.stop(tracer, self.limits.stop_timeout) {
+                Err(StopError::Timeout) => codes.fill(Code::Timeout as u8),
+                Err(StopError::Gone) => codes.fill(Code::Gone as u8),
+                Err(StopError::Refused(_)) => codes.fill(Code::Refused as u8),
+                Ok(stopped) if !self.workshop.intact(self.pid) => {
+                    codes.fill(Code::Gone as u8);
+                    tracer.release(stopped);
+                }
+                Ok(stopped) => {
+                    self.mend(tracer, &stopped, &mut out);
+                    if let Err(_error) = work(self, tracer, &stopped, &batch, &mut codes, &mut out)
+                    {
+                        for c in codes.iter_mut().filter(|c| **c == Code::Done as u8) {
+                            *c = Code::Refused as u8;
+                        }
+                    }
+                    let pause = tracer.release(stopped).as_secs_f64();
+                    out.pauses.push(pause);
+                    let per_page = pause / pages as f64;
+                    let aim = self.limits.pause.as_secs_f64() * 0.7 / per_page;
+                    // Shrinks at once, grows slowly: a long pause is worse than a small batch.
+                    self.batch = aim.min(self.batch * 1.5).clamp(BATCH_MIN, BATCH_MAX);
+                }
+            }
+            out.codes.extend_from_slice(&codes);
+        }
+        out
+    }
+
+    /// Maps runs to frames of `pool` where the bytes are equal.
+    pub fn merge(&mut self, tracer: &mut Tracer, pool: &Pool, runs: &[Run]) -> Outcome {
+        let inode = pool.inode();
+        self.in_stops(tracer, runs, |t, tracer, stopped, batch, codes, out| {
+            let mut maps = Maps::open(t.pid)?;
+            let mut at = 0;
+            for r in batch {
+                let part = &mut codes[at..at + r.pages as usize];
+                let mergeable =
+                    |v: &sys::Vma| v.flags == VMA_PRIVATE_RW && (v.inode == 0 || v.inode == inode);
+                classify(&mut maps, r.addr, r.pages, mergeable, part);
+                compare(t.pid, r, part, |i, page| pool.equals(r.frame + i, page));
+                at += r.pages as usize;
+            }
+            let good = good_runs(batch, codes);
+            if good.is_empty() {
+                return Ok(());
+            }
+            let mut calls = Vec::with_capacity(3 * good.len());
+            for (r, _) in &good {
+                calls.push(Op::new(
+                    nr::MMAP | arch::DEREF_ARG5,
+                    &[
+                        r.addr,
+                        u64::from(r.pages) * PAGE,
+                        PROT_RW,
+                        libc::MAP_PRIVATE as u64 | FIXED,
+                        t.received_at(),
+                        u64::from(r.frame) * PAGE,
+                    ],
+                ));
+            }
+            for (r, _) in &good {
+                calls.extend(t.advice_for(r, FOR_FRAMES));
+            }
+            let ops = t.run_with_descriptor(tracer, stopped, &pool.read_only()?, calls, out)?;
+            for ((r, first), op) in good.iter().zip(&ops) {
+                if op.result as u64 != r.addr {
+                    codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
+                    continue;
+                }
+                out.mappings += 1;
+                if t.guard
+                    .register(r.addr, r.addr + u64::from(r.pages) * PAGE)
+                    .is_err()
+                {
+                    // Unguarded frames must not stay: the bytes go back to memory of the target's own.
+                    t.unshare(tracer, stopped, &[*r], out)?;
+                    codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Gives runs of zero pages back: the kernel's zero page is mapped again when they are read.
+    pub fn drop_zero(&mut self, tracer: &mut Tracer, runs: &[Run]) -> Outcome {
+        self.in_stops(tracer, runs, |t, tracer, stopped, batch, codes, out| {
+            let mut maps = Maps::open(t.pid)?;
+            let mut at = 0;
+            for r in batch {
+                let part = &mut codes[at..at + r.pages as usize];
+                classify(
+                    &mut maps,
+                    r.addr,
+                    r.pages,
+                    |v| v.flags == VMA_PRIVATE_RW && v.inode == 0,
+                    part,
+                );
+                compare(t.pid, r, part, |_, page| mix::is_zero(page));
+                at += r.pages as usize;
+            }
+            let good = good_runs(batch, codes);
+            let mut ops: Vec<Op> = good
+                .iter()
+                .map(|(r, _)| {
+                    Op::new(
+                        nr::MADVISE,
+                        &[
+                            r.addr,
+                            u64::from(r.pages) * PAGE,
+                            libc::MADV_DONTNEED as u64,
+                        ],
+                    )
+                })
+                .collect();
+            if ops.is_empty() {
+                return Ok(());
+            }
+            out.injected += t.workshop.run(tracer, stopped, &mut ops)?.as_secs_f64();
+            for ((r, first), op) in good.iter().zip(&ops) {
+                if op.result < 0 {
+                    codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Gives merged runs private anonymous memory with the same bytes.
+    pub fn unmerge(&mut self, tracer: &mut Tracer, pool: &Pool, runs: &[Run]) -> Outcome {
+        let inode = pool.inode();
+        self.in_stops(tracer, runs, |t, tracer, stopped, batch, codes, out| {
+            let mut maps = Maps::open(t.pid)?;
+            let mut at = 0;
+            for r in batch {
+                let part = &mut codes[at..at + r.pages as usize];
+                classify(&mut maps, r.addr, r.pages, |v| v.inode == inode, part);
+                at += r.pages as usize;
+            }
+            let good = good_runs(batch, codes);
+            let runs: Vec<Run> = good.iter().map(|(r, _)| *r).collect();
+            for (part, runs) in good.chunks(UNSHARE_MAX).zip(runs.chunks(UNSHARE_MAX)) {
+                let done = t.unshare(tracer, stopped, runs, out);
+                for (i, (r, first)) in part.iter().enumerate() {
+                    if !done.as_ref().is_ok_and(|d| d[i]) {
+                        codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Where the descriptor received by [`Self::run_with_descriptor`] stands in the target, as a 32-bit number.
+    fn received_at(&self) -> u64 {
+        self.workshop.base + MESSAGE_AT + CONTROL_AT + 16
+    }
+
+    /// Runs `calls` in the stopped target while it has `fd`, and closes it there again.
+    ///
+    /// A socket pair made inside the target carries the descriptor: no path, no namespace, no name.
+    fn run_with_descriptor(
+        &self,
+        tracer: &mut Tracer,
+        stopped: &Stopped,
+        fd: &OwnedFd,
+        calls: Vec<Op>,
+        out: &mut Outcome,
+    ) -> io::Result<Vec<Op>> {
+        let message = self.workshop.base + MESSAGE_AT;
+        let kind = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as u64;
+        let mut pair = [Op::new(
+            nr::SOCKETPAIR,
+            &[libc::AF_UNIX as u64, kind, 0, message],
+        )];
+        out.injected += self.workshop.run(tracer, stopped, &mut pair)?.as_secs_f64();
+        if pair[0].result < 0 {
+            return Err(io::Error::from_raw_os_error(-pair[0].result as i32));
+        }
+        let mut word = [0u8; 8];
+        read_remote(self.pid, message, &mut word)?;
+        let ends = [0, 4].map(|i| u32::from_le_bytes(word[i..i + 4].try_into().expect("4 bytes")));
+        let sent = pidfd_getfd(&self.pidfd, ends[0] as i32)
+            .and_then(|s| send_descriptor(&s, fd))
+            .and_then(|()| sys::write_remote(self.pid, message, &receive_block(message)));
+        let received = self.received_at();
+        let mut ops = Vec::with_capacity(calls.len() + 4);
+        if sent.is_ok() {
+            ops.push(Op::new(
+                nr::RECVMSG,
+                &[u64::from(ends[1]), message, libc::MSG_CMSG_CLOEXEC as u64],
+            ));
+            ops.extend(calls);
+            ops.push(Op::new(nr::CLOSE | arch::DEREF_ARG1, &[received]));
+        }
+        ops.push(Op::new(nr::CLOSE, &[u64::from(ends[0])]));
+        ops.push(Op::new(nr::CLOSE, &[u64::from(ends[1])]));
+        out.injected += self.workshop.run(tracer, stopped, &mut ops)?.as_secs_f64();
+        sent?;
+        ops.truncate(ops.len() - 3);
+        ops.remove(0);
+        Ok(ops)
+    }
+
+    /// Replaces mappings of frames (at most [`UNSHARE_MAX`]) by anonymous memory with the same bytes, in a stopped
+    /// target; whether it worked, for each.
+    ///
+    /// The bytes travel through a scratch mapping inside the target, copied there by the injected loop itself: if
+    /// this process dies, the loop completes the copy back before the target goes on. Write tracking is registered in
+    /// the loop, too, before any page of the new mapping exists: only so does the kernel join it with its neighbours.
+    fn unshare(
+        &self,
+        tracer: &mut Tracer,
+        stopped: &Stopped,
+        runs: &[Run],
+        out: &mut Outcome,
+    ) -> io::Result<Vec<bool>> {
+        assert!(runs.len() <= UNSHARE_MAX);
+        let bytes = |r: &Run| u64::from(r.pages) * PAGE;
+        let total: u64 = runs.iter().map(bytes).sum();
+        let mut scratch = [Op::new(nr::MMAP, &[0, total, PROT_RW, ANON, u64::MAX, 0])];
+        out.injected += self
+            .workshop
+            .run(tracer, stopped, &mut scratch)?
+            .as_secs_f64();
+        if scratch[0].result < 0 {
+            return Err(io::Error::from_raw_os_error(-scratch[0].result as i32));
+        }
+        let base = scratch[0].result as u64;
+        let arguments = self.workshop.base + MESSAGE_AT + ARGUMENTS_AT;
+        let (mut calls, mut block, mut at) =
+            (Vec::with_capacity(4 * runs.len() + 1), Vec::new(), base);
+        for (i, r) in runs.iter().enumerate() {
+            let argument = crate::uffd::register_argument(r.addr, r.addr + bytes(r));
+            block.extend(argument.iter().flat_map(|w| w.to_le_bytes()));
+            calls.push(Op::new(arch::COPY, &[at, r.addr, bytes(r)]));
+            calls.push(Op::new(
+                nr::MMAP,
+                &[r.addr, bytes(r), PROT_RW, ANON | FIXED, u64::MAX, 0],
+            ));
+            calls.extend(self.advice_for(r, FOR_ANONYMOUS));
+            calls.push(Op::new(
+                nr::IOCTL | arch::DEREF_ARG1,
+                &[
+                    self.received_at(),
+                    crate::uffd::REGISTER_REQUEST,
+                    arguments + 32 * i as u64,
+                ],
+            ));
+            calls.push(Op::new(arch::COPY, &[r.addr, at, bytes(r)]));
+            at += bytes(r);
+        }
+        let unmap = Op::new(nr::MUNMAP, &[base, total]);
+        let ops = match &self.track {
+            Some(track) => {
+                sys::write_remote(self.pid, arguments, &block)?;
+                calls.push(unmap);
+                self.run_with_descriptor(tracer, stopped, &track.descriptor()?, calls, out)
+            }
+            None => {
+                // Only guarded, not tracked (any more): no registration.
+                calls.retain(|c| c.number != nr::IOCTL | arch::DEREF_ARG1);
+                calls.push(unmap);
+                let took = self.workshop.run(tracer, stopped, &mut calls);
+                took.map(|t| {
+                    out.injected += t.as_secs_f64();
+                    calls
+                })
+            }
+        };
+        let Ok(ops) = ops else {
+            // The descriptor could not be passed: nothing but the scratch mapping has changed.
+            let _ = self.workshop.run(tracer, stopped, &mut [unmap]);
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        };
+        Ok(ops
+            .iter()
+            .filter(|o| o.number == nr::MMAP)
+            .map(|o| o.result >= 0)
+            .collect())
+    }
+
+    /// The target has announced that it discards pages: stop it and mend.
+    pub fn on_events(&mut self, tracer: &mut Tracer) {
+        // Reading an event lets the caller of madvise run on, so the stop must be under way before: `stop` sends
+        // all interrupts first and reads events only while it waits.
+        let mut out = Outcome::default();
+        if let Ok(stopped) = self.stop(tracer, Duration::from_secs(1)) {
+            if self.workshop.intact(self.pid) {
+                self.mend(tracer, &stopped, &mut out);
+            }
+            tracer.release(stopped);
+        }
+    }
+
+    /// Maps zeros where the target has discarded pages of frames: a discarded private page of a file would show the
+    /// file's bytes again, where the program expects zeros. Runs inside the stop that the discarding thread is in.
+    fn mend(&mut self, tracer: &mut Tracer, stopped: &Stopped, out: &mut Outcome) {
+        if self.discarded.is_empty() {
+            return;
+        }
+        let calls: Vec<(u64, u64, u64, i64)> = stopped
+            .tids
+            .iter()
+            .filter_map(|&tid| {
+                let r = arch::Regs::get(tid).ok()?;
+                match r.syscall() {
+                    Some((nr::MADVISE, [a, l, advice])) => Some((a, a + l, advice, r.result())),
+                    _ => None,
+                }
+            })
+            .collect();
+        for (start, end) in std::mem::take(&mut self.discarded) {
+            // MADV_FREE fails on such a mapping and discards nothing: there the bytes must stay.
+            let freed = calls.iter().any(|&(a, e, advice, _)| {
+                advice == libc::MADV_FREE as u64 && a <= start && start < e.next_multiple_of(PAGE)
+            });
+            if freed {
+                continue;
+            }
+            let len = end - start;
+            let mut ops = [Op::new(
+                nr::MMAP,
+                &[start, len, PROT_RW, ANON | FIXED, u64::MAX, 0],
+            )];
+            match self.workshop.run(tracer, stopped, &mut ops) {
+                Ok(took) if ops[0].result as u64 == start => {
+                    out.injected += took.as_secs_f64();
+                    let _ = self.retrack(start, end);
+                }
+                _ => {
+                    // No mapping to be had: write the zeros, which costs memory but keeps the promise.
+                    let zeros = vec![0u8; PAGE as usize];
+                    for page in (start..end).step_by(PAGE as usize) {
+                        let _ = sys::write_remote(self.pid, page, &zeros);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Removes the workshop. The two descriptors close with the value, which ends all watching.
+    pub fn detach(mut self, tracer: &mut Tracer) -> io::Result<()> {
+        match self.stop(tracer, Duration::from_secs(2)) {
+            Ok(stopped) => {
+                let mut out = Outcome::default();
+                let result = if self.workshop.intact(self.pid) {
+                    self.mend(tracer, &stopped, &mut out);
+                    self.workshop.remove(&stopped)
+                } else {
+                    Ok(())
+                };
+                tracer.release(stopped);
+                result
+            }
+            Err(StopError::Gone) => Ok(()),
+            Err(StopError::Timeout) => Err(io::Error::from_raw_os_error(libc::ETIMEDOUT)),
+            Err(StopError::Refused(e)) => Err(e),
+        }
+    }
+}
+
+/// Reads the pages of `run` whose code is Done and marks those that `equal` denies.
+fn compare(pid: i32, run: &Run, codes: &mut [u8], equal: impl Fn(u32, &[u8]) -> bool) {
+    const CHUNK: usize = 64;
+    let mut buf = vec![0u8; CHUNK * PAGE as usize];
+    let mut i = 0;
+    while i < codes.len() {
+        if codes[i] != Code::Done as u8 {
+            i += 1;
+            continue;
+        }
+        let mut n = 1;
+        while n < CHUNK && i + n < codes.len() && codes[i + n] == Code::Done as u8 {
+            n += 1;
+        }
+        let part = &mut buf[..n * PAGE as usize];
+        let got = read_remote(pid, run.addr + i as u64 * PAGE, part).unwrap_or(0) / PAGE as usize;
+        for k in 0..n {
+            if k >= got {
+                codes[i + k] = Code::Gone as u8;
+            } else if !equal(
+                (i + k) as u32,
+                &part[k * PAGE as usize..(k + 1) * PAGE as usize],
+            ) {
+                codes[i + k] = Code::Differs as u8;
+            }
+        }
+        i += n;
+    }
+}
+
+/// Where, in the page for messages, control data stands and arguments of registrations begin.
+const CONTROL_AT: u64 = 128;
+const ARGUMENTS_AT: u64 = 256;
+/// Most runs of one [`Target::unshare`]: their arguments fit the page, their operations the list.
+const UNSHARE_MAX: usize = 96;
+
+/// The `msghdr` for receiving one descriptor, with everything it points to, as it stands at `at` in the target.
+fn receive_block(at: u64) -> Vec<u8> {
+    let mut b = vec![0u8; 256];
+    let mut put = |o: usize, v: u64| b[o..o + 8].copy_from_slice(&v.to_le_bytes());
+    put(16, at + 64); // msg_iov
+    put(24, 1); // msg_iovlen
+    put(32, at + CONTROL_AT); // msg_control
+    put(40, 32); // msg_controllen
+    put(64, at + 96); // iov_base
+    put(72, 8); // iov_len
+    put(CONTROL_AT as usize + 16, u64::MAX); // no descriptor yet: -1 makes every use of it fail
+    b
+}
+
+fn send_descriptor(socket: &OwnedFd, fd: &OwnedFd) -> io::Result<()> {
+    #[repr(C)]
+    struct Control {
+        header: libc::cmsghdr,
+        fd: i32,
+        pad: i32,
+    }
+    let mut byte = [0u8; 1];
+    let mut iov = libc::iovec {
+        iov_base: byte.as_mut_ptr().cast(),
+        iov_len: 1,
+    };
+    let mut control = Control {
+        header: libc::cmsghdr {
+            cmsg_len: 20,
+            cmsg_level: libc::SOL_SOCKET,
+            cmsg_type: libc::SCM_RIGHTS,
+        },
+        fd: fd.as_raw_fd(),
+        pad: 0,
+    };
+    // SAFETY: a msghdr of integers and pointers; zero is a valid value for each.
+    let mut m: libc::msghdr = unsafe { std::mem::zeroed() };
+    m.msg_iov = &mut iov;
+    m.msg_iovlen = 1;
+    m.msg_control = (&raw mut control).cast();
+    m.msg_controllen = std::mem::size_of::<Control>() as _;
+    // SAFETY: every pointer in `m` points to a live local of the stated length.
+    check(unsafe { libc::sendmsg(socket.as_raw_fd(), &m, libc::MSG_NOSIGNAL) } as i64).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(addr: u64, pages: u32, frame: u32) -> Run {
+        Run {
+            addr: addr * PAGE,
+            pages,
+            frame,
+        }
+    }
+
+    fn plain(runs: &[Run]) -> Vec<(u64, u32, u32)> {
+        runs.iter()
+            .map(|r| (r.addr / PAGE, r.pages, r.frame))
+            .collect()
+    }
+
+    #[test]
+    fn batches_cut_runs_at_the_page_limit_and_go_on_where_they_stopped() {
+        let runs = [run(10, 5, 100), run(50, 3, 7)];
+        let mut c = (0, 0);
+        assert_eq!(plain(&next_batch(&runs, &mut c, 4)), [(10, 4, 100)]);
+        assert_eq!(
+            plain(&next_batch(&runs, &mut c, 4)),
+            [(14, 1, 104), (50, 3, 7)]
+        );
+        assert!(next_batch(&runs, &mut c, 4).is_empty());
+    }
+
+    #[test]
+    fn a_page_that_failed_splits_its_run() {
+        let runs = [run(10, 4, 100), run(14, 2, 9)];
+        let good = good_runs(&runs, &[0, 1, 0, 0, 0, 0]);
+        let got: Vec<_> = good
+            .iter()
+            .map(|(r, at)| (r.addr / PAGE, r.pages, r.frame, *at))
+            .collect();
+        assert_eq!(got, [(10, 1, 100, 0), (12, 2, 102, 2), (14, 2, 9, 4)]);
+    }
+}

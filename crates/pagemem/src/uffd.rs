@@ -1,0 +1,162 @@
+//! userfaultfd: write tracking without faults (`WP_ASYNC`) and news of what a target does to its merged ranges.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::sys::check;
+
+/// Flags for the `userfaultfd` system call made inside a target: works for an ordinary user, never blocks a reader.
+pub const OPEN_FLAGS: u64 = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64 | 1; // UFFD_USER_MODE_ONLY
+
+const UFFD_API: u64 = 0xaa;
+const IOC_API: libc::c_ulong = 0xc018_aa3f;
+const IOC_REGISTER: libc::c_ulong = 0xc020_aa00;
+const IOC_UNREGISTER: libc::c_ulong = 0x8010_aa01;
+const REGISTER_MODE_WP: u64 = 2;
+
+const PAGEFAULT_FLAG_WP: u64 = 1 << 0;
+const EVENT_FORK: u64 = 1 << 1;
+const EVENT_REMAP: u64 = 1 << 2;
+const EVENT_REMOVE: u64 = 1 << 3;
+const WP_UNPOPULATED: u64 = 1 << 13;
+const WP_ASYNC: u64 = 1 << 15;
+
+/// The `ioctl` request of [`Uffd::register`], for a call made inside a target.
+pub const REGISTER_REQUEST: u64 = IOC_REGISTER;
+
+/// The `uffdio_register` that begins to watch `[start, end)`.
+pub fn register_argument(start: u64, end: u64) -> [u64; 4] {
+    [start, end - start, REGISTER_MODE_WP, 0]
+}
+
+/// A userfaultfd of some target's address space.
+#[derive(Debug)]
+pub struct Uffd {
+    fd: OwnedFd,
+}
+
+/// What happened in the target.
+#[derive(Debug)]
+pub enum Event {
+    /// It forked; the child's guarded ranges are watched by this new descriptor.
+    Fork(Uffd),
+    /// It moved a guarded range with `mremap`.
+    Remap {
+        /// Old address.
+        from: u64,
+        /// New address.
+        to: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// It is about to discard pages (`madvise`); it waits until this event has been read.
+    Remove {
+        /// First byte.
+        start: u64,
+        /// One past the last.
+        end: u64,
+    },
+    /// Anything else.
+    Other(u8),
+}
+
+/// What a descriptor is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Write tracking of memory that has not been merged: no events, no cost to the target but one bit.
+    Track,
+    /// Merged ranges: tells of discards and moves. `forks` needs `CAP_SYS_PTRACE`.
+    Guard {
+        /// Follow forks.
+        forks: bool,
+    },
+}
+
+impl Uffd {
+    /// Takes over a descriptor fetched from a target and negotiates features.
+    pub fn new(fd: OwnedFd, purpose: Use) -> io::Result<Self> {
+        let features = match purpose {
+            Use::Track => PAGEFAULT_FLAG_WP | WP_ASYNC | WP_UNPOPULATED,
+            Use::Guard { forks } => {
+                PAGEFAULT_FLAG_WP
+                    | WP_ASYNC
+                    | WP_UNPOPULATED
+                    | EVENT_REMOVE
+                    | EVENT_REMAP
+                    | if forks { EVENT_FORK } else { 0 }
+            }
+        };
+        let mut api = [UFFD_API, features, 0u64];
+        // SAFETY: the kernel reads and writes one `uffdio_api`, three 64-bit words.
+        check(unsafe { libc::ioctl(fd.as_raw_fd(), IOC_API, api.as_mut_ptr()) } as i64)?;
+        Ok(Self { fd })
+    }
+
+    /// Begins to watch `[start, end)`.
+    pub fn register(&self, start: u64, end: u64) -> io::Result<()> {
+        let mut r = register_argument(start, end);
+        // SAFETY: the kernel reads and writes one `uffdio_register`, four 64-bit words.
+        check(unsafe { libc::ioctl(self.fd.as_raw_fd(), IOC_REGISTER, r.as_mut_ptr()) } as i64)
+            .map(drop)
+    }
+
+    /// Stops watching `[start, end)`.
+    pub fn unregister(&self, start: u64, end: u64) -> io::Result<()> {
+        let mut r = [start, end - start];
+        // SAFETY: the kernel reads one `uffdio_range`, two 64-bit words.
+        check(unsafe { libc::ioctl(self.fd.as_raw_fd(), IOC_UNREGISTER, r.as_mut_ptr()) } as i64)
+            .map(drop)
+    }
+
+    /// A copy of the descriptor.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+
+    /// Whether the address space behind it still exists; `probe` is the address of some page never registered.
+    pub fn alive(&self, probe: u64) -> bool {
+        !matches!(self.unregister(probe, probe + crate::sys::PAGE), Err(e) if e.raw_os_error() == Some(libc::ESRCH))
+    }
+
+    /// Reads one event, if there is one. Reading is what lets the target go on.
+    pub fn next_event(&self) -> io::Result<Option<Event>> {
+        let mut m = [0u64; 4];
+        // SAFETY: the kernel writes at most 32 bytes, one `uffd_msg`, into a live array of that size.
+        let n = unsafe { libc::read(self.fd.as_raw_fd(), m.as_mut_ptr().cast(), 32) };
+        if n < 0 {
+            let e = io::Error::last_os_error();
+            return if e.raw_os_error() == Some(libc::EAGAIN) {
+                Ok(None)
+            } else {
+                Err(e)
+            };
+        }
+        if n != 32 {
+            return Ok(None);
+        }
+        let fresh = |fd: u64| {
+            // SAFETY: for a fork event the kernel has installed this descriptor for us; nothing else owns it.
+            let fd = unsafe { OwnedFd::from_raw_fd(fd as u32 as RawFd) };
+            Uffd { fd }
+        };
+        Ok(Some(match (m[0] & 0xff) as u8 {
+            0x13 => Event::Fork(fresh(m[1])),
+            0x14 => Event::Remap {
+                from: m[1],
+                to: m[2],
+                len: m[3],
+            },
+            0x15 => Event::Remove {
+                start: m[1],
+                end: m[2],
+            },
+            other => Event::Other(other),
+        }))
+    }
+}
+
+impl AsRawFd for Uffd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}

@@ -1,0 +1,26 @@
+"""Start of the guardian process: ``python -I -S _guardian.py NATIVE CONTROL_FD POOL_FD``.
+
+Runs without the site packages so that the process stays small: it loads the native module by path and nothing else.
+"""
+
+import importlib.machinery
+import importlib.util
+import signal
+import sys
+
+
+def main() -> None:
+    """Load the native core and guard until the engine and the last guarded target have gone."""
+    native, control, pool = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    loader = importlib.machinery.ExtensionFileLoader("_native", native)
+    spec = importlib.util.spec_from_loader("_native", loader)
+    if spec is None:
+        raise SystemExit(1)
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    module.mem.guardian(control, pool)
+
+
+main()

@@ -1,0 +1,340 @@
+"""The real backend: pages of running processes, frames in a memfd.
+
+Reads (maps, pagemap, contents) are done here, from outside, without stopping anything; whatever changes a target
+is asked of the guardian. Holds no policy: which pages, when and where is decided by ``pageone.engine``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from pageone._native import mem
+from pageone.engine.backend import (
+    PAGE_SIZE,
+    U8,
+    U32,
+    U64,
+    Outcome,
+    PageFlag,
+    PageRanges,
+    Regions,
+    TargetMemory,
+)
+from pageone.errors import TargetError
+from pageone.live import preflight, process
+from pageone.live.guardian import Guardian
+
+# Bits of a mapping's permissions and of PAGEMAP_SCAN, as in <linux/fs.h>.
+_READ, _WRITE = 1, 2
+_WRITTEN, _FILE, _PRESENT, _ZERO, _HUGE = 1 << 1, 1 << 2, 1 << 3, 1 << 5, 1 << 6
+_WP_MATCHING, _CHECK_WPASYNC = 1, 2
+
+#: Pages of one request to the guardian: between requests it looks after the events of other targets.
+REQUEST_PAGES = 8192
+
+#: Mappings that are never touched, by name: grown or written by the kernel.
+_LEFT_ALONE = re.compile(r"^\[(stack|vdso|vvar|vvar_vclock|vsyscall|uprobes)")
+
+#: smaps flags of mappings whose meaning a merged mapping would not keep.
+_FLAGS_LEFT_ALONE = frozenset(("lo", "wf", "io", "pf", "ht", "mm", "gd", "ss"))
+#: smaps flags that new mappings are given again: don't fork, don't dump, huge pages wanted, not wanted.
+_FLAGS_REPEATED = {"dc": 1, "dd": 2, "hg": 4, "nh": 8}
+
+
+class LiveTarget:
+    """A running process; implements ``pageone.engine.backend.TargetMemory``."""
+
+    def __init__(self, backend: LiveBackend, pid: int) -> None:
+        self.pid = pid
+        self._backend = backend
+        self._guardian = backend.guardian
+        self._identity = process.identity(pid)
+        self._workshop = self._guardian.attach(pid, follow_forks=backend.follow_forks)
+        try:
+            self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            self._guardian.detach(pid)
+            raise TargetError(f"cannot read the page map of process {pid}: {error.strerror}") from error
+        #: Mappings that are armed: start -> end; and those found unusable, with their reason.
+        self._armed: dict[int, int] = {}
+        self._refused: dict[int, int] = {}
+
+    def alive(self) -> bool:
+        """Whether the process exists and still runs the program that was attached."""
+        return process.identity(self.pid) == self._identity and self._has_workshop()
+
+    def _has_workshop(self) -> bool:
+        out = np.empty(PAGE_SIZE, np.uint8)
+        code = mem.read_pages(self.pid, np.array([self._workshop[0]], np.uint64), out)
+        return bool(code[0] == 0)
+
+    def regions(self) -> Regions:
+        """See ``TargetMemory.regions``. Cost: one read of the maps, and of smaps when there is a new mapping."""
+        try:
+            start, end, perms, offset, _, inode, name, names = mem.maps(self.pid)
+        except OSError as error:
+            raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
+        if "/[aio] (deleted)" in names or "/[aio]" in names:
+            # Asynchronous reads may be under way into any page, with no thread to stop.
+            empty64, empty32 = np.empty(0, np.uint64), np.empty(0, np.uint32)
+            return Regions(empty64, empty64, np.empty(0, np.uint8), empty32, [], len(start))
+        merged = inode == self._backend.pool.inode
+        special = np.array([bool(_LEFT_ALONE.match(n)) for n in names] or [False])[name]
+        private_rw = (perms & 15) == (_READ | _WRITE)
+        free = private_rw & (inode == 0) & ~special & ~((start < self._workshop[1]) & (end > self._workshop[0]))
+        free &= ~self._unusable(start, end, free)
+        chosen = np.flatnonzero(free | merged)
+        frame = np.where(merged[chosen], offset[chosen] // PAGE_SIZE, 0).astype(np.uint32)
+        return Regions(
+            start=start[chosen],
+            end=end[chosen],
+            merged=merged[chosen].astype(np.uint8),
+            frame=frame,
+            names=[names[i] for i in name[chosen]],
+            mappings=len(start),
+        )
+
+    def _unusable(self, start: U64, end: U64, free: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Arm the free mappings that are not armed yet; mark those that cannot be used."""
+        unusable = np.zeros(len(start), bool)
+        current: dict[int, int] = {}
+        refused: dict[int, int] = {}
+        new: list[int] = []
+        for i in np.flatnonzero(free).tolist():
+            s, e = int(start[i]), int(end[i])
+            if self._armed.get(s) == e:
+                current[s] = e
+            elif self._refused.get(s) == e:
+                refused[s] = e
+                unusable[i] = True
+            else:
+                new.append(i)
+        if new:
+            flags = _smaps_flags(self.pid)
+            usable: list[int] = []
+            advice: list[int] = []
+            for i in new:
+                its = flags.get(int(start[i]), frozenset(("io",)))
+                if its & _FLAGS_LEFT_ALONE:
+                    unusable[i] = True
+                    refused[int(start[i])] = int(end[i])
+                else:
+                    usable.append(i)
+                    advice.append(sum(bit for flag, bit in _FLAGS_REPEATED.items() if flag in its))
+            if usable:
+                ends = end[usable] | np.array(advice, np.uint64)
+                result = self._guardian.arm(self.pid, start[usable], ends)
+                for i, code in zip(usable, result.tolist(), strict=True):
+                    if code:
+                        unusable[i] = True
+                        refused[int(start[i])] = int(end[i])
+                    else:
+                        current[int(start[i])] = int(end[i])
+        self._armed, self._refused = current, refused
+        return unusable
+
+    def _scan(self, start: U64, end: U64, *, rearm: bool) -> PageRanges:
+        unwanted = _ZERO | _FILE
+        mask = (_WRITTEN | _PRESENT | unwanted) if rearm else _PRESENT
+        flags = (_WP_MATCHING | _CHECK_WPASYNC) if rearm else 0
+        inverted = unwanted if rearm else 0
+
+        def ask(flags: int) -> tuple[U64, U64, U64]:
+            return mem.pagemap_scan(
+                self._pagemap, start, end, flags=flags, inverted=inverted, mask=mask, returned=_HUGE | _FILE
+            )
+
+        try:
+            try:
+                s, e, categories = ask(flags)
+            except OSError as error:
+                if not rearm or error.errno != errno.EPERM:
+                    raise
+                # A mapping was replaced at the same place and is not armed any more: arm all, ask again.
+                self._armed = {}
+                self.regions()
+                s, e, categories = ask(_WP_MATCHING)
+        except OSError as error:
+            raise TargetError(f"process {self.pid}: its page map cannot be read: {error.strerror}") from error
+        huge = np.where(categories & np.uint64(_HUGE), np.uint8(PageFlag.HUGE), np.uint8(0))
+        return PageRanges(s, e, huge.astype(np.uint8))
+
+    def written(self, start: U64, end: U64) -> PageRanges:
+        """See ``TargetMemory.written``. Cost: a walk of the page tables of the ranges."""
+        ranges = self._scan(start, end, rearm=True)
+        merged_start, merged_end = self._merged_now()
+        if len(merged_start) and len(ranges.start):
+            at = np.searchsorted(merged_start, ranges.start, side="right")
+            inside = (at > 0) & (ranges.start < merged_end[np.maximum(at, 1) - 1])
+            ranges.flags[inside] |= np.uint8(PageFlag.FRAME)
+        return ranges
+
+    def _merged_now(self) -> tuple[U64, U64]:
+        start, end, _, _, _, inode, _, _ = mem.maps(self.pid)
+        merged = inode == self._backend.pool.inode
+        return start[merged], end[merged]
+
+    def present(self, start: U64, end: U64) -> PageRanges:
+        """See ``TargetMemory.present``."""
+        return self._scan(start, end, rearm=False)
+
+    def read_keys(self, addr: U64) -> tuple[U64, U8]:
+        """See ``TargetMemory.read_keys``. Cost: about 0.5 µs of CPU a page."""
+        return mem.read_keys(self.pid, addr, self._backend.key)
+
+    def _in_requests(self, kind: str, addr: U64, pages: U32, frame: U32 | None = None) -> Outcome:
+        """Cut a request into several, so that other targets' events are not kept waiting."""
+        parts: list[Outcome] = []
+        addr, pages, frame = _cut(addr, pages, frame)
+        edges = np.searchsorted(np.cumsum(pages, dtype=np.uint64) // REQUEST_PAGES, np.arange(1, 1 << 20), "left")
+        edges = np.unique(np.concatenate(([0], edges[: int(pages.sum()) // REQUEST_PAGES + 1], [len(pages)])))
+        call = getattr(self._guardian, kind)
+        for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            runs = (addr[a:b], pages[a:b]) if frame is None else (addr[a:b], pages[a:b], frame[a:b])
+            try:
+                parts.append(call(self.pid, *runs))
+            except OSError as error:
+                raise TargetError(f"process {self.pid}: {kind} failed: {error.strerror}") from error
+        return Outcome(
+            code=np.concatenate([p.code for p in parts] or [np.empty(0, np.uint8)]),
+            pauses_s=np.concatenate([p.pauses_s for p in parts] or [np.empty(0)]),
+            mappings_added=sum(p.mappings_added for p in parts),
+            cpu_s=sum(p.cpu_s for p in parts),
+        )
+
+    def merge(self, addr: U64, pages: U32, frame: U32) -> Outcome:
+        """See ``TargetMemory.merge``."""
+        return self._in_requests("merge", addr, pages, frame)
+
+    def drop_zero(self, addr: U64, pages: U32) -> Outcome:
+        """See ``TargetMemory.drop_zero``."""
+        return self._in_requests("drop_zero", addr, pages)
+
+    def unmerge(self, addr: U64, pages: U32) -> Outcome:
+        """See ``TargetMemory.unmerge``."""
+        return self._in_requests("unmerge", addr, pages)
+
+    def detach(self) -> None:
+        """See ``TargetMemory.detach``."""
+        with contextlib.suppress(OSError):
+            os.close(self._pagemap)
+        self._guardian.detach(self.pid)
+        self._backend.targets.pop(self.pid, None)
+
+
+class LiveBackend:
+    """One pool of frames and the guardian that serves it; implements ``pageone.engine.backend.Backend``.
+
+    ``pause_s`` is what a stop of a target aims not to exceed, ``stop_timeout_s`` how long a target may take to stop
+    before it is left alone; ``pool_bytes`` is the most that all frames together may hold (default: all memory).
+    """
+
+    def __init__(self, *, pause_s: float = 0.0015, stop_timeout_s: float = 0.02, pool_bytes: int | None = None) -> None:
+        size = pool_bytes or psutil.virtual_memory().total
+        self.frames_max = min(size // PAGE_SIZE, 2**32 - 1)
+        self.key = mem.Key(secrets.token_bytes(64))
+        self.pool = mem.Pool(self.frames_max)
+        self.follow_forks = process.may_follow_forks()
+        self.guardian = Guardian(self.pool, pause_s=pause_s, stop_timeout_s=stop_timeout_s)
+        self.targets: dict[int, LiveTarget] = {}
+        self._created = process.identity(os.getpid()) or 0
+
+    def attach(self, pid: int) -> TargetMemory:
+        """See ``Backend.attach``."""
+        preflight.check(pid, ours=(os.getpid(), self.guardian.pid))
+        if pid in self.targets:
+            raise TargetError(f"process {pid} is attached already")
+        target = LiveTarget(self, pid)
+        self.targets[pid] = target
+        return target
+
+    def fill(self, frame: U32, target: TargetMemory, addr: U64) -> U8:
+        """See ``Backend.fill``."""
+        return self.pool.fill(target.pid, addr, frame)
+
+    def punch(self, frame: U32) -> None:
+        """See ``Backend.punch``."""
+        ordered = np.sort(frame)
+        cuts = np.flatnonzero(np.diff(ordered) != 1) + 1
+        for part in np.split(ordered, cuts):
+            if len(part):
+                self.pool.punch(int(part[0]), len(part))
+
+    def mapped_frames(self) -> tuple[U32, U32, bool]:
+        """See ``Backend.mapped_frames``. Cost: a read of the maps of every process."""
+        complete = True
+        first: list[U32] = []
+        pages: list[U32] = []
+        for pid in psutil.pids():
+            try:
+                start, end, _, offset, _, inode, _, _ = mem.maps(pid)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EPERM) and not process.cannot_map_pool(pid, self._created):
+                    complete = False
+                continue
+            ours = inode == self.pool.inode
+            if pid in (os.getpid(), self.guardian.pid):
+                # Each has one mapping of the whole pool, which is not a use of any frame.
+                ours &= (end - start) != np.uint64(self.frames_max * PAGE_SIZE)
+            if ours.any():
+                first.append((offset[ours] // PAGE_SIZE).astype(np.uint32))
+                pages.append(((end - start)[ours] // PAGE_SIZE).astype(np.uint32))
+        empty = np.empty(0, np.uint32)
+        return np.concatenate([*first, empty]), np.concatenate([*pages, empty]), complete
+
+    def cpu_s(self) -> float:
+        """CPU-seconds of the guardian so far."""
+        return self.guardian.cpu_s()
+
+    def close(self) -> None:
+        """See ``Backend.close``: the guardian stays as long as merged targets live."""
+        for target in list(self.targets.values()):
+            with contextlib.suppress(OSError):
+                os.close(target._pagemap)
+        self.targets.clear()
+        self.guardian.close()
+
+
+def _cut(addr: U64, pages: U32, frame: U32 | None) -> tuple[U64, U32, U32 | None]:
+    """Cut runs longer than a request into several."""
+    if not len(pages) or int(pages.max()) <= REQUEST_PAGES:
+        return addr, pages, frame
+    parts = (pages.astype(np.int64) + REQUEST_PAGES - 1) // REQUEST_PAGES
+    of = np.repeat(np.arange(len(pages)), parts)
+    nth = np.arange(len(of)) - np.repeat(np.cumsum(parts) - parts, parts)
+    skip = nth * REQUEST_PAGES
+    length = np.minimum(pages[of].astype(np.int64) - skip, REQUEST_PAGES).astype(np.uint32)
+    new_addr = addr[of] + (skip * PAGE_SIZE).astype(np.uint64)
+    new_frame = None if frame is None else (frame[of] + skip.astype(np.uint32)).astype(np.uint32)
+    return new_addr, length, new_frame
+
+
+_SMAPS_HEAD = re.compile(r"^([0-9a-f]+)-[0-9a-f]+ .*$|^VmFlags: (.*)$", re.MULTILINE)
+
+
+def _smaps_flags(pid: int) -> dict[int, frozenset[str]]:
+    """Return the flags of each mapping by its start, from smaps."""
+    try:
+        text = Path(f"/proc/{pid}/smaps").read_text(errors="replace")
+    except OSError as error:
+        raise TargetError(f"process {pid} has ended or cannot be read: {error.strerror}") from error
+    flags: dict[int, frozenset[str]] = {}
+    start = 0
+    for match in _SMAPS_HEAD.finditer(text):
+        if match.group(1):
+            start = int(match.group(1), 16)
+        else:
+            flags[start] = frozenset(match.group(2).split())
+    return flags
+
+
+__all__ = ["LiveBackend", "LiveTarget"]

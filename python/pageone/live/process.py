@@ -1,0 +1,54 @@
+"""Small facts about processes, read from /proc.
+
+For: ``pageone.live``. Reads only; whether a process can be a target is decided in ``preflight``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_CAP_SYS_PTRACE = 19
+_STAT_START = 19  # after the name
+_STAT_STATE = 0
+
+
+def identity(pid: int) -> int | None:
+    """Start time of a process in clock ticks since boot; None if it has ended or is a zombie.
+
+    With the PID it names a process for good. It stays the same over ``exec``.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text[text.rindex(")") + 2 :].split()
+    if fields[_STAT_STATE] in "ZX":
+        return None
+    return int(fields[_STAT_START])
+
+
+def may_follow_forks() -> bool:
+    """Whether this process holds CAP_SYS_PTRACE, which userfaultfd asks for to tell of forks."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> _CAP_SYS_PTRACE & 1)
+    return False
+
+
+def cannot_map_pool(pid: int, pool_created_ticks: int) -> bool:
+    """Whether an unreadable process surely has no mapping of a pool made by this user at the given time.
+
+    True for a process older than the pool and for one of another user: a mapping is inherited by fork only, and an
+    ordinary user's process keeps its user until ``exec``, which drops the mapping. As root nothing is unreadable.
+    """
+    started = identity(pid)
+    if started is None or started < pool_created_ticks:
+        return True
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("Uid:"):
+                return str(os.getuid()) not in line.split()[1:]
+    except OSError:
+        return True
+    return False
