@@ -1,1 +1,9 @@
-"""ONE: exact deduplication of any binary objects."""
+"""ONE: exact deduplication of any binary objects.
+
+For: anyone with many binary objects, and the page engine. It calls the native core and numpy; it knows
+nothing of processes. Equality is always that of all the bytes, never of a hash.
+"""
+
+from pageone.one.keys import KeyTree
+
+__all__ = ["KeyTree"]
