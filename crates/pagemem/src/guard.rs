@@ -9,12 +9,12 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use crate::pool::Pool;
-use crate::ptrace::Tracer;
+use crate::ptrace::{News, Tracer};
 use crate::sys::cpu_time;
 use crate::target::{Limits, Outcome, Run, Target};
 
@@ -57,11 +57,12 @@ pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
     };
     let mut control = Some(UnixStream::from(control));
     let mut last_check = Instant::now();
+    let changes = signal_descriptor()?;
     loop {
         if control.is_none() && g.targets.is_empty() {
             return Ok(());
         }
-        let mut fds: Vec<libc::pollfd> = Vec::with_capacity(1 + 2 * g.targets.len());
+        let mut fds: Vec<libc::pollfd> = Vec::with_capacity(2 + 2 * g.targets.len());
         let mut watch = |fd: RawFd| {
             fds.push(libc::pollfd {
                 fd,
@@ -70,11 +71,12 @@ pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
             })
         };
         watch(control.as_ref().map_or(-1, |c| c.as_raw_fd()));
+        watch(changes.as_raw_fd());
         for t in g.targets.values() {
             watch(t.guard.as_raw_fd());
             watch(t.pidfd.as_raw_fd());
         }
-        let timeout = if g.tracer.tend() {
+        let timeout = if g.tend() {
             TEND_EVERY
         } else {
             CHECK_EVERY
@@ -88,11 +90,14 @@ pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
             )
         };
         let ready = |i: usize| fds[i].revents != 0;
+        if ready(1) {
+            drain(&changes);
+        }
         let pids: Vec<i32> = g.targets.keys().copied().collect();
         for (k, pid) in pids.iter().enumerate() {
-            if ready(2 + 2 * k) {
+            if ready(3 + 2 * k) {
                 g.targets.remove(pid);
-            } else if ready(1 + 2 * k) {
+            } else if ready(2 + 2 * k) {
                 if let Some(t) = g.targets.get_mut(pid) {
                     t.on_events(&mut g.tracer);
                 }
@@ -115,6 +120,30 @@ pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
 }
 
 impl Guardian {
+    /// Looks after traced threads and acts on what followed processes did.
+    fn tend(&mut self) -> bool {
+        let awaited = self.tracer.tend();
+        for news in self.tracer.take_news() {
+            match news {
+                News::Executed { pid } => drop(self.targets.remove(&pid)),
+                News::Forked { parent, child } => {
+                    let guarded = self
+                        .targets
+                        .get(&parent)
+                        .map(|t| t.guard_child(&mut self.tracer, child, &self.pool));
+                    if let Some(Ok(t)) = guarded {
+                        self.targets.insert(child, t);
+                    } else {
+                        // The child has ended, or its parent is a target no more.
+                        self.tracer.unfollow(child);
+                        self.tracer.start_child(child, false);
+                    }
+                }
+            }
+        }
+        awaited
+    }
+
     /// Answers one request; an error means that the engine has gone.
     fn serve(&mut self, c: &mut UnixStream) -> io::Result<()> {
         let mut h = [0u8; 16];
@@ -250,6 +279,26 @@ impl Guardian {
             }
         }
     }
+}
+
+/// A descriptor that is readable when a tracee has changed state.
+fn signal_descriptor() -> io::Result<OwnedFd> {
+    // SAFETY: a live signal set; the result is a fresh descriptor.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGCHLD);
+        let fd = crate::sys::check(
+            libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) as i64,
+        )?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+fn drain(fd: &OwnedFd) {
+    let mut buffer = [0u8; 128];
+    // SAFETY: a live buffer of the stated size; the descriptor does not block.
+    while unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) } > 0 {}
 }
 
 enum Answer {

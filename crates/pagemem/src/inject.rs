@@ -269,8 +269,8 @@ impl Workshop {
                 Wait::Nothing if started.elapsed() > LIST_TIMEOUT => break Err(gone()),
                 Wait::Nothing => {
                     spins += 1;
-                    if spins > 2000 {
-                        std::thread::sleep(Duration::from_micros(20));
+                    if spins > 10 {
+                        ptrace::wait_for_change(Duration::from_millis(2));
                     } else {
                         std::thread::yield_now();
                     }

@@ -8,6 +8,7 @@
 use std::ffi::c_void;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 
 use crate::sys::{check, PAGE};
 
@@ -21,6 +22,7 @@ pub struct Pool {
     base: *mut u8,
     frames: u32,
     inode: u64,
+    read_only: OnceLock<OwnedFd>,
 }
 
 // SAFETY: the mapping belongs to the value and is only accessed through raw pointers inside this module's methods, which
@@ -90,6 +92,7 @@ impl Pool {
             base,
             frames,
             inode,
+            read_only: OnceLock::new(),
         })
     }
 
@@ -102,11 +105,20 @@ impl Pool {
             base,
             frames: (bytes / PAGE) as u32,
             inode,
+            read_only: OnceLock::new(),
         })
     }
 
-    /// A new read-only descriptor of the pool, for targets.
-    pub fn read_only(&self) -> io::Result<OwnedFd> {
+    /// The read-only descriptor that targets get. It is one and the same open file for all: the kernel joins
+    /// neighbouring mappings only if they were made from one.
+    pub fn for_targets(&self) -> io::Result<&OwnedFd> {
+        if self.read_only.get().is_none() {
+            let _ = self.read_only.set(self.reopen()?);
+        }
+        Ok(self.read_only.get().expect("just set"))
+    }
+
+    fn reopen(&self) -> io::Result<OwnedFd> {
         // The file's mode is 0, so it must be opened through a description that is allowed to: set it for a moment.
         let path = std::ffi::CString::new(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
             .expect("no NUL");

@@ -21,6 +21,17 @@ pub enum StopError {
     Refused(io::Error),
 }
 
+impl StopError {
+    /// As an error of the operating system.
+    pub fn into_io(self) -> io::Error {
+        match self {
+            Self::Gone => io::Error::from_raw_os_error(libc::ESRCH),
+            Self::Timeout => io::Error::from_raw_os_error(libc::ETIMEDOUT),
+            Self::Refused(e) => e,
+        }
+    }
+}
+
 fn ptrace(request: libc::c_uint, tid: i32, data: usize) -> io::Result<()> {
     // SAFETY: only requests that take a plain number as data are issued through here: no memory is touched.
     check(unsafe { libc::ptrace(request, tid, 0, data) }).map(drop)
@@ -126,13 +137,94 @@ impl Events for NoEvents {
     fn read_one(&mut self) {}
 }
 
-/// The one tracer of this process: knows which threads are seized.
-#[derive(Default)]
+/// What a followed process did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// It forked: the child, with a copy of its memory, stands still until [`Tracer::start_child`].
+    Forked {
+        /// The parent.
+        parent: i32,
+        /// The child.
+        child: i32,
+    },
+    /// It replaced its program; it is not followed any more.
+    Executed {
+        /// The process.
+        pid: i32,
+    },
+}
+
+const EVENT_FORK: i32 = libc::PTRACE_EVENT_FORK;
+const EVENT_VFORK: i32 = libc::PTRACE_EVENT_VFORK;
+const EVENT_CLONE: i32 = libc::PTRACE_EVENT_CLONE;
+const EVENT_EXEC: i32 = libc::PTRACE_EVENT_EXEC;
+const FOLLOW_OPTIONS: i32 = libc::PTRACE_O_TRACEFORK
+    | libc::PTRACE_O_TRACEVFORK
+    | libc::PTRACE_O_TRACECLONE
+    | libc::PTRACE_O_TRACEEXEC;
+
+/// A thread seized by us that is not part of a stop in progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    /// Was too late for a stop: released as soon as it stops.
+    Straggler,
+    /// Belongs to a followed process: always resumed.
+    Followed,
+    /// Child of a followed process, on its way to its first stop.
+    Newborn,
+    /// The same, found stopped: waits for its guard.
+    Waiting,
+}
+
+/// The one tracer of the guardian: knows which threads are seized.
+#[derive(Debug)]
 pub struct Tracer {
-    /// Seized threads that run: released (or resumed) as soon as they stop. Value: their process.
-    stragglers: BTreeMap<i32, i32>,
+    held: BTreeMap<i32, (i32, Held)>,
+    followed: BTreeSet<i32>,
+    news: Vec<News>,
     /// Signals taken from a thread while it ran injected code; sent again after its release.
     owed: Vec<(i32, i32, i32)>,
+}
+
+impl Default for Tracer {
+    fn default() -> Self {
+        // Stops of tracees are announced by SIGCHLD; blocked, it can be waited for.
+        // SAFETY: a live signal set; only this thread's mask changes.
+        unsafe {
+            let mut set = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            libc::sigaddset(&mut set, libc::SIGCHLD);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+        }
+        Self {
+            held: BTreeMap::new(),
+            followed: BTreeSet::new(),
+            news: Vec::new(),
+            owed: Vec::new(),
+        }
+    }
+}
+
+/// Sleeps until some tracee changes state, at most for `timeout`.
+pub fn wait_for_change(timeout: Duration) {
+    let t = libc::timespec {
+        tv_sec: timeout.as_secs() as i64,
+        tv_nsec: i64::from(timeout.subsec_nanos()),
+    };
+    // SAFETY: live arguments; no information about the signal is asked for.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGCHLD);
+        libc::sigtimedwait(&set, std::ptr::null_mut(), &t);
+    }
+}
+
+fn event_message(tid: i32) -> i32 {
+    let mut message: libc::c_ulong = 0;
+    // SAFETY: the kernel writes one unsigned long into a live one.
+    unsafe { libc::ptrace(libc::PTRACE_GETEVENTMSG, tid, 0, &mut message) };
+    message as i32
 }
 
 impl Tracer {
@@ -152,7 +244,7 @@ impl Tracer {
         let mut failure = None;
         let mut suspended = false;
         'outer: loop {
-            match self.seize_new(pid, &mut seized) {
+            match self.seize_new(pid, &mut seized, &mut stopped) {
                 Ok(true) => {}
                 // A running thread may create another before it stops: done when no new one is found.
                 Ok(false) => break,
@@ -176,8 +268,9 @@ impl Tracer {
                             suspended = true;
                             stopped.insert(tid);
                         }
+                        // The interrupt is still due and stops the thread right after this.
                         Wait::Signal(signal) => drop(resume(tid, signal)),
-                        Wait::Event(_) => drop(resume(tid, 0)),
+                        Wait::Event(event) => self.on_event(pid, tid, event),
                     }
                 }
                 if stopped.len() == seized.len() {
@@ -188,15 +281,15 @@ impl Tracer {
                     break 'outer;
                 }
                 if events.pending() {
-                    if let Err(e) = self.seize_new(pid, &mut seized) {
+                    if let Err(e) = self.seize_new(pid, &mut seized, &mut stopped) {
                         failure = Some(e);
                         break 'outer;
                     }
                     events.read_one();
                 }
                 spins += 1;
-                if spins > 50 {
-                    std::thread::sleep(Duration::from_micros(50));
+                if spins > SPINS {
+                    wait_for_change(Duration::from_micros(200));
                 } else {
                     std::thread::yield_now();
                 }
@@ -209,41 +302,68 @@ impl Tracer {
         if failure.is_none() && suspended {
             failure = Some(StopError::Timeout);
         }
-        match failure {
-            None => Ok(Stopped { pid, tids, since }),
-            Some(e) => {
-                for tid in seized {
-                    if stopped.contains(&tid) {
-                        let _ = ptrace(libc::PTRACE_DETACH, tid, 0);
-                    } else {
-                        self.stragglers.insert(tid, pid);
-                    }
-                }
-                Err(e)
+        let Some(e) = failure else {
+            return Ok(Stopped { pid, tids, since });
+        };
+        for tid in seized {
+            if stopped.contains(&tid) {
+                self.let_go(pid, tid);
+            } else {
+                let held = if self.followed.contains(&pid) {
+                    Held::Followed
+                } else {
+                    Held::Straggler
+                };
+                self.held.insert(tid, (pid, held));
             }
         }
+        Err(e)
     }
 
     /// Seizes and interrupts threads not yet in `seized`; whether there were any.
-    fn seize_new(&mut self, pid: i32, seized: &mut BTreeSet<i32>) -> Result<bool, StopError> {
+    fn seize_new(
+        &mut self,
+        pid: i32,
+        seized: &mut BTreeSet<i32>,
+        stopped: &mut BTreeSet<i32>,
+    ) -> Result<bool, StopError> {
+        let options = if self.followed.contains(&pid) {
+            FOLLOW_OPTIONS
+        } else {
+            0
+        };
         let mut new = false;
         for tid in threads(pid).map_err(|_| StopError::Gone)? {
             if seized.contains(&tid) {
                 continue;
             }
-            // A straggler is still seized and interrupted from a stop that timed out.
-            if self.stragglers.remove(&tid).is_none() {
-                match ptrace(libc::PTRACE_SEIZE, tid, 0) {
-                    Ok(()) => {}
-                    Err(e) if e.raw_os_error() == Some(libc::ESRCH) => continue,
-                    Err(e) if e.raw_os_error() == Some(libc::EPERM) && thread_ended(pid, tid) => {
-                        continue
+            let interrupt = match self.held.remove(&tid) {
+                Some((_, Held::Straggler)) => false, // seized and interrupted already
+                Some((_, Held::Waiting)) => {
+                    stopped.insert(tid);
+                    false
+                }
+                Some((_, Held::Followed | Held::Newborn)) => true,
+                None => {
+                    match ptrace(libc::PTRACE_SEIZE, tid, options as usize) {
+                        Ok(()) => {}
+                        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => continue,
+                        Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
+                            // A thread born under a followed one is ours without being seized.
+                            if !traced_by_us(pid, tid) {
+                                if thread_ended(pid, tid) {
+                                    continue;
+                                }
+                                return Err(StopError::Refused(e));
+                            }
+                        }
+                        Err(e) => return Err(StopError::Refused(e)),
                     }
-                    Err(e) => return Err(StopError::Refused(e)),
+                    true
                 }
-                if ptrace(libc::PTRACE_INTERRUPT, tid, 0).is_err() {
-                    continue;
-                }
+            };
+            if interrupt && ptrace(libc::PTRACE_INTERRUPT, tid, 0).is_err() {
+                continue;
             }
             seized.insert(tid);
             new = true;
@@ -251,10 +371,59 @@ impl Tracer {
         Ok(new)
     }
 
+    /// A ptrace event of a followed process. The thread is resumed; children wait.
+    fn on_event(&mut self, pid: i32, tid: i32, event: i32) {
+        match event {
+            EVENT_FORK => {
+                let child = event_message(tid);
+                self.held.insert(child, (child, Held::Newborn));
+                self.news.push(News::Forked { parent: pid, child });
+                let _ = resume(tid, 0);
+            }
+            EVENT_VFORK => {
+                // The child borrows the memory, which stays guarded through the parent; it soon executes or ends.
+                let child = event_message(tid);
+                self.held.insert(child, (child, Held::Straggler));
+                let _ = resume(tid, 0);
+            }
+            EVENT_CLONE => {
+                let thread = event_message(tid);
+                // Not another process (clone without CLONE_THREAD is told as a clone, too)?
+                if std::path::Path::new(&format!("/proc/{pid}/task/{thread}")).exists() {
+                    self.held.entry(thread).or_insert((pid, Held::Followed));
+                } else {
+                    self.held.insert(thread, (thread, Held::Newborn));
+                    self.news.push(News::Forked {
+                        parent: pid,
+                        child: thread,
+                    });
+                }
+                let _ = resume(tid, 0);
+            }
+            EVENT_EXEC => {
+                self.followed.remove(&pid);
+                self.held.retain(|_, (p, _)| *p != pid);
+                self.news.push(News::Executed { pid });
+                let _ = ptrace(libc::PTRACE_DETACH, tid, 0);
+            }
+            _ => drop(resume(tid, 0)),
+        }
+    }
+
+    fn let_go(&mut self, pid: i32, tid: i32) {
+        if self.followed.contains(&pid) {
+            if resume(tid, 0).is_ok() {
+                self.held.insert(tid, (pid, Held::Followed));
+            }
+        } else {
+            let _ = ptrace(libc::PTRACE_DETACH, tid, 0);
+        }
+    }
+
     /// Lets all threads go; returns how long the process stood still.
     pub fn release(&mut self, stopped: Stopped) -> Duration {
         for &tid in &stopped.tids {
-            let _ = ptrace(libc::PTRACE_DETACH, tid, 0);
+            self.let_go(stopped.pid, tid);
         }
         let pause = stopped.since.elapsed();
         for (pid, tid, signal) in self.owed.drain(..) {
@@ -264,28 +433,94 @@ impl Tracer {
         pause
     }
 
+    /// Keeps `pid` traced between stops, from its next stop on, so that its forks are told of.
+    ///
+    /// For users without the capability that userfaultfd asks for. It costs the process a short detour for each
+    /// signal, fork and new thread, and keeps debuggers away.
+    pub fn follow(&mut self, pid: i32) {
+        self.followed.insert(pid);
+    }
+
+    /// Ends following; threads are released at their next stop, which `stopped`'s release brings about.
+    pub fn unfollow(&mut self, pid: i32) {
+        self.followed.remove(&pid);
+    }
+
+    /// What followed processes did since last asked.
+    pub fn take_news(&mut self) -> Vec<News> {
+        std::mem::take(&mut self.news)
+    }
+
+    /// The child that was told of as forked may run; it is followed like its parent if `follow`.
+    pub fn start_child(&mut self, child: i32, follow: bool) {
+        if !matches!(
+            self.held.get(&child),
+            Some((_, Held::Newborn | Held::Waiting))
+        ) {
+            return;
+        }
+        if follow {
+            self.followed.insert(child);
+            self.held.insert(child, (child, Held::Followed));
+        } else {
+            self.held.insert(child, (child, Held::Straggler));
+        }
+        // It may have been found stopped before (nothing is reported twice): let it go as far as it can.
+        self.let_go(child, child);
+    }
+
     /// Remembers a signal that was taken from a thread while it ran injected code.
     pub fn owe(&mut self, pid: i32, tid: i32, signal: i32) {
         self.owed.push((pid, tid, signal));
     }
 
-    /// Releases threads that have stopped too late. True while some are still awaited.
+    /// Looks after threads that are held outside of a stop. True while some is awaited soon.
     pub fn tend(&mut self) -> bool {
-        self.stragglers.retain(|&tid, _| match poll(tid) {
-            Wait::Nothing => true,
-            Wait::Ended => false,
-            Wait::Signal(signal) => {
-                // The interrupt is still due: it stops the thread again right after the signal's delivery.
-                resume(tid, signal).is_ok()
+        let tids: Vec<i32> = self.held.keys().copied().collect();
+        let mut awaited = false;
+        for tid in tids {
+            let Some(&(pid, held)) = self.held.get(&tid) else {
+                continue;
+            };
+            match (poll(tid), held) {
+                (Wait::Nothing, Held::Followed | Held::Waiting) => {}
+                (Wait::Nothing, _) => awaited = true,
+                (Wait::Ended, _) => {
+                    self.held.remove(&tid);
+                    if tid == pid {
+                        self.followed.remove(&pid);
+                    }
+                }
+                (Wait::Signal(signal), _) => drop(resume(tid, signal)),
+                (Wait::Event(event), _) => self.on_event(pid, tid, event),
+                (Wait::Interrupted, Held::Followed) => drop(resume(tid, 0)),
+                // Stays suspended, but wakes when the process is continued.
+                (Wait::Suspended, Held::Followed) => drop(ptrace(libc::PTRACE_LISTEN, tid, 0)),
+                (Wait::Interrupted | Wait::Suspended, Held::Newborn | Held::Waiting) => {
+                    self.held.insert(tid, (pid, Held::Waiting));
+                }
+                (Wait::Interrupted | Wait::Suspended, Held::Straggler) => {
+                    let _ = ptrace(libc::PTRACE_DETACH, tid, 0);
+                    self.held.remove(&tid);
+                }
             }
-            Wait::Event(_) => resume(tid, 0).is_ok(),
-            Wait::Interrupted | Wait::Suspended => {
-                let _ = ptrace(libc::PTRACE_DETACH, tid, 0);
-                false
-            }
-        });
-        !self.stragglers.is_empty()
+        }
+        awaited
     }
+}
+
+/// Polls before sleeping: stops mostly come within microseconds.
+const SPINS: u32 = 30;
+
+fn traced_by_us(pid: i32, tid: i32) -> bool {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")) else {
+        return false;
+    };
+    let tracer = status
+        .lines()
+        .find_map(|l| l.strip_prefix("TracerPid:"))
+        .map(str::trim);
+    tracer == Some(&std::process::id().to_string())
 }
 
 fn alive(pid: i32, tid: i32) -> bool {

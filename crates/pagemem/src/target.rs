@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::arch::{self, nr};
 use crate::inject::{Op, Workshop, MESSAGE_AT, OPS_MAX};
@@ -71,7 +71,9 @@ impl Default for Limits {
 
 /// Pages a stop begins with, before anything has been measured.
 const FIRST_BATCH: f64 = 128.0;
-const BATCH_MIN: f64 = 16.0;
+/// Share of the pause budget that work may take; the rest is for stopping and for what goes wrong.
+const AIM: f64 = 0.7;
+const BATCH_MIN: f64 = 32.0;
 const BATCH_MAX: f64 = 4096.0;
 /// Mappings of one list: leaves room for two pieces of advice each, the descriptor's reception and closing.
 const RUNS_MAX: usize = OPS_MAX / 3 - 8;
@@ -222,6 +224,7 @@ const FIXED: u64 = libc::MAP_FIXED as u64;
 
 impl Target {
     /// Attaches to process `pid`: plants the workshop and two userfaultfds. On an error the target is as it was.
+    /// `follow_forks`: the kernel may tell of forks (needs `CAP_SYS_PTRACE`); else the process stays traced for it.
     pub fn attach(
         tracer: &mut Tracer,
         pid: i32,
@@ -230,18 +233,21 @@ impl Target {
     ) -> io::Result<Self> {
         let pidfd = pidfd_open(pid)?;
         // The first stop includes page faults in the workshop and may find the target busy: it may take longer.
+        if !follow_forks {
+            tracer.follow(pid);
+        }
         let stopped = tracer
             .stop(pid, Duration::from_secs(2), &mut NoEvents)
-            .map_err(|e| match e {
-                StopError::Gone => io::Error::from_raw_os_error(libc::ESRCH),
-                StopError::Timeout => {
-                    io::Error::new(io::ErrorKind::TimedOut, "it did not stop within 2 s")
-                }
-                StopError::Refused(e) => e,
+            .map_err(|e| {
+                tracer.unfollow(pid);
+                e.into_io()
             })?;
         let made = Self::plant(tracer, &stopped, &pidfd, follow_forks);
         if let Err((_, Some(workshop))) = &made {
             let _ = workshop.remove(&stopped);
+        }
+        if made.is_err() {
+            tracer.unfollow(pid);
         }
         tracer.release(stopped);
         let (workshop, track, guard) = made.map_err(|(e, _)| e)?;
@@ -408,28 +414,74 @@ impl Target {
         })
     }
 
+    /// Makes a forked child, held at its first stop by `tracer`, a guarded target: for users whose userfaultfds are
+    /// not told of forks. The child is released, followed like its parent.
+    pub fn guard_child(&self, tracer: &mut Tracer, child: i32, pool: &Pool) -> io::Result<Self> {
+        let pidfd = pidfd_open(child)?;
+        tracer.follow(child);
+        let stopped = tracer
+            .stop(child, Duration::from_secs(2), &mut NoEvents)
+            .map_err(StopError::into_io)?;
+        let planted = || -> io::Result<Uffd> {
+            if !self.workshop.intact(child) {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            let guard = Uffd::new(
+                self.fetch_uffd(tracer, &stopped, &pidfd)?,
+                Use::Guard { forks: false },
+            )?;
+            let mut maps = Maps::open(child)?;
+            let mut at = 0;
+            while let Some(v) = maps.at_or_after(at)? {
+                if v.inode == pool.inode() {
+                    guard.register(v.start, v.end)?;
+                }
+                at = v.end;
+            }
+            Ok(guard)
+        };
+        let guard = { planted }();
+        tracer.release(stopped);
+        Ok(Self {
+            pid: child,
+            pidfd,
+            workshop: self.workshop,
+            track: None,
+            guard: guard?,
+            limits: self.limits,
+            batch: FIRST_BATCH,
+            discarded: Vec::new(),
+            advised: self.advised.clone(),
+            born: Vec::new(),
+        })
+    }
+
+    /// Opens a userfaultfd in a stopped process that has this target's workshop, and takes it over.
+    fn fetch_uffd(
+        &self,
+        tracer: &mut Tracer,
+        stopped: &Stopped,
+        pidfd: &OwnedFd,
+    ) -> io::Result<OwnedFd> {
+        let mut ops = [Op::new(nr::USERFAULTFD, &[crate::uffd::OPEN_FLAGS])];
+        self.workshop.run(tracer, stopped, &mut ops)?;
+        if ops[0].result < 0 {
+            return Err(io::Error::from_raw_os_error(-ops[0].result as i32));
+        }
+        let fd = pidfd_getfd(pidfd, ops[0].result as i32);
+        let mut close = [Op::new(nr::CLOSE, &[ops[0].result as u64])];
+        self.workshop.run(tracer, stopped, &mut close)?;
+        fd
+    }
+
     /// Adds write tracking to a target that so far was only guarded.
     pub fn complete(&mut self, tracer: &mut Tracer) -> io::Result<()> {
-        let timed_out = || io::Error::new(io::ErrorKind::TimedOut, "it did not stop within 2 s");
         let stopped = self
             .stop(tracer, Duration::from_secs(2))
-            .map_err(|e| match e {
-                StopError::Gone => io::Error::from_raw_os_error(libc::ESRCH),
-                StopError::Timeout => timed_out(),
-                StopError::Refused(e) => e,
-            })?;
-        let mut planted = || -> io::Result<Uffd> {
-            let mut ops = [Op::new(nr::USERFAULTFD, &[crate::uffd::OPEN_FLAGS])];
-            self.workshop.run(tracer, &stopped, &mut ops)?;
-            if ops[0].result < 0 {
-                return Err(io::Error::from_raw_os_error(-ops[0].result as i32));
-            }
-            let fd = pidfd_getfd(&self.pidfd, ops[0].result as i32);
-            let mut close = [Op::new(nr::CLOSE, &[ops[0].result as u64])];
-            self.workshop.run(tracer, &stopped, &mut close)?;
-            Uffd::new(fd?, Use::Track)
-        };
-        let track = planted();
+            .map_err(StopError::into_io)?;
+        let track = self
+            .fetch_uffd(tracer, &stopped, &self.pidfd)
+            .and_then(|fd| Uffd::new(fd, Use::Track));
         tracer.release(stopped);
         self.track = Some(track?);
         Ok(())
@@ -480,6 +532,7 @@ impl Target {
                     tracer.release(stopped);
                 }
                 Ok(stopped) => {
+                    let begun = Instant::now();
                     self.mend(tracer, &stopped, &mut out);
                     if let Err(_error) = work(self, tracer, &stopped, &batch, &mut codes, &mut out)
                     {
@@ -487,17 +540,22 @@ impl Target {
                             *c = Code::Refused as u8;
                         }
                     }
-                    let pause = tracer.release(stopped).as_secs_f64();
-                    out.pauses.push(pause);
-                    let per_page = pause / pages as f64;
-                    let aim = self.limits.pause.as_secs_f64() * 0.7 / per_page;
-                    // Shrinks at once, grows slowly: a long pause is worse than a small batch.
-                    self.batch = aim.min(self.batch * 1.5).clamp(BATCH_MIN, BATCH_MAX);
+                    let worked = begun.elapsed().as_secs_f64();
+                    out.pauses.push(tracer.release(stopped).as_secs_f64());
+                    self.learn(worked / pages as f64);
                 }
             }
             out.codes.extend_from_slice(&codes);
         }
         out
+    }
+
+    /// Fits the size of the next batch to what a page has cost. How long the threads took to stop is not counted: no
+    /// size of batch changes that. One slow batch (this process lost its processor) at most halves the size.
+    fn learn(&mut self, per_page: f64) {
+        let aim = self.limits.pause.as_secs_f64() * AIM / per_page;
+        let aim = aim.clamp(self.batch * 0.5, self.batch * 2.0);
+        self.batch = (0.7 * self.batch + 0.3 * aim).clamp(BATCH_MIN, BATCH_MAX);
     }
 
     /// Maps runs to frames of `pool` where the bytes are equal.
@@ -535,7 +593,7 @@ impl Target {
             for (r, _) in &good {
                 calls.extend(t.advice_for(r, FOR_FRAMES));
             }
-            let ops = t.run_with_descriptor(tracer, stopped, &pool.read_only()?, calls, out)?;
+            let ops = t.run_with_descriptor(tracer, stopped, pool.for_targets()?, calls, out)?;
             for ((r, first), op) in good.iter().zip(&ops) {
                 if op.result as u64 != r.addr {
                     codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
@@ -823,12 +881,12 @@ impl Target {
                 } else {
                     Ok(())
                 };
+                tracer.unfollow(self.pid);
                 tracer.release(stopped);
                 result
             }
             Err(StopError::Gone) => Ok(()),
-            Err(StopError::Timeout) => Err(io::Error::from_raw_os_error(libc::ETIMEDOUT)),
-            Err(StopError::Refused(e)) => Err(e),
+            Err(e) => Err(e.into_io()),
         }
     }
 }
