@@ -62,6 +62,8 @@ pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
         if control.is_none() && g.targets.is_empty() {
             return Ok(());
         }
+        // First, for it may add targets.
+        let timeout = if g.tend() { TEND_EVERY } else { CHECK_EVERY };
         let mut fds: Vec<libc::pollfd> = Vec::with_capacity(2 + 2 * g.targets.len());
         let mut watch = |fd: RawFd| {
             fds.push(libc::pollfd {
@@ -76,11 +78,6 @@ pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
             watch(t.guard.as_raw_fd());
             watch(t.pidfd.as_raw_fd());
         }
-        let timeout = if g.tend() {
-            TEND_EVERY
-        } else {
-            CHECK_EVERY
-        };
         // SAFETY: `fds` is a live vector of the stated length.
         unsafe {
             libc::poll(

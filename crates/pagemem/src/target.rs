@@ -90,6 +90,14 @@ const ADVICE: [(u64, i32); 4] = [
 const FOR_FRAMES: u64 = 3;
 const FOR_ANONYMOUS: u64 = 15;
 
+/// Kinds of work, each with its own cost a page.
+#[derive(Clone, Copy)]
+enum Kind {
+    Merge = 0,
+    Zero = 1,
+    Unmerge = 2,
+}
+
 /// A process whose memory is merged.
 pub struct Target {
     /// Process id.
@@ -101,7 +109,8 @@ pub struct Target {
     /// Watches merged ranges.
     pub guard: Uffd,
     limits: Limits,
-    batch: f64,
+    /// Pages of the next stop, for each kind of work.
+    batch: [f64; 3],
     discarded: Vec<(u64, u64)>,
     /// Ranges whose merged mappings are given advice: start, end, bits.
     advised: Vec<(u64, u64, u64)>,
@@ -259,7 +268,7 @@ impl Target {
             track: Some(track),
             guard,
             limits,
-            batch: FIRST_BATCH,
+            batch: [FIRST_BATCH; 3],
             discarded: Vec::new(),
             advised: Vec::new(),
             born,
@@ -407,7 +416,7 @@ impl Target {
             track: None,
             guard: self.born.remove(guard),
             limits: self.limits,
-            batch: FIRST_BATCH,
+            batch: [FIRST_BATCH; 3],
             discarded: Vec::new(),
             advised: self.advised.clone(),
             born: Vec::new(),
@@ -449,7 +458,7 @@ impl Target {
             track: None,
             guard: guard?,
             limits: self.limits,
-            batch: FIRST_BATCH,
+            batch: [FIRST_BATCH; 3],
             discarded: Vec::new(),
             advised: self.advised.clone(),
             born: Vec::new(),
@@ -500,6 +509,7 @@ impl Target {
     fn in_stops(
         &mut self,
         tracer: &mut Tracer,
+        kind: Kind,
         runs: &[Run],
         mut work: impl FnMut(
             &mut Self,
@@ -517,7 +527,7 @@ impl Target {
         };
         let mut cursor = (0, 0);
         loop {
-            let batch = next_batch(runs, &mut cursor, self.batch as u32);
+            let batch = next_batch(runs, &mut cursor, self.batch[kind as usize] as u32);
             if batch.is_empty() {
                 break;
             }
@@ -542,7 +552,7 @@ impl Target {
                     }
                     let worked = begun.elapsed().as_secs_f64();
                     out.pauses.push(tracer.release(stopped).as_secs_f64());
-                    self.learn(worked / pages as f64);
+                    self.learn(kind, worked / pages as f64);
                 }
             }
             out.codes.extend_from_slice(&codes);
@@ -552,134 +562,152 @@ impl Target {
 
     /// Fits the size of the next batch to what a page has cost. How long the threads took to stop is not counted: no
     /// size of batch changes that. One slow batch (this process lost its processor) at most halves the size.
-    fn learn(&mut self, per_page: f64) {
+    fn learn(&mut self, kind: Kind, per_page: f64) {
+        let batch = &mut self.batch[kind as usize];
         let aim = self.limits.pause.as_secs_f64() * AIM / per_page;
-        let aim = aim.clamp(self.batch * 0.5, self.batch * 2.0);
-        self.batch = (0.7 * self.batch + 0.3 * aim).clamp(BATCH_MIN, BATCH_MAX);
+        let aim = aim.clamp(*batch * 0.5, *batch * 2.0);
+        *batch = (0.7 * *batch + 0.3 * aim).clamp(BATCH_MIN, BATCH_MAX);
     }
 
     /// Maps runs to frames of `pool` where the bytes are equal.
     pub fn merge(&mut self, tracer: &mut Tracer, pool: &Pool, runs: &[Run]) -> Outcome {
         let inode = pool.inode();
-        self.in_stops(tracer, runs, |t, tracer, stopped, batch, codes, out| {
-            let mut maps = Maps::open(t.pid)?;
-            let mut at = 0;
-            for r in batch {
-                let part = &mut codes[at..at + r.pages as usize];
-                let mergeable =
-                    |v: &sys::Vma| v.flags == VMA_PRIVATE_RW && (v.inode == 0 || v.inode == inode);
-                classify(&mut maps, r.addr, r.pages, mergeable, part);
-                compare(t.pid, r, part, |i, page| pool.equals(r.frame + i, page));
-                at += r.pages as usize;
-            }
-            let good = good_runs(batch, codes);
-            if good.is_empty() {
-                return Ok(());
-            }
-            let mut calls = Vec::with_capacity(3 * good.len());
-            for (r, _) in &good {
-                calls.push(Op::new(
-                    nr::MMAP | arch::DEREF_ARG5,
-                    &[
-                        r.addr,
-                        u64::from(r.pages) * PAGE,
-                        PROT_RW,
-                        libc::MAP_PRIVATE as u64 | FIXED,
-                        t.received_at(),
-                        u64::from(r.frame) * PAGE,
-                    ],
-                ));
-            }
-            for (r, _) in &good {
-                calls.extend(t.advice_for(r, FOR_FRAMES));
-            }
-            let ops = t.run_with_descriptor(tracer, stopped, pool.for_targets()?, calls, out)?;
-            for ((r, first), op) in good.iter().zip(&ops) {
-                if op.result as u64 != r.addr {
-                    codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
-                    continue;
+        self.in_stops(
+            tracer,
+            Kind::Merge,
+            runs,
+            |t, tracer, stopped, batch, codes, out| {
+                let mut maps = Maps::open(t.pid)?;
+                let mut at = 0;
+                for r in batch {
+                    let part = &mut codes[at..at + r.pages as usize];
+                    let mergeable = |v: &sys::Vma| {
+                        v.flags == VMA_PRIVATE_RW && (v.inode == 0 || v.inode == inode)
+                    };
+                    classify(&mut maps, r.addr, r.pages, mergeable, part);
+                    compare(t.pid, r, part, |i, page| pool.equals(r.frame + i, page));
+                    at += r.pages as usize;
                 }
-                out.mappings += 1;
-                if t.guard
-                    .register(r.addr, r.addr + u64::from(r.pages) * PAGE)
-                    .is_err()
-                {
-                    // Unguarded frames must not stay: the bytes go back to memory of the target's own.
-                    t.unshare(tracer, stopped, &[*r], out)?;
-                    codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
+                let good = good_runs(batch, codes);
+                if good.is_empty() {
+                    return Ok(());
                 }
-            }
-            Ok(())
-        })
+                let mut calls = Vec::with_capacity(3 * good.len());
+                for (r, _) in &good {
+                    calls.push(Op::new(
+                        nr::MMAP | arch::DEREF_ARG5,
+                        &[
+                            r.addr,
+                            u64::from(r.pages) * PAGE,
+                            PROT_RW,
+                            libc::MAP_PRIVATE as u64 | FIXED,
+                            t.received_at(),
+                            u64::from(r.frame) * PAGE,
+                        ],
+                    ));
+                }
+                for (r, _) in &good {
+                    calls.extend(t.advice_for(r, FOR_FRAMES));
+                }
+                let ops =
+                    t.run_with_descriptor(tracer, stopped, pool.for_targets()?, calls, out)?;
+                for ((r, first), op) in good.iter().zip(&ops) {
+                    if op.result as u64 != r.addr {
+                        codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
+                        continue;
+                    }
+                    out.mappings += 1;
+                    if t.guard
+                        .register(r.addr, r.addr + u64::from(r.pages) * PAGE)
+                        .is_err()
+                    {
+                        // Unguarded frames must not stay: the bytes go back to memory of the target's own.
+                        t.unshare(tracer, stopped, &[*r], out)?;
+                        codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
+                    }
+                }
+                Ok(())
+            },
+        )
     }
 
     /// Gives runs of zero pages back: the kernel's zero page is mapped again when they are read.
     pub fn drop_zero(&mut self, tracer: &mut Tracer, runs: &[Run]) -> Outcome {
-        self.in_stops(tracer, runs, |t, tracer, stopped, batch, codes, out| {
-            let mut maps = Maps::open(t.pid)?;
-            let mut at = 0;
-            for r in batch {
-                let part = &mut codes[at..at + r.pages as usize];
-                classify(
-                    &mut maps,
-                    r.addr,
-                    r.pages,
-                    |v| v.flags == VMA_PRIVATE_RW && v.inode == 0,
-                    part,
-                );
-                compare(t.pid, r, part, |_, page| mix::is_zero(page));
-                at += r.pages as usize;
-            }
-            let good = good_runs(batch, codes);
-            let mut ops: Vec<Op> = good
-                .iter()
-                .map(|(r, _)| {
-                    Op::new(
-                        nr::MADVISE,
-                        &[
-                            r.addr,
-                            u64::from(r.pages) * PAGE,
-                            libc::MADV_DONTNEED as u64,
-                        ],
-                    )
-                })
-                .collect();
-            if ops.is_empty() {
-                return Ok(());
-            }
-            out.injected += t.workshop.run(tracer, stopped, &mut ops)?.as_secs_f64();
-            for ((r, first), op) in good.iter().zip(&ops) {
-                if op.result < 0 {
-                    codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
+        self.in_stops(
+            tracer,
+            Kind::Zero,
+            runs,
+            |t, tracer, stopped, batch, codes, out| {
+                let mut maps = Maps::open(t.pid)?;
+                let mut at = 0;
+                for r in batch {
+                    let part = &mut codes[at..at + r.pages as usize];
+                    classify(
+                        &mut maps,
+                        r.addr,
+                        r.pages,
+                        |v| v.flags == VMA_PRIVATE_RW && v.inode == 0,
+                        part,
+                    );
+                    compare(t.pid, r, part, |_, page| mix::is_zero(page));
+                    at += r.pages as usize;
                 }
-            }
-            Ok(())
-        })
+                let good = good_runs(batch, codes);
+                let mut ops: Vec<Op> = good
+                    .iter()
+                    .map(|(r, _)| {
+                        Op::new(
+                            nr::MADVISE,
+                            &[
+                                r.addr,
+                                u64::from(r.pages) * PAGE,
+                                libc::MADV_DONTNEED as u64,
+                            ],
+                        )
+                    })
+                    .collect();
+                if ops.is_empty() {
+                    return Ok(());
+                }
+                out.injected += t.workshop.run(tracer, stopped, &mut ops)?.as_secs_f64();
+                for ((r, first), op) in good.iter().zip(&ops) {
+                    if op.result < 0 {
+                        codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
+                    }
+                }
+                Ok(())
+            },
+        )
     }
 
     /// Gives merged runs private anonymous memory with the same bytes.
     pub fn unmerge(&mut self, tracer: &mut Tracer, pool: &Pool, runs: &[Run]) -> Outcome {
         let inode = pool.inode();
-        self.in_stops(tracer, runs, |t, tracer, stopped, batch, codes, out| {
-            let mut maps = Maps::open(t.pid)?;
-            let mut at = 0;
-            for r in batch {
-                let part = &mut codes[at..at + r.pages as usize];
-                classify(&mut maps, r.addr, r.pages, |v| v.inode == inode, part);
-                at += r.pages as usize;
-            }
-            let good = good_runs(batch, codes);
-            let runs: Vec<Run> = good.iter().map(|(r, _)| *r).collect();
-            for (part, runs) in good.chunks(UNSHARE_MAX).zip(runs.chunks(UNSHARE_MAX)) {
-                let done = t.unshare(tracer, stopped, runs, out);
-                for (i, (r, first)) in part.iter().enumerate() {
-                    if !done.as_ref().is_ok_and(|d| d[i]) {
-                        codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
+        self.in_stops(
+            tracer,
+            Kind::Unmerge,
+            runs,
+            |t, tracer, stopped, batch, codes, out| {
+                let mut maps = Maps::open(t.pid)?;
+                let mut at = 0;
+                for r in batch {
+                    let part = &mut codes[at..at + r.pages as usize];
+                    classify(&mut maps, r.addr, r.pages, |v| v.inode == inode, part);
+                    at += r.pages as usize;
+                }
+                let good = good_runs(batch, codes);
+                let runs: Vec<Run> = good.iter().map(|(r, _)| *r).collect();
+                for (part, runs) in good.chunks(UNSHARE_MAX).zip(runs.chunks(UNSHARE_MAX)) {
+                    let done = t.unshare(tracer, stopped, runs, out);
+                    for (i, (r, first)) in part.iter().enumerate() {
+                        if !done.as_ref().is_ok_and(|d| d[i]) {
+                            codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
+                        }
                     }
                 }
-            }
-            Ok(())
-        })
+                Ok(())
+            },
+        )
     }
 
     /// Where the descriptor received by [`Self::run_with_descriptor`] stands in the target, as a 32-bit number.
