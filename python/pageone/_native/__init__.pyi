@@ -3,4 +3,3 @@
 from pageone._native import ksm as ksm
 from pageone._native import mem as mem
 from pageone._native import one as one
-

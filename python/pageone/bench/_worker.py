@@ -133,6 +133,7 @@ def main() -> None:
             case "victim":
                 victim = Victim(data, scratch)
                 victim.start()
+                answer["tid"] = victim.native_id
             case "victim_figures":
                 answer = dict(victim.figures()) if victim else {}
                 victim = None

@@ -6,11 +6,13 @@ own. It calls ``/proc`` to see which frames those pages use.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -30,6 +32,14 @@ SCRATCH_BYTES = 1 << 20
 
 _PRESENT = np.uint64(1 << 63)
 _PFN = np.uint64((1 << 55) - 1)
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU-seconds of a process so far, all threads, ended ones too; 0 if it has gone."""
+    # The clock of another process, as clock_getcpuclockid(3) numbers it.
+    with contextlib.suppress(OSError):
+        return time.clock_gettime((~pid << 3) | 2)
+    return 0.0
 
 
 class Image:
@@ -71,6 +81,7 @@ class Worker:
              "scratch": SCRATCH_BYTES}
         )  # fmt: skip
         self.address = 0
+        self.victim = 0
 
     def ready(self) -> None:
         """Wait until the pages are in place."""
@@ -110,6 +121,23 @@ class Worker:
             os.close(fd)
         return np.where(entries & _PRESENT, entries & _PFN, np.uint64(0)).astype(np.uint64)
 
+    def start_victim(self) -> None:
+        """Start a thread there that reads all over the pages and writes to an area of its own, at random."""
+        self.victim = int(self.ask("victim")["tid"])
+
+    def victim_figures(self) -> dict[str, float]:
+        """End the victim; return its requests and their ``p50_us``, ``p99_us``, ``p999_us`` and ``max_us``."""
+        self.victim = 0
+        return self.ask("victim_figures")
+
+    def cpu_s(self) -> float:
+        """Return the CPU-seconds of the process without those of its victim."""
+        total = cpu_s(self.pid)
+        if self.victim:
+            with contextlib.suppress(OSError), open(f"/proc/{self.pid}/task/{self.victim}/schedstat") as file:
+                total -= int(file.read().split()[0]) * 1e-9
+        return total
+
     def close(self) -> None:
         """End the process and wait for it."""
         self.process.kill()
@@ -120,10 +148,17 @@ class Worker:
 
 
 class Workers(Sequence[Worker]):
-    """Several processes, each with an equal share of an image; a context manager that ends them all."""
+    """Several processes, each with a share of an image; a context manager that ends them all.
 
-    def __init__(self, image: Image, processes: int, *, merge: bool = False) -> None:
-        bounds = np.linspace(0, image.count, processes + 1).astype(int)
+    ``bounds``: the first page of each process and the end of the last; equal shares by default. ``merge`` asks the
+    kernel's KSM for the pages.
+    """
+
+    def __init__(
+        self, image: Image, processes: int, *, merge: bool = False, bounds: Sequence[int] | None = None
+    ) -> None:
+        if bounds is None:
+            bounds = np.linspace(0, image.count, processes + 1).astype(int).tolist()
         self._workers: list[Worker] = []
         try:
             for first, end in itertools.pairwise(bounds):

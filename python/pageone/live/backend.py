@@ -195,8 +195,8 @@ class LiveTarget:
         """Cut a request into several, so that other targets' events are not kept waiting."""
         parts: list[Outcome] = []
         addr, pages, frame = _cut(addr, pages, frame)
-        edges = np.searchsorted(np.cumsum(pages, dtype=np.uint64) // REQUEST_PAGES, np.arange(1, 1 << 20), "left")
-        edges = np.unique(np.concatenate(([0], edges[: int(pages.sum()) // REQUEST_PAGES + 1], [len(pages)])))
+        filled = np.cumsum(pages, dtype=np.uint64) // REQUEST_PAGES
+        edges = np.unique(np.concatenate(([0], np.flatnonzero(np.diff(filled)) + 1, [len(pages)])))
         call = getattr(self._guardian, kind)
         for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
             runs = (addr[a:b], pages[a:b]) if frame is None else (addr[a:b], pages[a:b], frame[a:b])

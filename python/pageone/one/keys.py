@@ -85,11 +85,7 @@ class KeyTree:
         return len(self._native)
 
     def __contains__(self, key: object) -> bool:
-        return (
-            isinstance(key, int)
-            and 0 <= key < 1 << 64
-            and bool(self.find(np.array([key], np.uint64))[0] >= 0)
-        )
+        return isinstance(key, int) and 0 <= key < 1 << 64 and bool(self.find(np.array([key], np.uint64))[0] >= 0)
 
     @property
     def id_bound(self) -> int:
