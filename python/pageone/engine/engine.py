@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pageone.engine import plan
-from pageone.engine.arrays import runs
+from pageone.engine.arrays import distinct, runs
 from pageone.engine.backend import PAGE_SIZE, Backend, Outcome, PageCode, PageFlag, ReadCode
 from pageone.engine.frames import NO_FRAME, NO_ID, Frames
 from pageone.engine.index import NOWHERE, Index, frame_location, frame_of, is_frame, page_location, place_of
@@ -640,7 +640,9 @@ class Engine:
     def _members(self, places: U64, ids: U32, location: U64, tally: _Tally) -> _Members:
         """Bring pages with an equal page or frame together with it, and give each a frame, if only a planned one."""
         joins = is_frame(location)
-        heads, group = np.unique(place_of(location[~joins]), return_inverse=True)
+        reps = place_of(location[~joins])
+        heads = distinct(reps)
+        group = np.searchsorted(heads, reps)
         head_ids = np.empty(len(heads), np.uint32)
         head_ids[group] = ids[~joins]
         pages = np.bincount(group, minlength=len(heads)) + 1
@@ -718,6 +720,8 @@ class Engine:
 
     def _hold(self, members: _Members, keep: Bools) -> _Members:
         """Hold the pages not kept; then let go the contents without a frame of which one page is left."""
+        if keep.all():
+            return members
         self._apply(members.places[~keep], Event.HELD)
         members = members.take(keep)
         fresh = members.frames >= NEW_FRAME
@@ -756,7 +760,7 @@ class Engine:
         tally.left_huge += int(spared.sum())
         if len(again):
             # held in a period before: now that the huge page is split they go through the queue again
-            for number in np.unique(target_of(again)):
+            for number in distinct(target_of(again)):
                 self._enqueue(self._targets[int(number)], again[target_of(again) == number])
         opened = span[worth].ravel()
         slots = self._pages.slots(opened)
@@ -772,7 +776,7 @@ class Engine:
             return members
         owner = target_of(members.places[first])
         chosen = np.ones(len(first), np.bool_)
-        for number in np.unique(owner):
+        for number in distinct(owner):
             target = self._targets[int(number)]
             mine = np.flatnonzero(owner == number)
             left = self._mappings_left(target)
@@ -799,7 +803,7 @@ class Engine:
         source = np.flatnonzero(fresh)[source][: len(got)]
         owner = target_of(members.places[source])
         codes = np.full(len(got), ReadCode.GONE, np.uint8)
-        for number in np.unique(owner):
+        for number in distinct(owner):
             mine = owner == number
             memory = self._targets[int(number)]._memory
             try:
@@ -869,7 +873,7 @@ class Engine:
             for done in results:
                 if done.target.attached:
                     self._refresh(done.target)
-            self._frames.watch(np.unique(members.frames).astype(np.uint32))
+            self._frames.watch(distinct(members.frames).astype(np.uint32))
 
     def _job(self, target: Target, zstart: U64, zpages: I64, start: U64, pages: I64, frame: U32) -> Callable[[], _Done]:
         """Return the job of one target: its requests, one after the other, in a worker."""
@@ -911,7 +915,7 @@ class Engine:
         np.add.at(books.live, frames, np.uint32(1))
         tally.merged += len(frames)
         owner = target_of(members.places)
-        for number in np.unique(owner):
+        for number in distinct(owner):
             self._targets[int(number)]._merged += int((owner == number).sum())
         new, index = np.unique(frames, return_index=True)
         new_ids = members.ids[index]
@@ -938,7 +942,7 @@ class Engine:
             return
         places, codes = places[left], codes[left]
         owner = target_of(places)
-        for number in np.unique(owner):
+        for number in distinct(owner):
             target = self._targets.get(int(number))
             count = np.bincount(codes[owner == number], minlength=len(PageCode))
             refused = {PageCode(i).name: int(n) for i, n in enumerate(count) if n}
@@ -982,14 +986,14 @@ class Engine:
         if books.blocks:
             several = np.fromiter(books.blocks, np.uint32, len(books.blocks))
             shared = np.isin(ids, several)
-            for content in np.unique(ids[shared]):
+            for content in distinct(ids[shared]):
                 rest = np.setdiff1d(books.blocks.pop(int(content)), frames[ids == content])
                 if len(rest) > 1:
                     books.blocks[int(content)] = rest
                 if len(rest):
                     where[content] = frame_location(rest[:1])[0]
                     ids = ids[ids != content]
-            ids = np.unique(ids)
+            ids = distinct(ids)
         self._index.remove(ids)
 
     # ------------------------------------------------------------------ figures

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pageone.engine.arrays import Extents, Reserve
+from pageone.engine.arrays import Extents, Reserve, distinct
 from pageone.engine.backend import Backend
 
 U32 = npt.NDArray[np.uint32]
@@ -83,7 +83,7 @@ class Frames:
         """Have frames looked at when nobody maps them (any more)."""
         idle = frames[self.mapped[frames] == 0]
         if len(idle):
-            self._idle.append(np.unique(idle).astype(np.int64))
+            self._idle.append(distinct(idle).astype(np.int64))
 
     @property
     def waiting(self) -> int:
@@ -101,7 +101,7 @@ class Frames:
         self._wait -= 1
         if self._wait > 0:
             return none, 0
-        idle = np.unique(np.concatenate([np.empty(0, np.int64), *self._idle]))
+        idle = distinct(np.concatenate([np.empty(0, np.int64), *self._idle]))
         idle = idle[self.mapped[idle] == 0]
         if len(self._leaving):
             idle = idle[~np.isin(idle, self._leaving)]

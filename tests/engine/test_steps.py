@@ -1,0 +1,349 @@
+"""Each step of a period is a function of arrays: checked with numbers typed by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pageone.engine import plan
+from pageone.engine.arrays import Extents, Reserve, distinct, expand, runs
+from pageone.engine.frames import covered
+from pageone.engine.metrics import MergeReport, Pauses, Stats, TargetStats, as_json, as_prometheus
+from pageone.engine.pages import PageTable, address, coalesce, place, target_of
+from pageone.engine.queue import CpuBudget, Workers, cpu_share
+from pageone.engine.status import HUGE_BIT, LEVEL_MAX, TABLE, Event, State, level, state, transition
+from pageone.errors import PageOneError, UsageError
+
+PAGE = 4096
+
+
+def u64(*values: int) -> np.ndarray:
+    return np.array(values, np.uint64)
+
+
+def u32(*values: int) -> np.ndarray:
+    return np.array(values, np.uint32)
+
+
+# ---------------------------------------------------------------- arrays
+
+
+def test_expand_lists_every_element_of_runs() -> None:
+    assert expand(u64(5, 100), np.array([3, 2])).tolist() == [5, 6, 7, 100, 101]
+    assert expand(u32(9), np.array([2])).dtype == np.uint32
+    assert expand(u64(5, 7, 9), np.array([1, 0, 2])).tolist() == [5, 9, 10]
+
+
+def test_runs_break_where_any_column_does_not_step_by_one() -> None:
+    first, count = runs(u64(10, 11, 12, 20, 21, 22), u64(3, 4, 9, 10, 11, 12))
+    assert (first.tolist(), count.tolist()) == ([0, 2, 3], [2, 1, 3])
+    first, count = runs(u64())
+    assert (len(first), len(count)) == (0, 0)
+
+
+def test_distinct_sorts_and_drops_repeats() -> None:
+    assert distinct(u64(3, 1, 3, 2, 1)).tolist() == [1, 2, 3]
+    assert distinct(u64()).tolist() == []
+
+
+def test_a_reserved_column_is_zero_again_after_it_was_cleared() -> None:
+    column = Reserve(1 << 20, np.uint32)
+    column.data[:] = 7
+    column.clear(100, 900_001)
+    assert column.data[99] == 7
+    assert not column.data[100:900_001].any()
+    assert column.data[900_001] == 7
+
+
+def test_extents_give_consecutive_numbers_while_there_are_any() -> None:
+    free = Extents(10)
+    assert free.take(4).tolist() == [0, 1, 2, 3]
+    assert free.take(4).tolist() == [4, 5, 6, 7]
+    free.give(np.array([2, 0, 5]))
+    assert free.take(3).tolist() == [0, 2, 5]  # no run of three is left
+    assert free.take(5).tolist() == [8, 9]  # fewer when fewer are free
+    assert free.take_run(1) is None
+    free.give(np.arange(10))
+    assert free.take_run(10) == 0
+
+
+@given(st.lists(st.integers(0, 30), max_size=12), st.integers(0, 40))
+def test_extents_never_give_a_number_twice(sizes: list[int], capacity: int) -> None:
+    free = Extents(capacity)
+    held: set[int] = set()
+    for n in sizes:
+        if n % 3 == 2 and held:
+            back = sorted(held)[:n]
+            free.give(np.array(back))
+            held -= set(back)
+        else:
+            got = free.take(n).tolist()
+            assert not held & set(got)
+            assert len(got) == min(n, capacity - len(held))
+            held |= set(got)
+        assert free.free == capacity - len(held)
+
+
+# ---------------------------------------------------------------- status
+
+
+def test_every_state_has_a_way_on_when_it_is_written() -> None:
+    for now in State:
+        assert (now, Event.WRITTEN) in TABLE
+        assert TABLE[now, Event.LOST][0] == State.ABSENT
+
+
+def test_the_queue_owns_a_queued_page() -> None:
+    status = np.array([State.QUEUED, State.VOLATILE, State.UNIQUE], np.uint8)
+    after, change = transition(status, np.arange(3), Event.WRITTEN)
+    assert state(after).tolist() == [State.CHANGED, State.VOLATILE, State.VOLATILE]
+    assert change.sum() == 0
+    assert (change[State.CHANGED], change[State.QUEUED], change[State.UNIQUE], change[State.VOLATILE]) == (1, -1, -1, 1)
+
+
+def test_the_back_off_climbs_to_seven_and_halves_when_a_page_rests() -> None:
+    status = np.array([State.VOLATILE], np.uint8)
+    levels = []
+    for _ in range(9):
+        levels.append(int(level(transition(status, np.array([0]), Event.WRITTEN)[0])[0]))
+    assert levels == [1, 2, 3, 4, 5, 6, 7, 7, 7]
+    assert LEVEL_MAX == 7
+    assert level(transition(status, np.array([0]), Event.DUE)[0]).tolist() == [3]
+
+
+def test_an_impossible_event_raises_and_changes_nothing() -> None:
+    status = np.array([State.SHARED, State.ABSENT], np.uint8)
+    with pytest.raises(PageOneError, match=r"DUE on pages in state ABSENT, SHARED"):
+        transition(status, np.array([0, 1]), Event.DUE)
+    assert status.tolist() == [State.SHARED, State.ABSENT]
+
+
+def test_a_merged_page_is_in_no_huge_page_any_more() -> None:
+    status = np.array([State.QUEUED | HUGE_BIT, State.QUEUED | HUGE_BIT], np.uint8)
+    assert transition(status, np.array([0]), Event.SHARED)[0].tolist() == [State.SHARED]
+    assert transition(status, np.array([1]), Event.UNIQUE)[0].tolist() == [State.UNIQUE | HUGE_BIT]
+
+
+# ---------------------------------------------------------------- pages
+
+
+def test_a_place_names_target_and_page() -> None:
+    places = place(3, u64(0x7FFF_FFFF_F000, 0x1000))
+    assert target_of(places).tolist() == [3, 3]
+    assert address(places).tolist() == [0x7FFF_FFFF_F000, 0x1000]
+    assert place(2, u64(0x7FFF_FFFF_F000))[0] < place(3, u64(0))[0]
+
+
+def test_ranges_that_touch_are_one() -> None:
+    start, end = coalesce(u64(0, 10, 30), u64(10, 20, 40))
+    assert (start.tolist(), end.tolist()) == ([0, 30], [20, 40])
+
+
+def test_pages_keep_their_status_when_their_mapping_grows_shrinks_or_splits() -> None:
+    table = PageTable()
+    table.update(1, u64(10 * PAGE), u64(20 * PAGE))
+    slots = table.slots(place(1, u64(12 * PAGE, 18 * PAGE)))
+    table.apply(slots, Event.WRITTEN)
+    table.update(1, u64(5 * PAGE, 16 * PAGE), u64(14 * PAGE, 40 * PAGE))
+    assert table.tracked == 33
+    assert table.counts[State.VOLATILE] == 2
+    assert table.counts.sum() == 33
+    volatile = address(table.in_state(1, State.VOLATILE)) // PAGE
+    assert volatile.tolist() == [12, 18]
+    table.update(1, u64(5 * PAGE), u64(14 * PAGE))
+    assert table.counts[State.VOLATILE] == 1
+    assert table.slots(place(1, u64(14 * PAGE))).tolist() == [-1]
+    table.update(1, u64(), u64())
+    assert (table.tracked, table.counts.tolist()) == (0, [0] * len(State))
+    table.update(2, u64(0), u64(100 * PAGE))
+    assert table.counts[State.ABSENT] == 100, "a slot given back is blank"
+
+
+# ---------------------------------------------------------------- plan
+
+
+def test_of_equal_pages_the_first_becomes_the_place_of_their_content() -> None:
+    stored = u64(90, 91, 92)
+    ids, own = u32(0, 1, 0, 2, 1), u64(10, 11, 12, 13, 14)
+    location = plan.pair(ids, own, stored, np.array([False, True, False, False, True]))
+    assert location.tolist() == [10, 91, 10, 13, 91]
+    assert stored.tolist() == [10, 91, 13]
+
+
+@pytest.mark.parametrize(
+    ("pages", "cap", "share", "frames"),
+    [(2, 256, 1 / 64, 1), (256, 256, 0, 1), (257, 256, 0, 2), (6400, 256, 1 / 64, 100), (1_048_576, 256, 0, 4096)],
+)
+def test_a_content_gets_frames_for_its_cap_and_its_repeats(pages: int, cap: int, share: float, frames: int) -> None:
+    assert plan.frames_wanted(np.array([pages]), cap, share).tolist() == [frames]
+
+
+def test_the_least_used_frames_are_taken_first_in_rounds() -> None:
+    assert plan.spread(np.array([0, 0, 0]), 7).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert plan.spread(np.array([5, 1, 3]), 2).tolist() == [1, 1]
+    assert plan.spread(np.array([5, 1, 3]), 4).tolist() == [1, 2, 1, 1]
+    assert plan.spread(np.array([9]), 3).tolist() == [0, 0, 0]
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=20), st.integers(1, 300))
+def test_spreading_levels_the_load(load: list[int], pages: int) -> None:
+    turn = plan.spread(np.array(load), pages)
+    assert len(turn) == pages
+    added = np.bincount(turn, minlength=len(load))
+    after = np.array(load) + added
+    assert after[added > 0].max() - after[added > 0].min() <= 1
+    assert after[added > 0].max() <= after[added == 0].min(initial=10**9) + 1
+
+
+def test_the_budget_goes_to_the_longest_runs() -> None:
+    assert plan.afford(np.array([1, 9, 3, 9, 1]), 6).tolist() == [False, True, True, True, False]
+    assert plan.afford(np.array([1, 1, 1]), 4).tolist() == [True, True, False]
+    assert plan.afford(np.array([1]), 1).tolist() == [False]
+
+
+def test_a_huge_page_is_split_only_for_more_than_the_share() -> None:
+    assert plan.worth_splitting(np.array([256, 257]), 0.5).tolist() == [False, True]
+
+
+def test_requests_cut_long_runs_and_gather_short_ones() -> None:
+    start, pages, frame = u64(0, 100, 200), np.array([10, 2, 1]), u32(50, 7, 3)
+    cut = [(s.tolist(), p.tolist(), f.tolist()) for s, p, f in plan.requests(start, pages, frame, 4)]
+    assert cut == [
+        ([0], [4], [50]),
+        ([4], [4], [54]),
+        ([8, 100], [2, 2], [58, 7]),
+        ([200], [1], [3]),
+    ]
+    assert list(plan.requests(u64(), np.array([], int), None, 4)) == []
+
+
+# ---------------------------------------------------------------- frames
+
+
+def test_a_frame_is_covered_by_any_mapping_that_reaches_over_it() -> None:
+    first, pages = u32(0, 2, 50), u32(20, 1, 5)
+    assert covered(u32(0, 19, 20, 49, 54, 55), first, pages).tolist() == [True, True, False, False, True, False]
+    assert covered(u32(1), u32(), u32()).tolist() == [False]
+
+
+# ---------------------------------------------------------------- queue and workers
+
+
+def test_workers_do_every_job_once_and_leave_what_there_is_no_time_for() -> None:
+    workers = Workers(3)
+    try:
+        workers.push([lambda i=i: i for i in range(100)])
+        assert len(workers) == 100
+        assert workers.drain(until=time.monotonic()) == []
+        assert len(workers) == 100
+        told: list[int] = []
+        assert sorted(workers.drain(progress=told.append)) == list(range(100))
+        assert told[-1] == 100
+        assert workers.drain() == []
+    finally:
+        workers.close()
+
+
+def test_the_exception_of_a_job_reaches_the_caller_and_the_workers_live_on() -> None:
+    workers = Workers(2)
+    try:
+
+        def fail() -> None:
+            raise ValueError("broken")
+
+        workers.push([fail])
+        with pytest.raises(ValueError, match="broken"):
+            workers.drain()
+        workers.push([lambda: 1])
+        assert workers.drain() == [1]
+    finally:
+        workers.close()
+    with pytest.raises(PageOneError, match="closed"):
+        workers.drain()
+
+
+def test_the_cpu_budget_holds_on_average() -> None:
+    def burn() -> None:
+        end = time.thread_time() + 0.01
+        while time.thread_time() < end:
+            pass
+
+    workers = Workers(2, CpuBudget(0.25, burst_s=0.0))
+    try:
+        workers.push([burn] * 20)
+        began = time.monotonic()
+        workers.drain()
+        assert 0.2 / (time.monotonic() - began) < 0.25 * 1.15
+    finally:
+        workers.close()
+
+
+def test_time_without_work_is_not_saved_up() -> None:
+    budget = CpuBudget(0.5, burst_s=0.1)
+    budget._last -= 1000
+    assert budget.pay(0.1) == 0
+    assert 0.15 < budget.pay(0.1) <= 0.2
+
+
+def test_a_budget_is_given_as_percent_or_share() -> None:
+    assert cpu_share("20%") == pytest.approx(0.2)
+    assert cpu_share(0.2) == cpu_share("0.2") == 0.2
+    assert cpu_share(None) is None
+    for wrong in ("x", "-1", "0%"):
+        with pytest.raises(UsageError):
+            cpu_share(wrong)
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def sample() -> tuple[Stats, TargetStats]:
+    pauses = Pauses()
+    pauses.add(np.array([0.001, 0.002, 0.004]))
+    states = {s.name.lower(): 1 for s in State}
+    scalars = dict.fromkeys(
+        (f for f, t in Stats.__annotations__.items() if t == "int"),
+        5,
+    )
+    stats = Stats(
+        **scalars, states=states, refused={"GONE": 2}, cpu_s={"look": 0.5}, cpu_budget_left_s=None, pauses=pauses
+    )
+    target = TargetStats(42, states, 9, 20, 30, 4, 4096, 4, 1, {}, pauses)
+    return stats, target
+
+
+def test_every_sample_in_prometheus_format_belongs_to_a_family_with_help_and_type() -> None:
+    stats, target = sample()
+    text = as_prometheus(stats, [target])
+    families = dict(re.findall(r"# TYPE (\w+) (\w+)", text))
+    assert set(re.findall(r"# HELP (\w+)", text)) == set(families)
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            match = re.fullmatch(r'([a-z_]+)(\{\w+="[^"]*"\})? -?[0-9.e+-]+', line)
+            assert match, line
+            name = re.sub(r"_(sum|count)$", "", match[1])
+            assert name in families, line
+            assert (families[name] == "counter") == name.endswith("_total"), line
+    assert 'pageone_target_saved_bytes{pid="42"} 4096' in text
+    assert 'pageone_pages{state="shared"} 1' in text
+
+
+def test_records_become_json_objects_with_their_fields() -> None:
+    stats, target = sample()
+    record = json.loads(as_json(stats))
+    assert record["pauses"] == {
+        "count": 3,
+        "total_ms": 7.0,
+        "p50_ms": 2.0,
+        "p99_ms": pytest.approx(3.96),
+        "max_ms": 4.0,
+    }
+    assert json.loads(as_json(target))["pid"] == 42
+    report = dict.fromkeys(MergeReport.__annotations__, 1) | {"pauses_s": np.array([0.5]), "refused": {}}
+    assert json.loads(as_json(MergeReport(**report)))["pauses_s"] == [0.5]
