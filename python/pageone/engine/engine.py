@@ -983,18 +983,19 @@ class Engine:
         ids = books.id[frames]
         frames, ids = frames[ids != NO_ID], ids[ids != NO_ID]
         books.id[frames] = NO_ID
+        contents = distinct(ids)
         if books.blocks:
+            kept = []
             several = np.fromiter(books.blocks, np.uint32, len(books.blocks))
-            shared = np.isin(ids, several)
-            for content in distinct(ids[shared]):
+            for content in contents[np.isin(contents, several)]:
                 rest = np.setdiff1d(books.blocks.pop(int(content)), frames[ids == content])
                 if len(rest) > 1:
                     books.blocks[int(content)] = rest
                 if len(rest):
                     where[content] = frame_location(rest[:1])[0]
-                    ids = ids[ids != content]
-            ids = distinct(ids)
-        self._index.remove(ids)
+                    kept.append(content)
+            contents = np.setdiff1d(contents, np.array(kept, np.uint32))
+        self._index.remove(contents)
 
     # ------------------------------------------------------------------ figures
 
