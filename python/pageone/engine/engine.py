@@ -995,7 +995,7 @@ class Engine:
                     where[content] = frame_location(rest[:1])[0]
                     kept.append(content)
             contents = np.setdiff1d(contents, np.array(kept, np.uint32))
-        self._index.remove(contents)
+        self._index.retire(contents)
 
     # ------------------------------------------------------------------ figures
 

@@ -14,14 +14,13 @@ period number comes round again.
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import numpy.typing as npt
 
 from pageone.engine.arrays import Reserve
 from pageone.engine.pages import PageTable
 from pageone.engine.status import State, state
+from pageone.one import KeyTree
 
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
@@ -33,6 +32,7 @@ __all__ = ["FRAME", "NOWHERE", "Index", "frame_location", "frame_of", "is_frame"
 FRAME = np.uint64(1 << 63)
 NOWHERE = np.uint64(0xFFFF_FFFF_FFFF_FFFF >> 1)  #: a page that no target has
 _IDS = 1 << 32
+ENTRY_BYTES = 28 + 8  #: what an entry takes at most: in the tree (its own figure), and its location
 
 
 def page_location(places: U64, period: int) -> U64:
@@ -60,63 +60,11 @@ def place_of(locations: U64) -> U64:
     return locations >> np.uint64(8)
 
 
-class KeyTable:
-    """Numbers for keys: a sorted array with insertion by merging. Any thread; one at a time."""
-
-    def __init__(self) -> None:
-        self._keys: U64 = np.empty(0, np.uint64)
-        self._ids: U32 = np.empty(0, np.uint32)
-        self._free: U32 = np.empty(0, np.uint32)
-        self._lock = threading.Lock()
-        self.high = 0
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self._keys.nbytes + self._ids.nbytes + self._free.nbytes
-
-    def intern(self, keys: U64) -> tuple[U32, Bools]:
-        """Return ``(numbers, is_new)``."""
-        content, index, inverse = np.unique(keys, return_index=True, return_inverse=True)
-        with self._lock:
-            at = np.searchsorted(self._keys, content)
-            known = np.zeros(len(content), np.bool_)
-            inside = at < len(self._keys)
-            known[inside] = self._keys[at[inside]] == content[inside]
-            ids = np.empty(len(content), np.uint32)
-            ids[known] = self._ids[at[known]]
-            n = int((~known).sum())
-            reuse = self._free[:n]
-            self._free = self._free[n:]
-            fresh = np.arange(self.high, self.high + n - len(reuse), dtype=np.uint32)
-            self.high += len(fresh)
-            ids[~known] = np.concatenate((reuse, fresh))
-            self._keys = np.insert(self._keys, at[~known], content[~known])
-            self._ids = np.insert(self._ids, at[~known], ids[~known])
-        is_new = np.zeros(len(keys), np.bool_)
-        is_new[index[~known]] = True
-        return ids[inverse], is_new
-
-    def remove(self, ids: U32) -> None:
-        """Remove keys by number."""
-        with self._lock:
-            keep = ~np.isin(self._ids, ids)
-            self._free = np.concatenate((self._free, self._ids[~keep]))
-            self._keys, self._ids = self._keys[keep], self._ids[keep]
-
-    def ids(self) -> U32:
-        """Return the numbers in use."""
-        return self._ids
-
-
 class Index:
     """Keys and the location last known of each."""
 
     def __init__(self) -> None:
-        self._tree = KeyTable()
+        self._tree = KeyTree()
         self._where = Reserve(_IDS, np.uint64)
         #: Location of each entry, by the tree's number for its key.
         self.where: U64 = self._where.data
@@ -128,8 +76,8 @@ class Index:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held: the tree and the locations."""
-        return self._tree.nbytes + 8 * self._tree.high
+        """Bytes held, at most: the tree and the locations."""
+        return ENTRY_BYTES * self._tree.id_bound
 
     def intern(self, keys: U64) -> tuple[U32, Bools]:
         """Return the number of each key and whether it is new (its first occurrence). From any thread."""
@@ -142,14 +90,20 @@ class Index:
         good = (slots >= 0) & (state(pages.status[slots]) == State.UNIQUE) & (pages.due[slots] == period)
         return np.asarray(good | is_frame(locations))
 
-    def remove(self, ids: U32) -> None:
-        """Remove entries by number; their numbers may be given to other keys."""
-        self._tree.remove(ids)
+    def retire(self, ids: U32) -> None:
+        """Have entries go stale: their contents are no longer anywhere."""
+        self.where[ids] = NOWHERE
+        self.stale_hint += len(ids)
 
     def sweep(self, pages: PageTable) -> int:
         """Remove every stale entry; return how many. Cost: a pass over all entries. Not while jobs are under way."""
-        ids = self._tree.ids()
-        dead = ids[~self.believed(self.where[ids], pages)]
-        self.remove(dead)
+        keys, ids = self._tree.items()
+        dead = ~self.believed(self.where[ids], pages)
         self.stale_hint = 0
-        return len(dead)
+        if dead.all():
+            # with nothing left the tree starts anew, so that its memory goes too
+            self._where.clear(0, self._tree.id_bound)
+            self._tree = KeyTree()
+        else:
+            self._tree.remove(keys[dead])
+        return int(dead.sum())
