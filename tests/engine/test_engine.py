@@ -62,6 +62,19 @@ def test_equal_pages_at_rest_share_frames_and_each_process_reads_its_own() -> No
         consistent(engine, backend)
 
 
+def test_runs_shorter_than_asked_for_are_left_alone_and_counted() -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend)
+    a.write(np.arange(10, 512, 10), values(51, 1))  # cuts the equal pages into runs of 9, and one of 10 at the start
+    with Engine(backend=backend, min_run=10) as engine:
+        engine.attach(a.pid)
+        engine.attach(b.pid)
+        report = engine.merge_once(quiet_s=0)
+        assert report.left_short + report.merged_pages == report.duplicate_pages
+        assert 0 < report.merged_pages < report.left_short
+        consistent(engine, backend)
+
+
 def test_a_steady_state_reads_no_page_and_asks_for_nothing_but_what_was_written() -> None:
     backend = FakeBackend()
     a, b = pair_of(backend)

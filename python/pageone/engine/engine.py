@@ -128,6 +128,7 @@ class _Tally:
     left_for_budget: int = 0
     left_huge: int = 0
     left_pool: int = 0
+    left_short: int = 0
     huge_split: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     pauses: list[F64] = field(default_factory=list)
@@ -146,6 +147,7 @@ class Engine:
         cpu: share of one CPU that the engine may use on average, such as ``"20%"`` or ``0.2``; None for no limit.
         map_share: share of ``vm.max_map_count`` up to which a target's mappings may grow.
         huge_share: split a transparent huge page only when more than this share of it can be given back.
+        min_run: leave alone equal pages in runs shorter than this; each run costs a target up to two mappings.
         repeat_share: frames given to a content repeated very often, as a share of its pages.
         nice, idle: run the engine's own threads at this niceness, or only when the CPU has nothing else to do.
         backend: where processes and frames come from; None for the running system.
@@ -166,6 +168,7 @@ class Engine:
         map_share: float = 0.5,
         huge_share: float = 0.5,
         repeat_share: float = 1 / 64,
+        min_run: int = 1,
         nice: int | None = None,
         idle: bool = False,
         backend: Backend | None = None,
@@ -192,6 +195,7 @@ class Engine:
         self.domain = domain
         self.max_sharing = max_sharing or 1 << 31
         self.map_share, self.huge_share, self.repeat_share = map_share, huge_share, repeat_share
+        self.min_run = min_run
         self.map_limit = int(map_share * (max_map_count or _max_map_count()))
         self._batch_pages = batch_pages
         self._nice, self._idle = nice, idle
@@ -775,10 +779,11 @@ class Engine:
         if not len(first):
             return members
         owner = target_of(members.places[first])
-        chosen = np.ones(len(first), np.bool_)
+        chosen = pages >= self.min_run
+        tally.left_short += int(pages[~chosen].sum())
         for number in distinct(owner):
             target = self._targets[int(number)]
-            mine = np.flatnonzero(owner == number)
+            mine = np.flatnonzero((owner == number) & chosen)
             left = self._mappings_left(target)
             if len(mine) * plan.MAPPINGS_PER_RUN > left:
                 chosen[mine] = plan.afford(pages[mine], left)
@@ -871,8 +876,10 @@ class Engine:
             self._settle(zero, zcodes, tally)
             self._settle(members.places, codes, tally)
             for done in results:
-                if done.target.attached:
-                    self._refresh(done.target)
+                target, before = done.target, done.target._mappings
+                if target.attached and self._refresh(target):
+                    # what the kernel says: it joins neighbouring mappings of one file, and splits those around a run
+                    tally.mappings_added += max(0, target._mappings - before)
             self._frames.watch(distinct(members.frames).astype(np.uint32))
 
     def _job(self, target: Target, zstart: U64, zpages: I64, start: U64, pages: I64, frame: U32) -> Callable[[], _Done]:
@@ -905,7 +912,6 @@ class Engine:
         target._pauses.add(outcome.pauses_s)
         self._pauses.add(outcome.pauses_s)
         tally.pauses.append(outcome.pauses_s)
-        tally.mappings_added += outcome.mappings_added
 
     def _book_merged(self, members: _Members, tally: _Tally) -> None:
         """Book pages that map their frame now: status, sharers, and the frame as the location of its content."""
@@ -1072,7 +1078,7 @@ class Engine:
         totals = self._totals
         for name in (
             *("read", "written", "zero", "dropped", "duplicate", "merged", "frames", "mappings_added"),
-            *("wasted", "left_for_budget", "left_huge", "left_pool", "huge_split"),
+            *("wasted", "left_for_budget", "left_huge", "left_pool", "left_short", "huge_split"),
         ):
             setattr(totals, name, getattr(totals, name) + getattr(tally, name))
         totals.refused.update(tally.refused)
@@ -1096,6 +1102,7 @@ class Engine:
             left_for_budget=tally.left_for_budget,
             left_huge=tally.left_huge,
             left_pool=tally.left_pool,
+            left_short=tally.left_short,
             huge_split=tally.huge_split,
         )
 
