@@ -64,9 +64,14 @@ class LiveTarget:
         except OSError as error:
             self._guardian.detach(pid)
             raise TargetError(f"cannot read the page map of process {pid}: {error.strerror}") from error
-        #: Mappings that are armed: start -> end; and those found unusable, with their reason.
-        self._armed: dict[int, int] = {}
-        self._refused: dict[int, int] = {}
+        #: Mappings that are armed, and those found unusable: starts and ends, ascending.
+        none = np.empty(0, np.uint64)
+        self._armed: tuple[U64, U64] = (none, none)
+        self._refused: tuple[U64, U64] = (none, none)
+        #: Where merging has cut mappings since: a piece between such edges is armed as the whole was.
+        self._cuts: list[U64] = []
+        #: Merged mappings as just read, for the one look that follows: reading the maps is what a look costs.
+        self._merged: tuple[U64, U64] | None = None
 
     def alive(self) -> bool:
         """Whether the process exists and still runs the program that was attached."""
@@ -88,6 +93,7 @@ class LiveTarget:
             empty64, empty32 = np.empty(0, np.uint64), np.empty(0, np.uint32)
             return Regions(empty64, empty64, np.empty(0, np.uint8), empty32, [], len(start))
         merged = inode == self._backend.pool.inode
+        self._merged = start[merged], end[merged]
         special = np.array([bool(_LEFT_ALONE.match(n)) for n in names] or [False])[name]
         private_rw = (perms & 15) == (_READ | _WRITE)
         free = private_rw & (inode == 0) & ~special & ~((start < self._workshop[1]) & (end > self._workshop[0]))
@@ -106,40 +112,26 @@ class LiveTarget:
     def _unusable(self, start: U64, end: U64, free: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """Arm the free mappings that are not armed yet; mark those that cannot be used."""
         unusable = np.zeros(len(start), bool)
-        current: dict[int, int] = {}
-        refused: dict[int, int] = {}
-        new: list[int] = []
-        for i in np.flatnonzero(free).tolist():
-            s, e = int(start[i]), int(end[i])
-            if self._armed.get(s) == e:
-                current[s] = e
-            elif self._refused.get(s) == e:
-                refused[s] = e
-                unusable[i] = True
-            else:
-                new.append(i)
-        if new:
+        cuts = np.concatenate(self._cuts) if self._cuts else np.empty(0, np.uint64)
+        self._cuts = []
+        at = np.flatnonzero(free)
+        refused = _pieces(self._refused, cuts[:0], start[at], end[at])
+        armed = _pieces(self._armed, cuts, start[at], end[at]) & ~refused
+        new = at[~armed & ~refused]
+        unusable[at[refused]] = True
+        if len(new):
             flags = _smaps_flags(self.pid)
-            usable: list[int] = []
-            advice: list[int] = []
-            for i in new:
-                its = flags.get(int(start[i]), frozenset(("io",)))
-                if its & _FLAGS_LEFT_ALONE:
-                    unusable[i] = True
-                    refused[int(start[i])] = int(end[i])
-                else:
-                    usable.append(i)
-                    advice.append(sum(bit for flag, bit in _FLAGS_REPEATED.items() if flag in its))
-            if usable:
-                ends = end[usable] | np.array(advice, np.uint64)
-                result = self._guardian.arm(self.pid, start[usable], ends)
-                for i, code in zip(usable, result.tolist(), strict=True):
-                    if code:
-                        unusable[i] = True
-                        refused[int(start[i])] = int(end[i])
-                    else:
-                        current[int(start[i])] = int(end[i])
-        self._armed, self._refused = current, refused
+            its = [flags.get(address, frozenset(("io",))) for address in start[new].tolist()]
+            left_alone = np.array([bool(f & _FLAGS_LEFT_ALONE) for f in its])
+            advice = np.array([sum(bit for flag, bit in _FLAGS_REPEATED.items() if flag in f) for f in its], np.uint64)
+            unusable[new[left_alone]] = True
+            usable, advice = new[~left_alone], advice[~left_alone]
+            if len(usable):
+                result = self._guardian.arm(self.pid, start[usable], end[usable] | advice)
+                unusable[usable[result != 0]] = True
+        bad = unusable[at]
+        self._armed = start[at[~bad]], end[at[~bad]]
+        self._refused = start[at[bad]], end[at[bad]]
         return unusable
 
     def _scan(self, start: U64, end: U64, *, rearm: bool) -> PageRanges:
@@ -160,7 +152,7 @@ class LiveTarget:
                 if not rearm or error.errno != errno.EPERM:
                     raise
                 # A mapping was replaced at the same place and is not armed any more: arm all, ask again.
-                self._armed = {}
+                self._armed = (start[:0], end[:0])
                 self.regions()
                 s, e, categories = ask(_WP_MATCHING)
         except OSError as error:
@@ -179,6 +171,9 @@ class LiveTarget:
         return ranges
 
     def _merged_now(self) -> tuple[U64, U64]:
+        known, self._merged = self._merged, None
+        if known is not None:
+            return known
         start, end, _, _, _, inode, _, _ = mem.maps(self.pid)
         merged = inode == self._backend.pool.inode
         return start[merged], end[merged]
@@ -198,6 +193,8 @@ class LiveTarget:
         filled = np.cumsum(pages, dtype=np.uint64) // REQUEST_PAGES
         edges = np.unique(np.concatenate(([0], np.flatnonzero(np.diff(filled)) + 1, [len(pages)])))
         call = getattr(self._guardian, kind)
+        self._merged = None
+        self._cuts += [addr, addr + pages.astype(np.uint64) * np.uint64(PAGE_SIZE)]
         for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
             runs = (addr[a:b], pages[a:b]) if frame is None else (addr[a:b], pages[a:b], frame[a:b])
             try:
@@ -302,6 +299,18 @@ class LiveBackend:
                 os.close(target._pagemap)
         self.targets.clear()
         self.guardian.close()
+
+
+def _pieces(known: tuple[U64, U64], cuts: U64, start: U64, end: U64) -> npt.NDArray[np.bool_]:
+    """Which ranges are one of the known ones, or a piece of one whose new edges are all among ``cuts``."""
+    starts, ends = known
+    if not len(starts):
+        return np.zeros(len(start), bool)
+    at = np.maximum(np.searchsorted(starts, start, "right"), 1) - 1
+    inside: npt.NDArray[np.bool_] = (starts[at] <= start) & (end <= ends[at])
+    inside &= (starts[at] == start) | np.isin(start, cuts)
+    inside &= (ends[at] == end) | np.isin(end, cuts)
+    return inside
 
 
 def _cut(addr: U64, pages: U32, frame: U32 | None) -> tuple[U64, U32, U32 | None]:
