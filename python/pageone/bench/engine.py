@@ -38,7 +38,7 @@ def measure(size_bytes: int, scaling_gib: list[float], tell: Any = print) -> dic
             self.began = self.now()
 
         def now(self) -> float:
-            return time.process_time() + self.backend.cpu_s() + sum(t.cpu_s() for t in self.targets)
+            return float(time.process_time() + self.backend.cpu_s() + sum(t.cpu_s() for t in self.targets))
 
         def spent(self) -> float:
             return self.now() - self.began

@@ -130,6 +130,7 @@ class _Tally:
     left_pool: int = 0
     left_short: int = 0
     huge_split: int = 0
+    missed: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     pauses: list[F64] = field(default_factory=list)
     cpu_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
@@ -431,10 +432,12 @@ class Engine:
         try:
             written = target._memory.written(start, end)
         except TargetError:
+            # Gone; or its mappings change under us, and the next look will tell. Nothing is lost by that: a merge
+            # compares the bytes, whatever is thought of them here.
             if not target._memory.alive():
                 self._forget(target)
-                return none
-            raise
+            tally.missed += 1
+            return none
         if not len(written.start):
             return none
         count = ((written.end - written.start) // np.uint64(PAGE_SIZE)).astype(np.int64)
