@@ -233,6 +233,8 @@ class FakeMemory:
         index = spread(addr, pages)
         codes = np.zeros(len(index), np.uint8)
         codes[p.pinned[index]] = PageCode.REFUSED
+        if self.backend.timeout:
+            codes[:] = PageCode.TIMEOUT
         done = index[codes == PageCode.DONE]
         p.own[done] = p.reads[done]
         p.frame[done] = NONE

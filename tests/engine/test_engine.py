@@ -356,3 +356,59 @@ def test_the_thread_follows_targets_and_tells_what_ended_it() -> None:
 def test_a_value_out_of_range_is_refused_before_anything_starts(option: str, value: object) -> None:
     with pytest.raises(UsageError):
         Engine(backend=FakeBackend(), **{option: value})
+
+
+def test_frames_that_every_sharer_has_written_over_are_let_go() -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend)
+    with Engine(backend=backend) as engine:
+        engine.attach(a.pid)
+        engine.attach(b.pid)
+        engine.merge_once(quiet_s=0)
+        a.write(np.arange(100), values(100, 5))
+        steps(engine, 1)
+        assert engine.stats.let_go == 0, "the other one still reads them"
+        b.write(np.arange(100), values(100, 6))
+        steps(engine, 1)
+        assert engine.stats.let_go == 200
+        assert (a.frame[:100] == NONE).all()
+        assert (a.frame[100:256] != NONE).all()
+        steps(engine, 3)
+        assert engine.stats.frames == 156
+        assert engine.stats.frames_freed == 100
+        consistent(engine, backend)
+
+
+def test_a_target_that_does_not_stop_in_time_is_asked_again_when_it_is_detached() -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend)
+    with Engine(backend=backend) as engine:
+        target = engine.attach(a.pid)
+        engine.attach(b.pid)
+        engine.merge_once(quiet_s=0)
+        backend.timeout = True
+
+        def recover(name: str, process: FakeProcess) -> None:
+            backend.timeout = backend.calls["unmerge"] < 3
+
+        backend.hook = lambda name, process: recover(name, process) if name == "unmerge" else None
+        assert engine.detach(target)
+        assert backend.calls["unmerge"] == 3
+
+
+def test_a_look_that_fails_is_repeated_a_period_later() -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend)
+    with Engine(backend=backend) as engine:
+        engine.attach(a.pid)
+        engine.attach(b.pid)
+        failing = [True]
+
+        def fail(name: str, process: FakeProcess) -> None:
+            if name == "written" and process is a and failing and failing.pop():
+                raise TargetError("its mappings are changing")
+
+        backend.hook = fail
+        steps(engine, 4)
+        assert engine.stats.missed_looks == 1
+        assert engine.stats.sharers == 512

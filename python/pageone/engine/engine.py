@@ -56,6 +56,10 @@ __all__ = ["Engine", "Progress", "Target"]
 
 BATCH_PAGES = 8192  #: pages of one job: 32 MiB, some milliseconds of reading
 REQUEST_PAGES = 16384  #: pages of one request to merge; the backend splits it further to keep its stops short
+DETACH_TRIES = 20  #: a target that does not stop in time is asked again so often
+LET_GO_SHARE = 8  #: let go frames that nobody reads any more once one in so many of a target's merged pages was written
+LET_GO_PERIODS = 16  #: or when so many periods have passed since a merged page was written
+LET_GO_RUN = 8  #: but no shorter run than this, unless it is a whole mapping: it would cost two mappings
 MAPPING_BYTES = 256  #: what one mapping costs the kernel (vm_area_struct and its tree), for the books
 NEW_FRAME = np.uint64(1 << 32)  #: planned frames that are not allocated yet count from here
 TARGET_NUMBERS = 1 << 20
@@ -131,6 +135,7 @@ class _Tally:
     left_short: int = 0
     huge_split: int = 0
     missed: int = 0
+    let_go: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     pauses: list[F64] = field(default_factory=list)
     cpu_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
@@ -285,18 +290,22 @@ class Engine:
                 )
             total, done = target._rows.pages, 0
             failed: Counter[str] = Counter()
-            pages_of_rows = (target._rows.end - target._rows.start).astype(np.int64)
-            for start, pages, _ in plan.requests(target._rows.start, pages_of_rows, None, REQUEST_PAGES):
-                if stop is not None and stop():
-                    self._refresh(target)
-                    return False
-                outcome = target._memory.unmerge(address(start), pages)
-                self._book(target, outcome, self._totals)
-                codes = np.bincount(outcome.code, minlength=len(PageCode))
-                failed.update({PageCode(i).name: int(n) for i, n in enumerate(codes) if n and i != PageCode.DONE})
-                done += int(pages.sum())
-                if progress is not None:
-                    progress("unmerge", done, total)
+            for _ in range(DETACH_TRIES):
+                failed.clear()
+                pages_of_rows = (target._rows.end - target._rows.start).astype(np.int64)
+                for start, pages, _ in plan.requests(target._rows.start, pages_of_rows, None, REQUEST_PAGES):
+                    if stop is not None and stop():
+                        self._refresh(target)
+                        return False
+                    outcome = target._memory.unmerge(address(start), pages)
+                    self._book(target, outcome)
+                    codes = np.bincount(outcome.code, minlength=len(PageCode))
+                    failed.update({PageCode(i).name: int(n) for i, n in enumerate(codes) if n and i != PageCode.DONE})
+                    done += int(codes[PageCode.DONE])
+                    if progress is not None:
+                        progress("unmerge", min(done, total), total)
+                if not failed[PageCode.TIMEOUT.name] or not self._refresh(target) or not len(target._rows):
+                    break
             if self._refresh(target):
                 left = target._rows.pages
                 if left:
@@ -612,7 +621,7 @@ class Engine:
                 planned = self._plan(zero, members, tally)
             self._merge(planned, tally, progress)
         with self._phase(tally, "free"):
-            self._free()
+            self._free(tally)
 
     def _resolve(self, found: list[_Found], tally: _Tally) -> tuple[U64, _Members]:
         """Settle what was found: changed, gone and unique pages; return ``(zero pages, pages that can be merged)``."""
@@ -869,7 +878,8 @@ class Engine:
             for done in results:
                 tally.cpu_s["merge"] += done.cpu_s + done.outside_cpu_s
                 for outcome in done.outcomes:
-                    self._book(done.target, outcome, tally)
+                    self._book(done.target, outcome)
+                    tally.pauses.append(outcome.pauses_s)
                 zcodes[target_of(zero) == done.target._number] = done.zero_codes
                 codes[target_of(members.places) == done.target._number] = done.codes
             dropped = zero[zcodes == PageCode.DONE]
@@ -910,11 +920,10 @@ class Engine:
 
         return job
 
-    def _book(self, target: Target, outcome: Outcome, tally: _Tally) -> None:
+    def _book(self, target: Target, outcome: Outcome) -> None:
         """Count what a request cost a target."""
         target._pauses.add(outcome.pauses_s)
         self._pauses.add(outcome.pauses_s)
-        tally.pauses.append(outcome.pauses_s)
 
     def _book_merged(self, members: _Members, tally: _Tally) -> None:
         """Book pages that map their frame now: status, sharers, and the frame as the location of its content."""
@@ -977,8 +986,39 @@ class Engine:
 
     # ------------------------------------------------------------------ free
 
-    def _free(self) -> None:
-        """Free the frames that were seen unmapped twice, and sweep the index when much of it has gone stale."""
+    def _let_go(self, tally: _Tally) -> None:
+        """Unmerge runs whose frames nobody reads any more: every sharer has written and has a copy of its own."""
+        written = [t for t in self.targets if t._wasted_since]
+        if not any(
+            t._wasted_since * LET_GO_SHARE >= t._rows.pages or self._period - t._let_go >= LET_GO_PERIODS
+            for t in written
+        ):
+            return
+        for target in self.targets:
+            target._wasted_since, target._let_go = 0, self._period
+            if not target._wasted or not len(target._rows):
+                continue
+            rows = target._rows
+            places, frames = rows.expand()
+            places = places[self._frames.live[frames] == 0]
+            first, pages = runs(places)
+            start = places[first]
+            whole = np.isin(start, rows.start) & np.isin(start + pages.astype(np.uint64), rows.end)
+            worth = whole | (pages >= LET_GO_RUN)
+            for s, n, _ in plan.requests(start[worth], pages[worth], None, REQUEST_PAGES):
+                outcomes: list[Outcome] = []
+                codes = _ask(outcomes, target._memory.unmerge, s, n)
+                tally.let_go += int((codes == PageCode.DONE).sum())
+                for outcome in outcomes:
+                    self._book(target, outcome)
+                    tally.pauses.append(outcome.pauses_s)
+                    tally.cpu_s["free"] += outcome.cpu_s
+            if worth.any():
+                self._refresh(target)
+
+    def _free(self, tally: _Tally) -> None:
+        """Let go what nobody reads, free the frames seen unmapped twice, and sweep the index if it is stale."""
+        self._let_go(tally)
         out, _ = self._frames.reclaim(self._backend)
         if len(out):
             self._retire(out)
@@ -1031,6 +1071,8 @@ class Engine:
                 pages_merged=totals.merged,
                 pages_dropped=totals.dropped,
                 wasted_merges=totals.wasted,
+                let_go=totals.let_go,
+                missed_looks=totals.missed,
                 mappings_added=totals.mappings_added,
                 left_for_budget=totals.left_for_budget,
                 left_huge=totals.left_huge,
@@ -1081,7 +1123,7 @@ class Engine:
         totals = self._totals
         for name in (
             *("read", "written", "zero", "dropped", "duplicate", "merged", "frames", "mappings_added"),
-            *("wasted", "left_for_budget", "left_huge", "left_pool", "left_short", "huge_split"),
+            *("wasted", "left_for_budget", "left_huge", "left_pool", "left_short", "huge_split", "missed", "let_go"),
         ):
             setattr(totals, name, getattr(totals, name) + getattr(tally, name))
         totals.refused.update(tally.refused)

@@ -115,6 +115,8 @@ class Stats:
     pages_merged: int
     pages_dropped: int
     wasted_merges: int  #: pages written after merging so far
+    let_go: int  #: pages unmerged because nobody read their frame any more
+    missed_looks: int  #: looks at a target that failed because its mappings were changing; repeated a period later
     mappings_added: int
     left_for_budget: int
     left_huge: int
@@ -168,6 +170,8 @@ _SCALARS = (
     ("pageone_pages_merged_total", "counter", "Pages merged.", "pages_merged"),
     ("pageone_pages_dropped_total", "counter", "Zero pages given back.", "pages_dropped"),
     ("pageone_wasted_merges_total", "counter", "Pages written after merging.", "wasted_merges"),
+    ("pageone_let_go_pages_total", "counter", "Pages unmerged because nobody read their frame.", "let_go"),
+    ("pageone_missed_looks_total", "counter", "Looks that failed and were repeated a period later.", "missed_looks"),
     ("pageone_mappings_added_total", "counter", "Mappings added to targets.", "mappings_added"),
     ("pageone_left_for_budget_total", "counter", "Pages left alone for lack of mappings.", "left_for_budget"),
     ("pageone_left_huge_total", "counter", "Pages left alone to keep a huge page whole.", "left_huge"),

@@ -101,7 +101,8 @@ class Target:
         self._left_then = 0  # budget left when pages were last held for lack of it
         self._merged = 0
         self._wasted = 0
-        self._wasted_since = 0
+        self._wasted_since = 0  # since it was last asked to let go what nobody reads
+        self._let_go = 0  # the period of that
         self._refused: Counter[str] = Counter()
         self._pauses = Pauses()
         self._make_stats = stats
