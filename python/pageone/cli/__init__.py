@@ -27,7 +27,7 @@ def build_app() -> typer.Typer:
         name="pageone",
         no_args_is_help=True,
         add_completion=False,
-        rich_markup_mode="rich",
+        rich_markup_mode="markdown",
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
         help="Find equal memory pages in running processes and let them share one frame, copy-on-write.",

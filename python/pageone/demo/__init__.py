@@ -5,6 +5,7 @@ with /proc; the command line calls it. ``program`` is what a worker runs, ``work
 them, ``measure`` reads /proc, ``show`` does the job.
 """
 
+from pageone.demo.show import DemoResult, run_demo
 from pageone.demo.workers import Mismatch, Worker, WorkerSpec, start_workers
 
-__all__ = ["Mismatch", "Worker", "WorkerSpec", "start_workers"]
+__all__ = ["DemoResult", "Mismatch", "Worker", "WorkerSpec", "run_demo", "start_workers"]

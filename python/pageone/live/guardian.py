@@ -49,6 +49,7 @@ class Guardian:
                 pass_fds=(theirs.fileno(), pool.fileno()),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # it outlives the engine: it must not hold the caller's pipe open
                 start_new_session=True,
                 cwd="/",
             )
