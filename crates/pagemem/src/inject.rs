@@ -10,7 +10,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::arch::{self, nr, Regs};
-use crate::ptrace::{self, Stopped, Tracer, Wait};
+use crate::ptrace::{self, Events, Stopped, Tracer, Wait};
 use crate::sys::{read_remote, write_remote, Vma, PAGE};
 
 /// One operation of the loop: a system call (or a flagged copy) and its result.
@@ -48,14 +48,22 @@ pub const OPS_MAX: usize = 1024;
 /// Bytes of a workshop.
 pub const WORKSHOP_SIZE: u64 = OPS_AT + OPS_MAX as u64 * 64;
 
+/// Pages that can be moved aside at a time.
+pub const ASIDE_PAGES: u32 = 2048;
+const ASIDE_SIZE: u64 = ASIDE_PAGES as u64 * PAGE;
+
 /// How long an injected list may run before the target is given up as hanging.
 const LIST_TIMEOUT: Duration = Duration::from_secs(5);
+
+const RESERVE: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
 
 /// The pages inside a target that injected lists run from.
 #[derive(Clone, Copy, Debug)]
 pub struct Workshop {
     /// Address of the code page.
     pub base: u64,
+    /// Address of [`ASIDE_PAGES`] pages of reserved address space, for pages that are moved out of reach.
+    pub aside: u64,
 }
 
 fn gone() -> io::Error {
@@ -205,7 +213,50 @@ impl Workshop {
             );
             return Err(e);
         }
-        Ok(Self { base })
+        let none = libc::PROT_NONE as u64;
+        match one_call(
+            tid,
+            &regs,
+            insn,
+            nr::MMAP,
+            [0, ASIDE_SIZE, none, RESERVE, u64::MAX, 0],
+        ) {
+            Ok(aside) => Ok(Self {
+                base,
+                aside: aside as u64,
+            }),
+            Err(e) => {
+                let _ = one_call(
+                    tid,
+                    &regs,
+                    insn,
+                    nr::MUNMAP,
+                    [base, WORKSHOP_SIZE, 0, 0, 0, 0],
+                );
+                Err(e)
+            }
+        }
+    }
+
+    /// The call that frees what has been moved aside, from the first page on, and keeps the address space.
+    pub fn clear_aside(&self, bytes: u64) -> Op {
+        let fixed = RESERVE | libc::MAP_FIXED as u64;
+        Op::new(
+            nr::MMAP,
+            &[
+                self.aside,
+                bytes,
+                libc::PROT_NONE as u64,
+                fixed,
+                u64::MAX,
+                0,
+            ],
+        )
+    }
+
+    /// Address, in the target, of the result of operation `i` of a list.
+    pub fn result_at(&self, i: usize) -> u64 {
+        self.base + OPS_AT + 64 * i as u64 + 56
     }
 
     /// Whether the workshop is still there and unchanged: not so after `exec` or if the program unmapped it.
@@ -225,18 +276,26 @@ impl Workshop {
             &regs,
             insn,
             nr::MUNMAP,
+            [self.aside, ASIDE_SIZE, 0, 0, 0, 0],
+        )?;
+        one_call(
+            tid,
+            &regs,
+            insn,
+            nr::MUNMAP,
             [self.base, WORKSHOP_SIZE, 0, 0, 0, 0],
         )
         .map(drop)
     }
 
     /// Runs `ops` (at most [`OPS_MAX`]) in one thread of the stopped target and fills in their results. The caller
-    /// has made sure that the workshop is intact. Returns the time that the loop ran.
+    /// has made sure that the workshop is intact. Returns the CPU time that the loop took.
     pub fn run(
         &self,
         tracer: &mut Tracer,
         stopped: &Stopped,
         ops: &mut [Op],
+        events: &mut dyn Events,
     ) -> io::Result<Duration> {
         assert!(ops.len() <= OPS_MAX);
         let (tid, mut regs) = choose(stopped)?;
@@ -260,11 +319,16 @@ impl Workshop {
         // returns through the frame, which also holds its signal mask.
         looping.set(tid)?;
         ptrace::set_signal_mask(tid, !(1 << (arch::REPORT_SIGNAL - 1)))?;
+        let before = cpu_of(pid, tid);
         let started = Instant::now();
         ptrace::resume(tid, 0)?;
         let done = self.base + arch::loop_done_offset();
         let mut spins = 0u32;
         let ended = loop {
+            if events.pending() {
+                // Moving a guarded range waits for its event to be read.
+                events.read_one();
+            }
             match ptrace::poll(tid) {
                 Wait::Nothing if started.elapsed() > LIST_TIMEOUT => break Err(gone()),
                 Wait::Nothing => {
@@ -280,14 +344,21 @@ impl Workshop {
                     if signal == arch::REPORT_SIGNAL && Regs::get(tid)?.ip() == done {
                         break Ok(());
                     }
-                    tracer.owe(pid, tid, signal);
+                    if matches!(signal, libc::SIGSEGV | libc::SIGBUS) {
+                        // An operation met memory that cannot be had: it failed, the list goes on.
+                        let mut faulted = Regs::get(tid)?;
+                        faulted.fail_operation(self.base);
+                        faulted.set(tid)?;
+                    } else {
+                        tracer.owe(pid, tid, signal);
+                    }
                     ptrace::resume(tid, 0)?;
                 }
                 Wait::Interrupted | Wait::Suspended | Wait::Event(_) => ptrace::resume(tid, 0)?,
             }
         };
-        let took = started.elapsed();
         ended?;
+        let took = cpu_of(pid, tid).saturating_sub(before);
         // Mask first: until the registers are back the thread would still leave through the frame.
         ptrace::set_signal_mask(tid, mask)?;
         regs.set(tid)?;
@@ -302,6 +373,18 @@ impl Workshop {
         }
         Ok(took)
     }
+}
+
+/// CPU time of a thread so far; exact for one that is stopped.
+fn cpu_of(pid: i32, tid: i32) -> Duration {
+    let text =
+        std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).unwrap_or_default();
+    Duration::from_nanos(
+        text.split_ascii_whitespace()
+            .next()
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(0),
+    )
 }
 
 fn bytes_of(ops: &[Op]) -> &[u8] {

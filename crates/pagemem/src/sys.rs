@@ -234,3 +234,21 @@ pub fn tracks_writes(pid: i32, addr: u64) -> bool {
     // writes nothing else.
     check(unsafe { libc::ioctl(file.as_raw_fd(), PAGEMAP_SCAN, a.as_mut_ptr()) } as i64).is_ok()
 }
+
+/// Whether process `pid` has pages pinned for a device or locked in memory, by its own account.
+pub fn pinned(pid: i32) -> bool {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else {
+        return true;
+    };
+    let positive = |name: &str| {
+        let value = status
+            .lines()
+            .find_map(|l| l.strip_prefix(name))
+            .unwrap_or("0");
+        value
+            .split_ascii_whitespace()
+            .next()
+            .is_some_and(|n| n != "0")
+    };
+    positive("VmPin:") || positive("VmLck:")
+}

@@ -3,12 +3,13 @@
 //! Runs in the guardian, the only process that stops targets. Whatever is asked, a page is changed only after all
 //! its bytes have been compared inside the stop; a page in doubt is left alone and its code says why.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crate::arch::{self, nr};
-use crate::inject::{Op, Workshop, MESSAGE_AT, OPS_MAX};
+use crate::inject::{Op, Workshop, ASIDE_PAGES, MESSAGE_AT, OPS_MAX};
 use crate::pool::Pool;
 use crate::ptrace::{Events, NoEvents, StopError, Stopped, Tracer};
 use crate::sys::{self, check, pidfd_getfd, pidfd_open, read_remote, Maps, PAGE, VMA_PRIVATE_RW};
@@ -74,9 +75,9 @@ const FIRST_BATCH: f64 = 128.0;
 /// Share of the pause budget that work may take; the rest is for stopping and for what goes wrong.
 const AIM: f64 = 0.7;
 const BATCH_MIN: f64 = 32.0;
-const BATCH_MAX: f64 = 4096.0;
-/// Mappings of one list: leaves room for two pieces of advice each, the descriptor's reception and closing.
-const RUNS_MAX: usize = OPS_MAX / 3 - 8;
+const BATCH_MAX: f64 = ASIDE_PAGES as f64;
+/// Runs of one batch.
+const RUNS_MAX: usize = PIECES_MAX;
 
 /// Advice that mappings made by us are given again, by its bit in a request to arm: not inherited by children, left
 /// out of core dumps, huge pages wanted or not.
@@ -145,13 +146,15 @@ impl Events for Watch<'_> {
     }
 }
 
-/// Which of the pages `[addr, addr + pages)` may be changed, by the mapping they are in.
+/// Which of the pages `[addr, addr + pages)` may be changed, by the mapping they are in; `edges` collects where the
+/// mappings begin, for no run may be moved across such a place.
 fn classify(
     maps: &mut Maps,
     addr: u64,
     pages: u32,
     ok: impl Fn(&sys::Vma) -> bool,
     codes: &mut [u8],
+    edges: &mut BTreeSet<u64>,
 ) {
     let end = addr + u64::from(pages) * PAGE;
     let mut at = addr;
@@ -160,6 +163,7 @@ fn classify(
             Ok(Some(v)) if v.start < end => {
                 let from = v.start.max(at);
                 let to = v.end.min(end);
+                edges.insert(from);
                 mark(codes, addr, at, from, Code::Gone);
                 if !ok(&v) {
                     mark(codes, addr, from, to, Code::Gone);
@@ -286,7 +290,9 @@ impl Target {
         let fail = |e| (e, Some(workshop));
         let open = Op::new(nr::USERFAULTFD, &[crate::uffd::OPEN_FLAGS]);
         let mut ops = [open, open];
-        workshop.run(tracer, stopped, &mut ops).map_err(fail)?;
+        workshop
+            .run(tracer, stopped, &mut ops, &mut NoEvents)
+            .map_err(fail)?;
         let fetched: Vec<io::Result<OwnedFd>> = ops
             .iter()
             .map(|op| match op.result {
@@ -299,7 +305,9 @@ impl Target {
             .filter(|o| o.result >= 0)
             .map(|o| Op::new(nr::CLOSE, &[o.result as u64]))
             .collect();
-        workshop.run(tracer, stopped, &mut close).map_err(fail)?;
+        workshop
+            .run(tracer, stopped, &mut close, &mut NoEvents)
+            .map_err(fail)?;
         let mut fetched = fetched.into_iter();
         let mut next = || fetched.next().expect("two descriptors");
         let track = next()
@@ -473,13 +481,15 @@ impl Target {
         pidfd: &OwnedFd,
     ) -> io::Result<OwnedFd> {
         let mut ops = [Op::new(nr::USERFAULTFD, &[crate::uffd::OPEN_FLAGS])];
-        self.workshop.run(tracer, stopped, &mut ops)?;
+        self.workshop
+            .run(tracer, stopped, &mut ops, &mut NoEvents)?;
         if ops[0].result < 0 {
             return Err(io::Error::from_raw_os_error(-ops[0].result as i32));
         }
         let fd = pidfd_getfd(pidfd, ops[0].result as i32);
         let mut close = [Op::new(nr::CLOSE, &[ops[0].result as u64])];
-        self.workshop.run(tracer, stopped, &mut close)?;
+        self.workshop
+            .run(tracer, stopped, &mut close, &mut NoEvents)?;
         fd
     }
 
@@ -570,6 +580,13 @@ impl Target {
     }
 
     /// Maps runs to frames of `pool` where the bytes are equal.
+    ///
+    /// Not only the target's threads can write its memory: another process may (`process_vm_writev`, `/proc/PID/mem`),
+    /// and it does not stand still. So the old pages are moved out of reach first, then compared, and only then are the
+    /// frames moved in, or the old pages back: all by the loop inside the target, which completes this also if the
+    /// guardian dies. A writer from outside meets, for microseconds, no page at all and is told so (`EFAULT`).
+    /// What remains is one that has pinned a page before it was moved and copies after it was compared; the kernel
+    /// offers no way to see that (its count of pins is folded once a second).
     pub fn merge(&mut self, tracer: &mut Tracer, pool: &Pool, runs: &[Run]) -> Outcome {
         let inode = pool.inode();
         self.in_stops(
@@ -577,56 +594,9 @@ impl Target {
             Kind::Merge,
             runs,
             |t, tracer, stopped, batch, codes, out| {
-                let mut maps = Maps::open(t.pid)?;
-                let mut at = 0;
-                for r in batch {
-                    let part = &mut codes[at..at + r.pages as usize];
-                    let mergeable = |v: &sys::Vma| {
-                        v.flags == VMA_PRIVATE_RW && (v.inode == 0 || v.inode == inode)
-                    };
-                    classify(&mut maps, r.addr, r.pages, mergeable, part);
-                    compare(t.pid, r, part, |i, page| pool.equals(r.frame + i, page));
-                    at += r.pages as usize;
-                }
-                let good = good_runs(batch, codes);
-                if good.is_empty() {
-                    return Ok(());
-                }
-                let mut calls = Vec::with_capacity(3 * good.len());
-                for (r, _) in &good {
-                    calls.push(Op::new(
-                        nr::MMAP | arch::DEREF_ARG5,
-                        &[
-                            r.addr,
-                            u64::from(r.pages) * PAGE,
-                            PROT_RW,
-                            libc::MAP_PRIVATE as u64 | FIXED,
-                            t.received_at(),
-                            u64::from(r.frame) * PAGE,
-                        ],
-                    ));
-                }
-                for (r, _) in &good {
-                    calls.extend(t.advice_for(r, FOR_FRAMES));
-                }
-                let ops =
-                    t.run_with_descriptor(tracer, stopped, pool.for_targets()?, calls, out)?;
-                for ((r, first), op) in good.iter().zip(&ops) {
-                    if op.result as u64 != r.addr {
-                        codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
-                        continue;
-                    }
-                    out.mappings += 1;
-                    if t.guard
-                        .register(r.addr, r.addr + u64::from(r.pages) * PAGE)
-                        .is_err()
-                    {
-                        // Unguarded frames must not stay: the bytes go back to memory of the target's own.
-                        t.unshare(tracer, stopped, &[*r], out)?;
-                        codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
-                    }
-                }
-                Ok(())
+                let fits =
+                    |v: &sys::Vma| v.flags == VMA_PRIVATE_RW && (v.inode == 0 || v.inode == inode);
+                t.exchange(tracer, stopped, batch, codes, out, fits, Some(pool))
             },
         )
     }
@@ -638,46 +608,175 @@ impl Target {
             Kind::Zero,
             runs,
             |t, tracer, stopped, batch, codes, out| {
-                let mut maps = Maps::open(t.pid)?;
-                let mut at = 0;
-                for r in batch {
-                    let part = &mut codes[at..at + r.pages as usize];
-                    classify(
-                        &mut maps,
-                        r.addr,
-                        r.pages,
-                        |v| v.flags == VMA_PRIVATE_RW && v.inode == 0,
-                        part,
-                    );
-                    compare(t.pid, r, part, |_, page| mix::is_zero(page));
-                    at += r.pages as usize;
-                }
-                let good = good_runs(batch, codes);
-                let mut ops: Vec<Op> = good
-                    .iter()
-                    .map(|(r, _)| {
-                        Op::new(
-                            nr::MADVISE,
-                            &[
-                                r.addr,
-                                u64::from(r.pages) * PAGE,
-                                libc::MADV_DONTNEED as u64,
-                            ],
-                        )
-                    })
-                    .collect();
-                if ops.is_empty() {
-                    return Ok(());
-                }
-                out.injected += t.workshop.run(tracer, stopped, &mut ops)?.as_secs_f64();
-                for ((r, first), op) in good.iter().zip(&ops) {
-                    if op.result < 0 {
-                        codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
-                    }
-                }
-                Ok(())
+                let fits = |v: &sys::Vma| v.flags == VMA_PRIVATE_RW && v.inode == 0;
+                t.exchange(tracer, stopped, batch, codes, out, fits, None)
             },
         )
+    }
+
+    /// The work of one stop: exchanges pages for equal frames of `pool`, or for nothing where they are zero (None).
+    #[allow(clippy::too_many_arguments)]
+    fn exchange(
+        &mut self,
+        tracer: &mut Tracer,
+        stopped: &Stopped,
+        batch: &[Run],
+        codes: &mut [u8],
+        out: &mut Outcome,
+        fits: impl Fn(&sys::Vma) -> bool,
+        pool: Option<&Pool>,
+    ) -> io::Result<()> {
+        if sys::pinned(self.pid) {
+            codes.fill(Code::Refused as u8);
+            return Ok(());
+        }
+        let mut maps = Maps::open(self.pid)?;
+        let mut edges = BTreeSet::new();
+        let mut at = 0;
+        for r in batch {
+            let part = &mut codes[at..at + r.pages as usize];
+            classify(&mut maps, r.addr, r.pages, &fits, part, &mut edges);
+            at += r.pages as usize;
+        }
+        // A page that differs fails its whole piece: the others are tried again without it.
+        let mut settled = vec![false; codes.len()];
+        for _ in 0..ROUNDS {
+            let open: Vec<u8> = codes
+                .iter()
+                .zip(&settled)
+                .map(|(c, s)| if *s { u8::MAX } else { *c })
+                .collect();
+            let pieces = cut(&good_runs(batch, &open), &edges);
+            if pieces.is_empty() {
+                break;
+            }
+            for pieces in pieces.chunks(PIECES_MAX) {
+                self.exchange_pieces(tracer, stopped, pieces, codes, &mut settled, out, pool)?;
+            }
+        }
+        for (code, settled) in codes.iter_mut().zip(&settled) {
+            if *code == Code::Done as u8 && !settled {
+                *code = Code::Timeout as u8;
+            }
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn exchange_pieces(
+        &mut self,
+        tracer: &mut Tracer,
+        stopped: &Stopped,
+        pieces: &[(Run, usize)],
+        codes: &mut [u8],
+        settled: &mut [bool],
+        out: &mut Outcome,
+        pool: Option<&Pool>,
+    ) -> io::Result<()> {
+        let bytes = |r: &Run| u64::from(r.pages) * PAGE;
+        // Where the old pages of each piece are moved to.
+        let aside: Vec<u64> = pieces
+            .iter()
+            .scan(self.workshop.aside, |next, (r, _)| {
+                let at = *next;
+                *next += bytes(r);
+                Some(at)
+            })
+            .collect();
+        let ops = match pool {
+            Some(pool) => {
+                let mut calls = Vec::with_capacity(STEPS * pieces.len());
+                for (i, (r, _)) in pieces.iter().enumerate() {
+                    let result = |step: usize| self.workshop.result_at(1 + STEPS * i + step);
+                    calls.extend(exchange_for_frames(r, aside[i], self.received_at(), result));
+                }
+                self.run_with_descriptor(tracer, stopped, pool.for_targets()?, calls, out)?
+            }
+            None => {
+                let mut calls: Vec<Op> = pieces
+                    .iter()
+                    .zip(&aside)
+                    .flat_map(|((r, _), at)| exchange_for_nothing(r, *at))
+                    .collect();
+                self.run_ops(tracer, stopped, &mut calls, out)?;
+                calls
+            }
+        };
+        let mut kept: Vec<(Run, usize)> = Vec::new();
+        let release = self
+            .workshop
+            .clear_aside(pieces.iter().map(|(r, _)| bytes(r)).sum());
+        let mut back: Vec<Run> = Vec::new();
+        for ((r, first), step) in pieces.iter().zip(ops.chunks_exact(STEPS)) {
+            let range = *first..*first + r.pages as usize;
+            let (moved, verdict, placed) = (step[1].result, step[2].result, step[3].result);
+            if step[0].result < 0 || moved < 0 {
+                codes[range].fill(Code::Refused as u8);
+            } else if verdict == 0 && placed as u64 == r.addr {
+                kept.push((*r, *first));
+            } else {
+                back.push(*r);
+                if verdict > 0 {
+                    codes[*first + (verdict as usize - 1) / PAGE as usize] = Code::Differs as u8;
+                } else {
+                    codes[range].fill(Code::Refused as u8);
+                }
+            }
+        }
+        let mut last: Vec<Op> = Vec::new();
+        last.push(release);
+        for (r, first) in &kept {
+            last.extend(self.advice_for(
+                r,
+                if pool.is_some() {
+                    FOR_FRAMES
+                } else {
+                    FOR_ANONYMOUS
+                },
+            ));
+            settled[*first..*first + r.pages as usize].fill(true);
+        }
+        self.run_ops(tracer, stopped, &mut last, out)?;
+        // What was moved, also there and back, has lost its registration.
+        for r in &back {
+            let _ = self.retrack(r.addr, r.addr + bytes(r));
+        }
+        let mut unguarded: Vec<Run> = Vec::new();
+        for (r, first) in &kept {
+            if pool.is_none() {
+                let _ = self.retrack(r.addr, r.addr + bytes(r));
+            } else if self.guard.register(r.addr, r.addr + bytes(r)).is_ok() {
+                out.mappings += 1;
+            } else {
+                // Unguarded frames must not stay: the bytes go back to memory of the target's own.
+                unguarded.push(*r);
+                codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
+            }
+        }
+        for runs in unguarded.chunks(UNSHARE_MAX) {
+            self.unshare(tracer, stopped, runs, out)?;
+        }
+        Ok(())
+    }
+
+    /// Runs a list in the stopped target, reading events that it causes.
+    fn run_ops(
+        &mut self,
+        tracer: &mut Tracer,
+        stopped: &Stopped,
+        ops: &mut [Op],
+        out: &mut Outcome,
+    ) -> io::Result<()> {
+        let mut watch = Watch {
+            guard: &self.guard,
+            discarded: &mut self.discarded,
+            born: &mut self.born,
+        };
+        out.injected += self
+            .workshop
+            .run(tracer, stopped, ops, &mut watch)?
+            .as_secs_f64();
+        Ok(())
     }
 
     /// Gives merged runs private anonymous memory with the same bytes.
@@ -689,10 +788,18 @@ impl Target {
             runs,
             |t, tracer, stopped, batch, codes, out| {
                 let mut maps = Maps::open(t.pid)?;
+                let mut edges = BTreeSet::new();
                 let mut at = 0;
                 for r in batch {
                     let part = &mut codes[at..at + r.pages as usize];
-                    classify(&mut maps, r.addr, r.pages, |v| v.inode == inode, part);
+                    classify(
+                        &mut maps,
+                        r.addr,
+                        r.pages,
+                        |v| v.inode == inode,
+                        part,
+                        &mut edges,
+                    );
                     at += r.pages as usize;
                 }
                 let good = good_runs(batch, codes);
@@ -719,7 +826,7 @@ impl Target {
     ///
     /// A socket pair made inside the target carries the descriptor: no path, no namespace, no name.
     fn run_with_descriptor(
-        &self,
+        &mut self,
         tracer: &mut Tracer,
         stopped: &Stopped,
         fd: &OwnedFd,
@@ -732,7 +839,7 @@ impl Target {
             nr::SOCKETPAIR,
             &[libc::AF_UNIX as u64, kind, 0, message],
         )];
-        out.injected += self.workshop.run(tracer, stopped, &mut pair)?.as_secs_f64();
+        self.run_ops(tracer, stopped, &mut pair, out)?;
         if pair[0].result < 0 {
             return Err(io::Error::from_raw_os_error(-pair[0].result as i32));
         }
@@ -754,7 +861,7 @@ impl Target {
         }
         ops.push(Op::new(nr::CLOSE, &[u64::from(ends[0])]));
         ops.push(Op::new(nr::CLOSE, &[u64::from(ends[1])]));
-        out.injected += self.workshop.run(tracer, stopped, &mut ops)?.as_secs_f64();
+        self.run_ops(tracer, stopped, &mut ops, out)?;
         sent?;
         ops.truncate(ops.len() - 3);
         ops.remove(0);
@@ -768,7 +875,7 @@ impl Target {
     /// this process dies, the loop completes the copy back before the target goes on. Write tracking is registered in
     /// the loop, too, before any page of the new mapping exists: only so does the kernel join it with its neighbours.
     fn unshare(
-        &self,
+        &mut self,
         tracer: &mut Tracer,
         stopped: &Stopped,
         runs: &[Run],
@@ -778,10 +885,7 @@ impl Target {
         let bytes = |r: &Run| u64::from(r.pages) * PAGE;
         let total: u64 = runs.iter().map(bytes).sum();
         let mut scratch = [Op::new(nr::MMAP, &[0, total, PROT_RW, ANON, u64::MAX, 0])];
-        out.injected += self
-            .workshop
-            .run(tracer, stopped, &mut scratch)?
-            .as_secs_f64();
+        self.run_ops(tracer, stopped, &mut scratch, out)?;
         if scratch[0].result < 0 {
             return Err(io::Error::from_raw_os_error(-scratch[0].result as i32));
         }
@@ -810,26 +914,24 @@ impl Target {
             at += bytes(r);
         }
         let unmap = Op::new(nr::MUNMAP, &[base, total]);
-        let ops = match &self.track {
+        let track = self.track.as_ref().map(Uffd::descriptor).transpose()?;
+        let ops = match track {
             Some(track) => {
                 sys::write_remote(self.pid, arguments, &block)?;
                 calls.push(unmap);
-                self.run_with_descriptor(tracer, stopped, &track.descriptor()?, calls, out)
+                self.run_with_descriptor(tracer, stopped, &track, calls, out)
             }
             None => {
                 // Only guarded, not tracked (any more): no registration.
                 calls.retain(|c| c.number != nr::IOCTL | arch::DEREF_ARG1);
                 calls.push(unmap);
-                let took = self.workshop.run(tracer, stopped, &mut calls);
-                took.map(|t| {
-                    out.injected += t.as_secs_f64();
-                    calls
-                })
+                let ran = self.run_ops(tracer, stopped, &mut calls, out);
+                ran.map(|()| calls)
             }
         };
         let Ok(ops) = ops else {
             // The descriptor could not be passed: nothing but the scratch mapping has changed.
-            let _ = self.workshop.run(tracer, stopped, &mut [unmap]);
+            let _ = self.run_ops(tracer, stopped, &mut [unmap], out);
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
         };
         Ok(ops
@@ -882,9 +984,8 @@ impl Target {
                 nr::MMAP,
                 &[start, len, PROT_RW, ANON | FIXED, u64::MAX, 0],
             )];
-            match self.workshop.run(tracer, stopped, &mut ops) {
-                Ok(took) if ops[0].result as u64 == start => {
-                    out.injected += took.as_secs_f64();
+            match self.run_ops(tracer, stopped, &mut ops, out) {
+                Ok(()) if ops[0].result as u64 == start => {
                     let _ = self.retrack(start, end);
                 }
                 _ => {
@@ -919,34 +1020,95 @@ impl Target {
     }
 }
 
-/// Reads the pages of `run` whose code is Done and marks those that `equal` denies.
-fn compare(pid: i32, run: &Run, codes: &mut [u8], equal: impl Fn(u32, &[u8]) -> bool) {
-    const CHUNK: usize = 64;
-    let mut buf = vec![0u8; CHUNK * PAGE as usize];
-    let mut i = 0;
-    while i < codes.len() {
-        if codes[i] != Code::Done as u8 {
-            i += 1;
-            continue;
+/// Pages of one piece: while it is compared, its addresses have no page.
+const PIECE_PAGES: u32 = 64;
+/// Operations of one piece.
+const STEPS: usize = 6;
+/// Most pieces of one list.
+const PIECES_MAX: usize = (OPS_MAX - 8) / STEPS;
+/// How often, in one stop, the rest of pieces with a differing page is tried again.
+const ROUNDS: usize = 4;
+
+/// Cuts runs at `edges` and into pieces.
+fn cut(runs: &[(Run, usize)], edges: &BTreeSet<u64>) -> Vec<(Run, usize)> {
+    let mut out = Vec::new();
+    for &(run, first) in runs {
+        let mut done = 0;
+        while done < run.pages {
+            let addr = run.addr + u64::from(done) * PAGE;
+            let limit = edges
+                .range(addr + 1..)
+                .next()
+                .map_or(u64::MAX, |e| (e - addr) / PAGE);
+            let pages = (run.pages - done)
+                .min(PIECE_PAGES)
+                .min(u32::try_from(limit).unwrap_or(u32::MAX));
+            out.push((
+                Run {
+                    addr,
+                    pages,
+                    frame: run.frame.wrapping_add(done),
+                },
+                first + done as usize,
+            ));
+            done += pages;
         }
-        let mut n = 1;
-        while n < CHUNK && i + n < codes.len() && codes[i + n] == Code::Done as u8 {
-            n += 1;
-        }
-        let part = &mut buf[..n * PAGE as usize];
-        let got = read_remote(pid, run.addr + i as u64 * PAGE, part).unwrap_or(0) / PAGE as usize;
-        for k in 0..n {
-            if k >= got {
-                codes[i + k] = Code::Gone as u8;
-            } else if !equal(
-                (i + k) as u32,
-                &part[k * PAGE as usize..(k + 1) * PAGE as usize],
-            ) {
-                codes[i + k] = Code::Differs as u8;
-            }
-        }
-        i += n;
     }
+    out
+}
+
+const MOVE: u64 = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+
+/// Maps the frames somewhere, moves the pages aside, compares, moves the frames in or the pages back.
+fn exchange_for_frames(
+    r: &Run,
+    aside: u64,
+    fd_at: u64,
+    result: impl Fn(usize) -> u64,
+) -> [Op; STEPS] {
+    let len = u64::from(r.pages) * PAGE;
+    let offset = u64::from(r.frame) * PAGE;
+    let map = nr::MMAP | arch::DEREF_ARG5 | arch::skip_if_error(5);
+    let compare = arch::COMPARE | arch::DEREF_ARG2 | arch::skip_unless_zero(1);
+    let place = nr::MREMAP | arch::DEREF_ARG1 | arch::skip_unless_error(2);
+    [
+        Op::new(
+            map,
+            &[0, len, PROT_RW, libc::MAP_PRIVATE as u64, fd_at, offset],
+        ),
+        Op::new(
+            nr::MREMAP | arch::skip_if_error(3),
+            &[r.addr, len, len, MOVE, aside],
+        ),
+        Op::new(compare, &[aside, result(0), len]),
+        Op::new(place, &[result(0), len, len, MOVE, r.addr]),
+        Op::new(nr::MREMAP, &[aside, len, len, MOVE, r.addr]),
+        Op::new(nr::MUNMAP | arch::DEREF_ARG1, &[result(0), len]),
+    ]
+}
+
+/// Moves the pages aside, looks whether they are zero, maps fresh memory in their place or moves them back.
+fn exchange_for_nothing(r: &Run, aside: u64) -> [Op; STEPS] {
+    let len = u64::from(r.pages) * PAGE;
+    let nothing = Op {
+        result: 0,
+        ..Op::new(arch::COPY, &[])
+    };
+    let fresh = nr::MMAP | arch::skip_unless_error(2);
+    [
+        nothing,
+        Op::new(
+            nr::MREMAP | arch::skip_if_error(4),
+            &[r.addr, len, len, MOVE, aside],
+        ),
+        Op::new(
+            arch::COMPARE_ZERO | arch::skip_unless_zero(1),
+            &[aside, 0, len],
+        ),
+        Op::new(fresh, &[r.addr, len, PROT_RW, ANON | FIXED, u64::MAX, 0]),
+        Op::new(nr::MREMAP, &[aside, len, len, MOVE, r.addr]),
+        nothing,
+    ]
 }
 
 /// Where, in the page for messages, control data stands and arguments of registrations begin.

@@ -11,6 +11,7 @@ pub mod nr {
     pub const MPROTECT: u64 = 10;
     pub const MUNMAP: u64 = 11;
     pub const IOCTL: u64 = 16;
+    pub const MREMAP: u64 = 25;
     pub const MADVISE: u64 = 28;
     pub const NANOSLEEP: u64 = 35;
     pub const RECVMSG: u64 = 47;
@@ -27,41 +28,118 @@ pub const SYSCALL_INSN: &[u8] = &[0x0f, 0x05];
 pub const REPORT_SIGNAL: i32 = libc::SIGWINCH;
 
 // The loop. rbx: next operation, r12: operations left, r14: what rsp must be for rt_sigreturn.
-// An operation is 64 bytes: number, six arguments, result. Flags in the number: bit 62: argument 5 (r8) is the address
-// of a 32-bit value; bit 61: the same for argument 1 (rdi); bit 60: no system call, copy rdx bytes from rsi to rdi.
+// An operation is 64 bytes: number, six arguments, result; the number carries the flags below.
 global_asm!(
     ".pushsection .rodata.pageone_loop,\"a\",@progbits",
     ".balign 16",
     "pageone_loop_start:",
-    "2: test r12, r12",
-    "jz 7f",
-    "mov rax, [rbx]",
+    "20: test r12, r12",
+    "jz 70f",
+    "mov r15, [rbx]",
     "mov rdi, [rbx+8]",
     "mov rsi, [rbx+16]",
     "mov rdx, [rbx+24]",
     "mov r10, [rbx+32]",
     "mov r8, [rbx+40]",
     "mov r9, [rbx+48]",
-    "bt rax, 62",
-    "jnc 3f",
-    "mov r8d, [r8]",
-    "3: bt rax, 61",
-    "jnc 4f",
-    "mov edi, [rdi]",
-    "4: bt rax, 60",
-    "jc 5f",
-    "mov eax, eax",
+    "bt r15, 48", // arguments that are addresses of values
+    "jnc 21f",
+    "mov rdi, [rdi]",
+    "21: bt r15, 49",
+    "jnc 22f",
+    "mov rsi, [rsi]",
+    "22: bt r15, 52",
+    "jnc 23f",
+    "mov r8, [r8]",
+    "23: bt r15, 42",
+    "jc 40f",
+    "bt r15, 43",
+    "jc 50f",
+    "bt r15, 45",
+    "jc 55f",
+    "mov eax, r15d",
     "syscall",
-    "jmp 6f",
-    "5: mov rcx, rdx",
+    // Result in rax. Skip operations, where the flags say so.
+    "pageone_loop_result:",
+    "30: mov [rbx+56], rax",
+    "xor ecx, ecx",
+    "cmp rax, -4095",
+    "jae 31f",
+    "bt r15, 44", // skip unless error
+    "jc 33f",
+    "bt r15, 40", // skip if not zero
+    "jnc 34f",
+    "test rax, rax",
+    "jnz 33f",
+    "jmp 34f",
+    "31: bt r15, 41", // skip if error
+    "jnc 34f",
+    "33: mov rcx, r15",
+    "shr rcx, 32",
+    "and ecx, 0xff",
+    "34: inc rcx",
+    "cmp rcx, r12",
+    "cmova rcx, r12",
+    "sub r12, rcx",
+    "shl rcx, 6",
+    "add rbx, rcx",
+    "jmp 20b",
+    // Copy rdx bytes from rsi to rdi.
+    "40: mov rcx, rdx",
     "cld",
     "rep movsb",
     "xor eax, eax",
-    "6: mov [rbx+56], rax",
-    "add rbx, 64",
-    "dec r12",
-    "jmp 2b",
-    "7: mov eax, 39", // getpid
+    "jmp 30b",
+    // Compare rdx bytes at rdi and rsi, 64 at a time: 0, or 1 + offset of the first block that differs.
+    "50: xor ecx, ecx",
+    "51: cmp rcx, rdx",
+    "jae 52f",
+    "mov rax, [rdi+rcx]",
+    "xor rax, [rsi+rcx]",
+    "mov r8, [rdi+rcx+8]",
+    "xor r8, [rsi+rcx+8]",
+    "mov r9, [rdi+rcx+16]",
+    "xor r9, [rsi+rcx+16]",
+    "mov r10, [rdi+rcx+24]",
+    "xor r10, [rsi+rcx+24]",
+    "or rax, r8",
+    "or r9, r10",
+    "or rax, r9",
+    "mov r8, [rdi+rcx+32]",
+    "xor r8, [rsi+rcx+32]",
+    "mov r9, [rdi+rcx+40]",
+    "xor r9, [rsi+rcx+40]",
+    "mov r10, [rdi+rcx+48]",
+    "xor r10, [rsi+rcx+48]",
+    "mov r11, [rdi+rcx+56]",
+    "xor r11, [rsi+rcx+56]",
+    "or r8, r9",
+    "or r10, r11",
+    "or rax, r8",
+    "or rax, r10",
+    "jnz 53f",
+    "add rcx, 64",
+    "jmp 51b",
+    "52: xor eax, eax",
+    "jmp 30b",
+    "53: lea rax, [rcx+1]",
+    "jmp 30b",
+    // The same against zero.
+    "55: xor ecx, ecx",
+    "56: cmp rcx, rdx",
+    "jae 52b",
+    "mov rax, [rdi+rcx]",
+    "or rax, [rdi+rcx+8]",
+    "or rax, [rdi+rcx+16]",
+    "or rax, [rdi+rcx+24]",
+    "or rax, [rdi+rcx+32]",
+    "or rax, [rdi+rcx+40]",
+    "or rax, [rdi+rcx+48]",
+    "or rax, [rdi+rcx+56]",
+    "jnz 53b",
+    "add rcx, 64",
+    "jmp 56b",
+    "70: mov eax, 39", // getpid
     "syscall",
     "mov edi, eax",
     "mov eax, 186", // gettid
@@ -82,16 +160,39 @@ global_asm!(
 
 extern "C" {
     static pageone_loop_start: u8;
+    static pageone_loop_result: u8;
     static pageone_loop_done: u8;
     static pageone_loop_end: u8;
 }
 
-/// Flag of an operation's number: argument 5 is the address of a 32-bit value (a descriptor received meanwhile).
-pub const DEREF_ARG5: u64 = 1 << 62;
-/// Flag of an operation's number: argument 1 is the address of a 32-bit value.
-pub const DEREF_ARG1: u64 = 1 << 61;
-/// Instead of a system call: copy `arg 3` bytes from `arg 2` to `arg 1`.
-pub const COPY: u64 = 1 << 60;
+/// Flag: argument 1 is the address of the value, mostly of an earlier operation's result.
+pub const DEREF_ARG1: u64 = 1 << 48;
+/// Flag: argument 2 is the address of the value.
+pub const DEREF_ARG2: u64 = 1 << 49;
+/// Flag: argument 5 is the address of the value.
+pub const DEREF_ARG5: u64 = 1 << 52;
+/// No system call: copy `arg 3` bytes from `arg 2` to `arg 1`.
+pub const COPY: u64 = 1 << 42;
+/// No system call: compare `arg 3` bytes (a multiple of 64) at `arg 1` and `arg 2`. Result: 0 if equal, else 1 + the
+/// offset of the first 64 bytes that differ.
+pub const COMPARE: u64 = 1 << 43;
+/// No system call: the same of `arg 3` bytes at `arg 1` against zero.
+pub const COMPARE_ZERO: u64 = 1 << 45;
+
+/// Flag: on any result but 0, also on an error, skip the next `n` operations.
+pub const fn skip_unless_zero(n: u64) -> u64 {
+    1 << 40 | 1 << 41 | n << 32
+}
+
+/// Flag: on an error, skip the next `n` operations.
+pub const fn skip_if_error(n: u64) -> u64 {
+    1 << 41 | n << 32
+}
+
+/// Flag: unless there was an error, skip the next `n` operations.
+pub const fn skip_unless_error(n: u64) -> u64 {
+    1 << 44 | n << 32
+}
 
 /// The machine code of the loop: position independent, no data of its own.
 pub fn loop_code() -> &'static [u8] {
@@ -182,6 +283,15 @@ impl Regs {
         r.0.rsp = stack;
         r.0.eflags &= !0x400; // direction flag
         r
+    }
+
+    /// Makes the operation that the loop at `code` is in end with `EFAULT`.
+    pub fn fail_operation(&mut self, code: u64) {
+        self.0.rip = code
+            + (&raw const pageone_loop_result as usize - &raw const pageone_loop_start as usize)
+                as u64;
+        self.0.rax = (-i64::from(libc::EFAULT)) as u64;
+        self.0.orig_rax = u64::MAX;
     }
 
     /// The registers with which the interrupted system call, if any, is issued again: what the kernel does for a
