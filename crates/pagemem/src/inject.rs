@@ -10,7 +10,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::arch::{self, nr, Regs};
-use crate::ptrace::{self, Events, Stopped, Tracer, Wait};
+use crate::ptrace::{self, Events, Stopped, Tracer, Wait, Worker};
 use crate::sys::{read_remote, write_remote, Vma, PAGE};
 
 /// One operation of the loop: a system call (or a flagged copy) and its result.
@@ -289,24 +289,17 @@ impl Workshop {
     }
 
     /// Runs `ops` (at most [`OPS_MAX`]) in one thread of the stopped target and fills in their results. The caller
-    /// has made sure that the workshop is intact. Returns the CPU time that the loop took.
+    /// has made sure that the workshop is intact. The thread gets its registers back when the target is released.
     pub fn run(
         &self,
         tracer: &mut Tracer,
         stopped: &Stopped,
         ops: &mut [Op],
         events: &mut dyn Events,
-    ) -> io::Result<Duration> {
+    ) -> io::Result<()> {
         assert!(ops.len() <= OPS_MAX);
-        let (tid, mut regs) = choose(stopped)?;
-        leave_rseq(tid, &mut regs)?;
         let pid = stopped.pid;
-        let mask = ptrace::signal_mask(tid)?;
-        write_remote(
-            pid,
-            self.base + FRAME_AT,
-            &arch::signal_frame(tid, &regs, mask, self.base + FRAME_AT)?,
-        )?;
+        let (tid, regs) = self.hire(stopped)?;
         write_remote(pid, self.base + OPS_AT, bytes_of(ops))?;
         let looping = regs.for_loop(
             self.base,
@@ -316,10 +309,9 @@ impl Workshop {
             self.base + FRAME_AT,
         );
         // The order matters should this process die in between: from here on the thread runs the whole loop and
-        // returns through the frame, which also holds its signal mask.
+        // returns through the frame, which also holds its signal mask. Between lists it stands at the loop's end.
         looping.set(tid)?;
         ptrace::set_signal_mask(tid, !(1 << (arch::REPORT_SIGNAL - 1)))?;
-        let before = cpu_of(pid, tid);
         let started = Instant::now();
         ptrace::resume(tid, 0)?;
         let done = self.base + arch::loop_done_offset();
@@ -358,10 +350,6 @@ impl Workshop {
             }
         };
         ended?;
-        let took = cpu_of(pid, tid).saturating_sub(before);
-        // Mask first: until the registers are back the thread would still leave through the frame.
-        ptrace::set_signal_mask(tid, mask)?;
-        regs.set(tid)?;
         let mut back = vec![Op::default(); ops.len()];
         if read_remote(pid, self.base + OPS_AT, bytes_of_mut(&mut back))?
             != std::mem::size_of_val(ops)
@@ -371,20 +359,27 @@ impl Workshop {
         for (op, b) in ops.iter_mut().zip(&back) {
             op.result = b.result;
         }
-        Ok(took)
+        Ok(())
     }
-}
 
-/// CPU time of a thread so far; exact for one that is stopped.
-fn cpu_of(pid: i32, tid: i32) -> Duration {
-    let text =
-        std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).unwrap_or_default();
-    Duration::from_nanos(
-        text.split_ascii_whitespace()
-            .next()
-            .and_then(|n| n.parse().ok())
-            .unwrap_or(0),
-    )
+    /// The thread that runs lists in this stop, with its registers as they were; its frame stands in the workshop.
+    fn hire(&self, stopped: &Stopped) -> io::Result<(i32, Regs)> {
+        if let Some(w) = &*stopped.worker.borrow() {
+            return Ok((w.tid, w.regs));
+        }
+        let (tid, mut regs) = choose(stopped)?;
+        leave_rseq(tid, &mut regs)?;
+        let mask = ptrace::signal_mask(tid)?;
+        let frame = arch::signal_frame(tid, &regs, mask, self.base + FRAME_AT)?;
+        write_remote(stopped.pid, self.base + FRAME_AT, &frame)?;
+        *stopped.worker.borrow_mut() = Some(Worker {
+            tid,
+            regs,
+            mask,
+            cpu: ptrace::cpu_of(stopped.pid, tid),
+        });
+        Ok((tid, regs))
+    }
 }
 
 fn bytes_of(ops: &[Op]) -> &[u8] {

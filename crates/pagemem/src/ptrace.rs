@@ -2,10 +2,13 @@
 //!
 //! Threads are seized for the stop and detached after it, so that between stops the process is not traced. A thread that does not stop in time is released as soon as it does.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
+use crate::arch::Regs;
 use crate::sys::check;
 
 const EVENT_STOP: i32 = 128;
@@ -116,6 +119,53 @@ pub struct Stopped {
     pub tids: Vec<i32>,
     /// When the first interrupt was sent: the pause is counted from here.
     pub since: Instant,
+    /// The thread that runs injected code, if one has; restored by [`Tracer::release`].
+    pub worker: RefCell<Option<Worker>>,
+}
+
+/// A thread that runs injected code, and what it gets back.
+#[derive(Debug)]
+pub struct Worker {
+    /// The thread.
+    pub tid: i32,
+    /// Its registers.
+    pub regs: Regs,
+    /// Its signal mask.
+    pub mask: u64,
+    /// Its CPU time before.
+    pub cpu: Duration,
+}
+
+impl Stopped {
+    /// CPU time that the target has spent on injected code in this stop.
+    pub fn injected(&self) -> Duration {
+        let worker = self.worker.borrow();
+        worker.as_ref().map_or(Duration::ZERO, |w| {
+            cpu_of(self.pid, w.tid).saturating_sub(w.cpu)
+        })
+    }
+}
+
+/// CPU time of a thread so far; exact for one that is stopped.
+pub fn cpu_of(pid: i32, tid: i32) -> Duration {
+    let text = read_small(&format!("/proc/{pid}/task/{tid}/schedstat"));
+    let text = String::from_utf8_lossy(&text);
+    Duration::from_nanos(
+        text.split_ascii_whitespace()
+            .next()
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(0),
+    )
+}
+
+/// The beginning of a small file of /proc, in one read; empty if it cannot be read.
+pub fn read_small(path: &str) -> Vec<u8> {
+    let mut buffer = vec![0u8; 4096];
+    let n = File::open(path)
+        .and_then(|mut f| f.read(&mut buffer))
+        .unwrap_or(0);
+    buffer.truncate(n);
+    buffer
 }
 
 /// Events of the target that must be read before some thread can stop.
@@ -241,6 +291,7 @@ impl Tracer {
         let since = Instant::now();
         let mut seized = BTreeSet::new();
         let mut stopped = BTreeSet::new();
+        let mut ended = BTreeSet::new();
         let mut failure = None;
         let mut suspended = false;
         'outer: loop {
@@ -261,7 +312,11 @@ impl Tracer {
                     }
                     match poll(tid) {
                         Wait::Nothing => {}
-                        Wait::Ended | Wait::Interrupted => {
+                        Wait::Interrupted => {
+                            stopped.insert(tid);
+                        }
+                        Wait::Ended => {
+                            ended.insert(tid);
                             stopped.insert(tid);
                         }
                         Wait::Suspended => {
@@ -295,7 +350,7 @@ impl Tracer {
                 }
             }
         }
-        let tids: Vec<i32> = seized.iter().copied().filter(|t| alive(pid, *t)).collect();
+        let tids: Vec<i32> = seized.difference(&ended).copied().collect();
         if failure.is_none() && tids.is_empty() {
             failure = Some(StopError::Gone);
         }
@@ -303,7 +358,12 @@ impl Tracer {
             failure = Some(StopError::Timeout);
         }
         let Some(e) = failure else {
-            return Ok(Stopped { pid, tids, since });
+            return Ok(Stopped {
+                pid,
+                tids,
+                since,
+                worker: RefCell::new(None),
+            });
         };
         for tid in seized {
             if stopped.contains(&tid) {
@@ -422,6 +482,11 @@ impl Tracer {
 
     /// Lets all threads go; returns how long the process stood still.
     pub fn release(&mut self, stopped: Stopped) -> Duration {
+        if let Some(w) = stopped.worker.take() {
+            // Mask first: until the registers are back the thread would still leave through its frame.
+            let _ = set_signal_mask(w.tid, w.mask);
+            let _ = w.regs.set(w.tid);
+        }
         for &tid in &stopped.tids {
             self.let_go(stopped.pid, tid);
         }
@@ -521,10 +586,6 @@ fn traced_by_us(pid: i32, tid: i32) -> bool {
         .find_map(|l| l.strip_prefix("TracerPid:"))
         .map(str::trim);
     tracer == Some(&std::process::id().to_string())
-}
-
-fn alive(pid: i32, tid: i32) -> bool {
-    std::path::Path::new(&format!("/proc/{pid}/task/{tid}")).exists() && !thread_ended(pid, tid)
 }
 
 /// Whether the thread is a zombie or gone.

@@ -237,9 +237,8 @@ pub fn tracks_writes(pid: i32, addr: u64) -> bool {
 
 /// Whether process `pid` has pages pinned for a device or locked in memory, by its own account.
 pub fn pinned(pid: i32) -> bool {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else {
-        return true;
-    };
+    let status = crate::ptrace::read_small(&format!("/proc/{pid}/status"));
+    let status = String::from_utf8_lossy(&status);
     let positive = |name: &str| {
         let value = status
             .lines()

@@ -535,6 +535,10 @@ impl Target {
             codes: Vec::with_capacity(total),
             ..Default::default()
         };
+        if sys::pinned(self.pid) {
+            out.codes.resize(total, Code::Refused as u8);
+            return out;
+        }
         let mut cursor = (0, 0);
         loop {
             let batch = next_batch(runs, &mut cursor, self.batch[kind as usize] as u32);
@@ -553,7 +557,7 @@ impl Target {
                 }
                 Ok(stopped) => {
                     let begun = Instant::now();
-                    self.mend(tracer, &stopped, &mut out);
+                    self.mend(tracer, &stopped);
                     if let Err(_error) = work(self, tracer, &stopped, &batch, &mut codes, &mut out)
                     {
                         for c in codes.iter_mut().filter(|c| **c == Code::Done as u8) {
@@ -561,6 +565,7 @@ impl Target {
                         }
                     }
                     let worked = begun.elapsed().as_secs_f64();
+                    out.injected += stopped.injected().as_secs_f64();
                     out.pauses.push(tracer.release(stopped).as_secs_f64());
                     self.learn(kind, worked / pages as f64);
                 }
@@ -626,10 +631,6 @@ impl Target {
         fits: impl Fn(&sys::Vma) -> bool,
         pool: Option<&Pool>,
     ) -> io::Result<()> {
-        if sys::pinned(self.pid) {
-            codes.fill(Code::Refused as u8);
-            return Ok(());
-        }
         let mut maps = Maps::open(self.pid)?;
         let mut edges = BTreeSet::new();
         let mut at = 0;
@@ -690,7 +691,7 @@ impl Target {
                     let result = |step: usize| self.workshop.result_at(1 + STEPS * i + step);
                     calls.extend(exchange_for_frames(r, aside[i], self.received_at(), result));
                 }
-                self.run_with_descriptor(tracer, stopped, pool.for_targets()?, calls, out)?
+                self.run_with_descriptor(tracer, stopped, pool.for_targets()?, calls)?
             }
             None => {
                 let mut calls: Vec<Op> = pieces
@@ -698,7 +699,7 @@ impl Target {
                     .zip(&aside)
                     .flat_map(|((r, _), at)| exchange_for_nothing(r, *at))
                     .collect();
-                self.run_ops(tracer, stopped, &mut calls, out)?;
+                self.run_ops(tracer, stopped, &mut calls)?;
                 calls
             }
         };
@@ -725,36 +726,41 @@ impl Target {
         }
         let mut last: Vec<Op> = Vec::new();
         last.push(release);
-        for (r, first) in &kept {
+        for (span, _) in spans(&kept) {
             last.extend(self.advice_for(
-                r,
+                &span,
                 if pool.is_some() {
                     FOR_FRAMES
                 } else {
                     FOR_ANONYMOUS
                 },
             ));
+        }
+        for (r, first) in &kept {
             settled[*first..*first + r.pages as usize].fill(true);
         }
-        self.run_ops(tracer, stopped, &mut last, out)?;
+        self.run_ops(tracer, stopped, &mut last)?;
         // What was moved, also there and back, has lost its registration.
         for r in &back {
             let _ = self.retrack(r.addr, r.addr + bytes(r));
         }
         let mut unguarded: Vec<Run> = Vec::new();
-        for (r, first) in &kept {
+        for (span, pieces) in spans(&kept) {
+            let end = span.addr + bytes(&span);
             if pool.is_none() {
-                let _ = self.retrack(r.addr, r.addr + bytes(r));
-            } else if self.guard.register(r.addr, r.addr + bytes(r)).is_ok() {
+                let _ = self.retrack(span.addr, end);
+            } else if self.guard.register(span.addr, end).is_ok() {
                 out.mappings += 1;
             } else {
                 // Unguarded frames must not stay: the bytes go back to memory of the target's own.
-                unguarded.push(*r);
-                codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
+                for (r, first) in pieces {
+                    unguarded.push(*r);
+                    codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
+                }
             }
         }
         for runs in unguarded.chunks(UNSHARE_MAX) {
-            self.unshare(tracer, stopped, runs, out)?;
+            self.unshare(tracer, stopped, runs)?;
         }
         Ok(())
     }
@@ -765,18 +771,13 @@ impl Target {
         tracer: &mut Tracer,
         stopped: &Stopped,
         ops: &mut [Op],
-        out: &mut Outcome,
     ) -> io::Result<()> {
         let mut watch = Watch {
             guard: &self.guard,
             discarded: &mut self.discarded,
             born: &mut self.born,
         };
-        out.injected += self
-            .workshop
-            .run(tracer, stopped, ops, &mut watch)?
-            .as_secs_f64();
-        Ok(())
+        self.workshop.run(tracer, stopped, ops, &mut watch)
     }
 
     /// Gives merged runs private anonymous memory with the same bytes.
@@ -786,7 +787,7 @@ impl Target {
             tracer,
             Kind::Unmerge,
             runs,
-            |t, tracer, stopped, batch, codes, out| {
+            |t, tracer, stopped, batch, codes, _| {
                 let mut maps = Maps::open(t.pid)?;
                 let mut edges = BTreeSet::new();
                 let mut at = 0;
@@ -805,7 +806,7 @@ impl Target {
                 let good = good_runs(batch, codes);
                 let runs: Vec<Run> = good.iter().map(|(r, _)| *r).collect();
                 for (part, runs) in good.chunks(UNSHARE_MAX).zip(runs.chunks(UNSHARE_MAX)) {
-                    let done = t.unshare(tracer, stopped, runs, out);
+                    let done = t.unshare(tracer, stopped, runs);
                     for (i, (r, first)) in part.iter().enumerate() {
                         if !done.as_ref().is_ok_and(|d| d[i]) {
                             codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
@@ -831,7 +832,6 @@ impl Target {
         stopped: &Stopped,
         fd: &OwnedFd,
         calls: Vec<Op>,
-        out: &mut Outcome,
     ) -> io::Result<Vec<Op>> {
         let message = self.workshop.base + MESSAGE_AT;
         let kind = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as u64;
@@ -839,7 +839,7 @@ impl Target {
             nr::SOCKETPAIR,
             &[libc::AF_UNIX as u64, kind, 0, message],
         )];
-        self.run_ops(tracer, stopped, &mut pair, out)?;
+        self.run_ops(tracer, stopped, &mut pair)?;
         if pair[0].result < 0 {
             return Err(io::Error::from_raw_os_error(-pair[0].result as i32));
         }
@@ -861,7 +861,7 @@ impl Target {
         }
         ops.push(Op::new(nr::CLOSE, &[u64::from(ends[0])]));
         ops.push(Op::new(nr::CLOSE, &[u64::from(ends[1])]));
-        self.run_ops(tracer, stopped, &mut ops, out)?;
+        self.run_ops(tracer, stopped, &mut ops)?;
         sent?;
         ops.truncate(ops.len() - 3);
         ops.remove(0);
@@ -879,13 +879,12 @@ impl Target {
         tracer: &mut Tracer,
         stopped: &Stopped,
         runs: &[Run],
-        out: &mut Outcome,
     ) -> io::Result<Vec<bool>> {
         assert!(runs.len() <= UNSHARE_MAX);
         let bytes = |r: &Run| u64::from(r.pages) * PAGE;
         let total: u64 = runs.iter().map(bytes).sum();
         let mut scratch = [Op::new(nr::MMAP, &[0, total, PROT_RW, ANON, u64::MAX, 0])];
-        self.run_ops(tracer, stopped, &mut scratch, out)?;
+        self.run_ops(tracer, stopped, &mut scratch)?;
         if scratch[0].result < 0 {
             return Err(io::Error::from_raw_os_error(-scratch[0].result as i32));
         }
@@ -919,19 +918,19 @@ impl Target {
             Some(track) => {
                 sys::write_remote(self.pid, arguments, &block)?;
                 calls.push(unmap);
-                self.run_with_descriptor(tracer, stopped, &track, calls, out)
+                self.run_with_descriptor(tracer, stopped, &track, calls)
             }
             None => {
                 // Only guarded, not tracked (any more): no registration.
                 calls.retain(|c| c.number != nr::IOCTL | arch::DEREF_ARG1);
                 calls.push(unmap);
-                let ran = self.run_ops(tracer, stopped, &mut calls, out);
+                let ran = self.run_ops(tracer, stopped, &mut calls);
                 ran.map(|()| calls)
             }
         };
         let Ok(ops) = ops else {
             // The descriptor could not be passed: nothing but the scratch mapping has changed.
-            let _ = self.run_ops(tracer, stopped, &mut [unmap], out);
+            let _ = self.run_ops(tracer, stopped, &mut [unmap]);
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
         };
         Ok(ops
@@ -945,10 +944,9 @@ impl Target {
     pub fn on_events(&mut self, tracer: &mut Tracer) {
         // Reading an event lets the caller of madvise run on, so the stop must be under way before: `stop` sends
         // all interrupts first and reads events only while it waits.
-        let mut out = Outcome::default();
         if let Ok(stopped) = self.stop(tracer, Duration::from_secs(1)) {
             if self.workshop.intact(self.pid) {
-                self.mend(tracer, &stopped, &mut out);
+                self.mend(tracer, &stopped);
             }
             tracer.release(stopped);
         }
@@ -956,7 +954,7 @@ impl Target {
 
     /// Maps zeros where the target has discarded pages of frames: a discarded private page of a file would show the
     /// file's bytes again, where the program expects zeros. Runs inside the stop that the discarding thread is in.
-    fn mend(&mut self, tracer: &mut Tracer, stopped: &Stopped, out: &mut Outcome) {
+    fn mend(&mut self, tracer: &mut Tracer, stopped: &Stopped) {
         if self.discarded.is_empty() {
             return;
         }
@@ -984,7 +982,7 @@ impl Target {
                 nr::MMAP,
                 &[start, len, PROT_RW, ANON | FIXED, u64::MAX, 0],
             )];
-            match self.run_ops(tracer, stopped, &mut ops, out) {
+            match self.run_ops(tracer, stopped, &mut ops) {
                 Ok(()) if ops[0].result as u64 == start => {
                     let _ = self.retrack(start, end);
                 }
@@ -1003,9 +1001,8 @@ impl Target {
     pub fn detach(mut self, tracer: &mut Tracer) -> io::Result<()> {
         match self.stop(tracer, Duration::from_secs(2)) {
             Ok(stopped) => {
-                let mut out = Outcome::default();
                 let result = if self.workshop.intact(self.pid) {
-                    self.mend(tracer, &stopped, &mut out);
+                    self.mend(tracer, &stopped);
                     self.workshop.remove(&stopped)
                 } else {
                     Ok(())
@@ -1028,6 +1025,26 @@ const STEPS: usize = 6;
 const PIECES_MAX: usize = (OPS_MAX - 8) / STEPS;
 /// How often, in one stop, the rest of pieces with a differing page is tried again.
 const ROUNDS: usize = 4;
+
+/// Neighbouring pieces taken together, with the pieces of each.
+fn spans(pieces: &[(Run, usize)]) -> Vec<(Run, &[(Run, usize)])> {
+    let joined = |a: &(Run, usize), b: &(Run, usize)| {
+        a.0.addr + u64::from(a.0.pages) * PAGE == b.0.addr
+            && a.0.frame.wrapping_add(a.0.pages) == b.0.frame
+    };
+    pieces
+        .chunk_by(joined)
+        .map(|part| {
+            (
+                Run {
+                    pages: part.iter().map(|(r, _)| r.pages).sum(),
+                    ..part[0].0
+                },
+                part,
+            )
+        })
+        .collect()
+}
 
 /// Cuts runs at `edges` and into pieces.
 fn cut(runs: &[(Run, usize)], edges: &BTreeSet<u64>) -> Vec<(Run, usize)> {

@@ -208,7 +208,7 @@ pub fn loop_done_offset() -> u64 {
 }
 
 /// The general registers of a stopped thread.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Regs(pub libc::user_regs_struct);
 
 fn check(r: libc::c_long) -> io::Result<()> {
