@@ -10,16 +10,36 @@ from pageone.errors import PageOneError
 
 if TYPE_CHECKING:
     from pageone.engine import Engine, merge_self
+    from pageone.one import Interner, KeyTree, SDTree, unique_rows
 
-__all__ = ["Engine", "PageOneError", "__version__", "merge_self"]
+__all__ = [
+    "Engine",
+    "Interner",
+    "KeyTree",
+    "PageOneError",
+    "SDTree",
+    "__version__",
+    "merge_self",
+    "unique_rows",
+]
 
 __version__ = "0.1.0"
+
+#: What is heavy, and where it is defined.
+_LAZY = {
+    "Engine": "pageone.engine",
+    "Interner": "pageone.one",
+    "KeyTree": "pageone.one",
+    "SDTree": "pageone.one",
+    "merge_self": "pageone.engine",
+    "unique_rows": "pageone.one",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import what is heavy when it is first asked for."""
-    if name in ("Engine", "merge_self"):
-        import pageone.engine
+    if name in _LAZY:
+        import importlib
 
-        return getattr(pageone.engine, name)
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'pageone' has no attribute {name!r}")

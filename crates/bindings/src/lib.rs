@@ -5,6 +5,8 @@
 
 use pyo3::prelude::*;
 
+#[cfg(feature = "bench")]
+mod contenders;
 mod ksm;
 mod mem;
 mod mem_live;
@@ -22,6 +24,8 @@ mod _native {
         mem::register(m)?;
         ksm::register(m)?;
         queue::register(m)?;
+        #[cfg(feature = "bench")]
+        contenders::register(m)?;
         Ok(())
     }
 }

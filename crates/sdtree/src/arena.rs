@@ -9,7 +9,11 @@ use crate::primitive::{zeroed_box, AtomicPtr, Ordering, Zeroed};
 const FIRST_BITS: u32 = if cfg!(loom) { 3 } else { 10 };
 /// Pieces to a doubling, as a power of two.
 const SPLIT_BITS: u32 = 3;
-const PIECES: usize = ((32 - FIRST_BITS as usize) + 1) << SPLIT_BITS;
+const PIECES: usize = if cfg!(loom) {
+    16
+} else {
+    ((32 - FIRST_BITS as usize) + 1) << SPLIT_BITS
+};
 
 /// The growing array. Elements are atomics, or memory that the owner of an element's number alone writes to.
 pub(crate) struct Arena<T> {
@@ -86,12 +90,24 @@ impl<T: Zeroed> Arena<T> {
     }
 
     /// The element, if it was reserved.
-    #[cfg(test)]
     pub(crate) fn try_ptr(&self, i: u32) -> Option<*mut T> {
         let (piece, at, _) = place(i);
         let p = self.pieces[piece].load(Ordering::Acquire);
         // SAFETY: the piece is there, and `at` within it.
         (!p.is_null()).then(|| unsafe { p.add(at * self.width) })
+    }
+
+    /// Calls `f` with every T that was ever reserved.
+    pub(crate) fn for_each(&mut self, mut f: impl FnMut(&T)) {
+        for piece in 0..self.pieces.len() {
+            let p = self.pieces[piece].load(Ordering::Acquire);
+            if !p.is_null() {
+                // SAFETY: the piece is there and that long.
+                unsafe { std::slice::from_raw_parts(p, self.piece_len(piece)) }
+                    .iter()
+                    .for_each(&mut f);
+            }
+        }
     }
 
     /// Bytes allocated.

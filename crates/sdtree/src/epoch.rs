@@ -157,7 +157,8 @@ impl Domain {
                     .compare_exchange(EMPTY, TAKEN, Ordering::Acquire, Ordering::Relaxed)
                     .is_ok()
         };
-        let last = LAST.get() % SEATS;
+        // A model must choose alike whenever it is run again.
+        let last = if cfg!(loom) { 0 } else { LAST.get() % SEATS };
         if take(&self.first.seats[last]) {
             return &self.first.seats[last];
         }

@@ -79,7 +79,7 @@ impl Space for Keys {
     }
 
     #[inline]
-    fn place(&self, id: u32, q: &mut Query) -> bool {
+    fn place(&self, id: u32, q: &mut Query, _differ: u32) -> bool {
         self.keys.reserve(id);
         // SAFETY: reserved in the line above.
         unsafe { self.keys.get(id) }.store(q.key, Ordering::Relaxed);
@@ -91,9 +91,13 @@ impl Space for Keys {
     fn release(&self, _id: u32) {}
 
     #[inline]
-    fn prefetch(&self, _q: &Query, id: u32) {
+    fn prefetch_record(&self, id: u32) {
         // SAFETY: as in `key`.
         prefetch(unsafe { self.keys.ptr(id) });
+    }
+
+    fn prefetch(&self, _q: &Query, _id: u32, _both: bool) -> bool {
+        false
     }
 
     #[inline]

@@ -3,18 +3,25 @@
 //! For: ONE and PageONE. It may call `std` and `mix`; it knows neither Linux nor Python, does no I/O and makes no
 //! system call. `bindings` calls it; `contenders` measures it.
 //!
-//! [`KeyTree`] numbers 64-bit keys.
+//! [`SdTree`] numbers byte strings, [`KeyTree`] 64-bit keys. `docs/sdtree.md` says how and how fast.
 
 #![deny(missing_docs)]
 
 mod arena;
 mod edge;
 mod epoch;
+mod freeze;
 mod keys;
+mod objects;
+mod order;
 mod primitive;
+mod store;
 mod tree;
 
 pub use edge::PREFIX;
 pub use epoch::Full;
 pub use keys::{KeyTree, Stats};
+pub use objects::{Batch, RowBatch, SdTree};
+pub use order::{AnyOrder, Mixed, Order, Raw, SampledMixed};
+pub use store::{Fixed, Rows, Store, Variable, MAX_OBJECT};
 pub use tree::Shape;

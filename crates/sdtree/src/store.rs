@@ -1,0 +1,273 @@
+//! Where the objects of a tree are: copied into the tree, of one length or of any, or left where they lie.
+
+use crate::arena::Arena;
+use crate::primitive::{AtomicPtr, AtomicU32, Ordering, Zeroed};
+use std::alloc::{alloc, dealloc, handle_alloc_error, Layout};
+use std::marker::PhantomData;
+
+/// The largest object, in bytes: bit positions have 29 bits.
+pub const MAX_OBJECT: usize = (1 << 26) - 64;
+
+/// Where objects are. Ids are handed out by the tree; an id that is handed out belongs to one caller until it is in
+/// the tree, and is not placed again before nobody can read it.
+///
+/// # Safety
+/// `bytes` must return the same bytes from `place` until `release`.
+pub unsafe trait Store: Send + Sync {
+    /// Whether lengths may differ, so that the length is a part of the key.
+    const VARIABLE: bool;
+    /// Whether `place` copies.
+    const COPIES: bool;
+    /// Puts an object in the place of `id`; returns where it is now.
+    fn place(&self, id: u32, bytes: *const [u8]) -> *const [u8];
+    /// The object `id`.
+    ///
+    /// # Safety
+    /// `id` must have been placed and not been released since.
+    unsafe fn bytes(&self, id: u32) -> &[u8];
+    /// Brings what `bytes` reads to find object `id` to the caches; `id` has been placed.
+    fn prefetch_record(&self, _id: u32) {}
+    /// Object `id` is read by nobody any more.
+    fn release(&self, id: u32);
+    /// Bytes allocated to find objects by id.
+    fn index_bytes(&self) -> usize;
+    /// Bytes allocated for the objects themselves.
+    fn object_bytes(&self) -> usize;
+}
+
+// SAFETY: a byte.
+unsafe impl Zeroed for u8 {
+    fn zeroed() -> Self {
+        0
+    }
+}
+
+// SAFETY: an atomic pointer; zeros are null.
+unsafe impl Zeroed for AtomicPtr<u8> {
+    fn zeroed() -> Self {
+        AtomicPtr::new(std::ptr::null_mut())
+    }
+}
+
+/// Copies of objects of one length, side by side.
+pub struct Fixed {
+    size: usize,
+    data: Arena<u8>,
+}
+
+impl Fixed {
+    /// For objects of `size` bytes.
+    pub fn new(size: usize) -> Self {
+        Fixed {
+            size,
+            data: Arena::new(size),
+        }
+    }
+}
+
+// SAFETY: `data` is written in `place` only, to the place of an id that belongs to the caller.
+unsafe impl Store for Fixed {
+    const VARIABLE: bool = false;
+    const COPIES: bool = true;
+
+    fn place(&self, id: u32, bytes: *const [u8]) -> *const [u8] {
+        debug_assert_eq!(bytes.len(), self.size);
+        self.data.reserve(id);
+        // SAFETY: reserved in the line above; the place is `size` bytes long and nobody else's.
+        unsafe {
+            let to = self.data.ptr(id);
+            std::ptr::copy_nonoverlapping(bytes.cast::<u8>(), to, self.size);
+            std::ptr::slice_from_raw_parts(to, self.size)
+        }
+    }
+
+    #[inline]
+    unsafe fn bytes(&self, id: u32) -> &[u8] {
+        // SAFETY: placed (given), so that it is reserved and initialised, and nobody writes there.
+        unsafe { std::slice::from_raw_parts(self.data.ptr(id), self.size) }
+    }
+
+    fn release(&self, _id: u32) {}
+
+    fn index_bytes(&self) -> usize {
+        0
+    }
+
+    fn object_bytes(&self) -> usize {
+        self.data.bytes()
+    }
+}
+
+/// Copies of objects of any length, each an allocation of its own: its length in four bytes, then the bytes.
+pub struct Variable {
+    blobs: Arena<AtomicPtr<u8>>,
+    bytes: crate::primitive::AtomicUsize,
+}
+
+/// Bytes in front of a blob.
+const HEADER: usize = 4;
+
+fn blob_layout(len: usize) -> Layout {
+    Layout::from_size_align(HEADER + len, 4).expect("a length below MAX_OBJECT")
+}
+
+impl Variable {
+    /// For objects of up to [`MAX_OBJECT`] bytes.
+    pub fn new() -> Self {
+        Variable {
+            blobs: Arena::new(1),
+            bytes: crate::primitive::AtomicUsize::new(0),
+        }
+    }
+}
+
+impl Default for Variable {
+    fn default() -> Self {
+        Variable::new()
+    }
+}
+
+// SAFETY: a blob is written before its pointer is stored, and freed in `release` only.
+unsafe impl Store for Variable {
+    const VARIABLE: bool = true;
+    const COPIES: bool = true;
+
+    fn place(&self, id: u32, bytes: *const [u8]) -> *const [u8] {
+        let len = bytes.len();
+        self.blobs.reserve(id);
+        self.bytes.fetch_add(len, Ordering::Relaxed);
+        let layout = blob_layout(len);
+        // SAFETY: the layout is at least HEADER long; the blob has room for the header and `len` bytes.
+        unsafe {
+            let blob = alloc(layout);
+            if blob.is_null() {
+                handle_alloc_error(layout);
+            }
+            blob.cast::<u32>().write(len as u32);
+            std::ptr::copy_nonoverlapping(bytes.cast::<u8>(), blob.add(HEADER), len);
+            // The edge that makes the id known is published with Release.
+            self.blobs.get(id).store(blob, Ordering::Release);
+            std::ptr::slice_from_raw_parts(blob.add(HEADER), len)
+        }
+    }
+
+    #[inline]
+    unsafe fn bytes(&self, id: u32) -> &[u8] {
+        // SAFETY: placed and not released (given): a whole blob.
+        unsafe {
+            let blob = self.blobs.get(id).load(Ordering::Acquire);
+            std::slice::from_raw_parts(blob.add(HEADER), blob.cast::<u32>().read() as usize)
+        }
+    }
+
+    #[inline]
+    fn prefetch_record(&self, id: u32) {
+        // SAFETY: placed, so that it is reserved.
+        crate::tree::prefetch(unsafe { self.blobs.ptr(id) });
+    }
+
+    fn release(&self, id: u32) {
+        // SAFETY: the caller has learnt of the id from the tree, so it is reserved; what was placed there is read by
+        // nobody (given), and was made with this layout.
+        unsafe {
+            let blob = self
+                .blobs
+                .get(id)
+                .swap(std::ptr::null_mut(), Ordering::AcqRel);
+            if !blob.is_null() {
+                let len = blob.cast::<u32>().read() as usize;
+                self.bytes.fetch_sub(len, Ordering::Relaxed);
+                dealloc(blob, blob_layout(len));
+            }
+        }
+    }
+
+    fn index_bytes(&self) -> usize {
+        self.blobs.bytes()
+    }
+
+    fn object_bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Variable {
+    fn drop(&mut self) {
+        self.blobs.for_each(|p| {
+            let blob = p.load(Ordering::Relaxed);
+            if !blob.is_null() {
+                // SAFETY: made by `place` with this layout; `&mut self` says that nobody else is here.
+                unsafe { dealloc(blob, blob_layout(blob.cast::<u32>().read() as usize)) };
+            }
+        });
+    }
+}
+
+/// Objects that stay where they lie: rows of one length, end to end, known by their row number.
+pub struct Rows<'a> {
+    base: *const u8,
+    size: usize,
+    rows: Arena<AtomicU32>,
+    life: PhantomData<&'a [u8]>,
+}
+
+// SAFETY: `base` is shared, immutable memory for 'a; the rest is atomics.
+unsafe impl Send for Rows<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Rows<'_> {}
+
+impl<'a> Rows<'a> {
+    /// For the rows of `size` bytes in `data`.
+    pub fn new(data: &'a [u8], size: usize) -> Self {
+        Rows {
+            base: data.as_ptr(),
+            size,
+            rows: Arena::new(1),
+            life: PhantomData,
+        }
+    }
+
+    /// The row of object `id`.
+    pub(crate) fn row(&self, id: u32) -> u32 {
+        // SAFETY: the callers have learnt of the id from the tree, so it is reserved.
+        unsafe { self.rows.get(id) }.load(Ordering::Relaxed)
+    }
+}
+
+// SAFETY: the rows are borrowed for as long as the store lives.
+unsafe impl Store for Rows<'_> {
+    const VARIABLE: bool = false;
+    const COPIES: bool = false;
+
+    fn place(&self, id: u32, bytes: *const [u8]) -> *const [u8] {
+        self.rows.reserve(id);
+        let row = (bytes.cast::<u8>() as usize - self.base as usize) / self.size;
+        // SAFETY: reserved above.
+        unsafe { self.rows.get(id) }.store(row as u32, Ordering::Relaxed);
+        bytes
+    }
+
+    #[inline]
+    unsafe fn bytes(&self, id: u32) -> &[u8] {
+        // SAFETY: the row was placed (given), so it lies within the borrowed data.
+        unsafe {
+            std::slice::from_raw_parts(self.base.add(self.row(id) as usize * self.size), self.size)
+        }
+    }
+
+    #[inline]
+    fn prefetch_record(&self, id: u32) {
+        // SAFETY: placed, so that it is reserved.
+        crate::tree::prefetch(unsafe { self.rows.ptr(id) });
+    }
+
+    fn release(&self, _id: u32) {}
+
+    fn index_bytes(&self) -> usize {
+        self.rows.bytes()
+    }
+
+    fn object_bytes(&self) -> usize {
+        0
+    }
+}

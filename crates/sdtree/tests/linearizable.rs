@@ -1,0 +1,179 @@
+//! Histories of real threads, recorded and checked: every operation must seem to happen at one instant between its
+//! call and its return (Herlihy and Wing). A set is linearizable if it is so for each key alone.
+#![cfg(not(loom))]
+
+use sdtree::KeyTree;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Insert,
+    Remove,
+    Find,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Event {
+    kind: Kind,
+    key: u64,
+    /// Inserted, removed, found.
+    result: bool,
+    start: u64,
+    end: u64,
+}
+
+/// Whether the events on one key can be put in an order that respects their times and explains their results, from
+/// `there` at the beginning to `finally` at the end. Search with memory of the dead ends (Wing and Gong, Lowe).
+fn linearizable(events: &[Event], there: bool, finally: bool) -> bool {
+    fn go(
+        events: &[Event],
+        done: u64,
+        there: bool,
+        finally: bool,
+        dead: &mut HashSet<(u64, bool)>,
+    ) -> bool {
+        if done == (1 << events.len()) - 1 {
+            return there == finally;
+        }
+        if !dead.insert((done, there)) {
+            return false;
+        }
+        let left = || (0..events.len()).filter(|i| done >> i & 1 == 0);
+        let first_end = left().map(|i| events[i].end).min().unwrap_or(u64::MAX);
+        for i in left().filter(|&i| events[i].start < first_end) {
+            let (fits, next) = match events[i].kind {
+                Kind::Insert => (events[i].result != there, true),
+                Kind::Remove => (events[i].result == there, false),
+                Kind::Find => (events[i].result == there, there),
+            };
+            if fits && go(events, done | 1 << i, next, finally, dead) {
+                return true;
+            }
+        }
+        false
+    }
+    assert!(events.len() < 64);
+    go(events, 0, there, finally, &mut HashSet::new())
+}
+
+#[test]
+fn the_checker_knows_good_histories_from_bad() {
+    let event = |kind, result, start, end| Event {
+        kind,
+        key: 0,
+        result,
+        start,
+        end,
+    };
+    let good = [
+        event(Kind::Insert, true, 0, 5),
+        event(Kind::Find, false, 1, 3),
+        event(Kind::Find, true, 2, 4),
+    ];
+    assert!(linearizable(&good, false, true));
+    let lost = [
+        event(Kind::Insert, true, 0, 1),
+        event(Kind::Find, false, 2, 3),
+    ];
+    assert!(!linearizable(&lost, false, true));
+    let twice = [
+        event(Kind::Insert, true, 0, 2),
+        event(Kind::Insert, true, 1, 3),
+    ];
+    assert!(!linearizable(&twice, false, true));
+    assert!(!linearizable(&[], false, true));
+}
+
+fn one(f: impl FnOnce(&mut [bool])) -> bool {
+    let mut result = [false];
+    f(&mut result);
+    result[0]
+}
+
+#[test]
+fn recorded_histories_of_three_threads_are_linearizable() {
+    let seed: u64 = std::env::var("PAGEONE_SEED")
+        .ok()
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(20261122);
+    let rounds: u64 = std::env::var("PAGEONE_ROUNDS")
+        .ok()
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(400);
+    println!("seed {seed}");
+    const KEYS: u64 = 4;
+    let clock = AtomicU64::new(0);
+    for round in 0..rounds {
+        // Some keys beside them, so that there are nodes to be spliced; half of the rounds end in doubling the table.
+        let tree = KeyTree::new(0, &(seed + round).to_le_bytes());
+        let others: Vec<u64> = (KEYS..KEYS + if round % 2 == 0 { 3000 } else { 2040 }).collect();
+        tree.intern(
+            &others,
+            &mut vec![0; others.len()],
+            &mut vec![false; others.len()],
+        )
+        .expect("room");
+        let histories: Vec<Vec<Event>> = std::thread::scope(|s| {
+            let threads: Vec<_> = (0..3u64)
+                .map(|t| {
+                    let (tree, clock) = (&tree, &clock);
+                    s.spawn(move || {
+                        let mut state =
+                            (seed ^ round << 8 ^ t << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+                        let mut events = Vec::new();
+                        for _ in 0..40 {
+                            state ^= state >> 12;
+                            state ^= state << 25;
+                            state ^= state >> 27;
+                            let r = state.wrapping_mul(0x2545_f491_4f6c_dd1d);
+                            let key = (r >> 60) % KEYS;
+                            let kind =
+                                [Kind::Insert, Kind::Remove, Kind::Find][(r >> 50) as usize % 3];
+                            let start = clock.fetch_add(1, Ordering::SeqCst);
+                            let result = match kind {
+                                Kind::Insert => {
+                                    one(|new| tree.intern(&[key], &mut [0], new).expect("room"))
+                                }
+                                Kind::Remove => one(|gone| tree.remove(&[key], gone)),
+                                Kind::Find => {
+                                    let mut id = [0];
+                                    tree.find(&[key], &mut id);
+                                    id[0] >= 0
+                                }
+                            };
+                            let end = clock.fetch_add(1, Ordering::SeqCst);
+                            events.push(Event {
+                                kind,
+                                key,
+                                result,
+                                start,
+                                end,
+                            });
+                        }
+                        events
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|t| t.join().expect("no panic"))
+                .collect()
+        });
+        for key in 0..KEYS {
+            let mut events: Vec<Event> = histories
+                .iter()
+                .flatten()
+                .filter(|e| e.key == key)
+                .copied()
+                .collect();
+            events.sort_by_key(|e| e.start);
+            let mut id = [0];
+            tree.find(&[key], &mut id);
+            assert!(
+                linearizable(&events, false, id[0] >= 0),
+                "seed {seed} round {round} key {key}: {events:#?}"
+            );
+        }
+    }
+}

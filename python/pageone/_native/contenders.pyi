@@ -1,0 +1,13 @@
+"""Stubs of `pageone._native.contenders`: there only in a checkout, not in a wheel."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+def names() -> list[str]: ...
+def kinds() -> list[str]: ...
+def rows(kind: str, count: int, copies: int, size: int, seed: int) -> npt.NDArray[np.uint8]: ...
+def measure(
+    name: str, rows: npt.NDArray[np.uint8], misses: npt.NDArray[np.uint8], size: int, threads: int
+) -> dict[str, Any]: ...
