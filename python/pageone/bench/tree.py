@@ -76,9 +76,7 @@ def process_pages(limit: int, workers: int = 4) -> U8:
     import subprocess
 
     children = [
-        subprocess.Popen(
-            [sys.executable, "-c", _WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([sys.executable, "-c", _WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(workers)
     ]
     parts: list[U8] = []
@@ -116,9 +114,7 @@ def make_rows(kind: str, pages: int, copies: int) -> U8:
     return rows
 
 
-def measure(
-    rows: U8, contenders: list[str], threads: int, rounds: int
-) -> tuple[dict[str, dict[str, Any]], int]:
+def measure(rows: U8, contenders: list[str], threads: int, rounds: int) -> tuple[dict[str, dict[str, Any]], int]:
     """Run each contender ``rounds`` times, in turns, and return its best round for each operation, and the distinct.
 
     Of each operation ``ns`` (wall clock) and ``cpu_ns`` (of all threads) a row, and ``ns_max``, the worst round.
@@ -226,8 +222,7 @@ def _print(report: dict[str, Any]) -> None:
     base = report["cpu_ns_per_page"].get("sdtree")
     for name, operations in report["operations"].items():
         cells = [
-            f"{operations[o]['ns']:.0f} ({operations[o]['ns_max']:.0f})" if o in operations else "–"
-            for o in OPERATIONS
+            f"{operations[o]['ns']:.0f} ({operations[o]['ns_max']:.0f})" if o in operations else "–" for o in OPERATIONS
         ]
         cpu = report["cpu_ns_per_page"][name]
         size = report["bytes_per_object"].get(name)
