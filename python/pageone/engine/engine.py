@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -33,9 +33,10 @@ import numpy.typing as npt
 from pageone.engine import plan
 from pageone.engine.arrays import distinct, runs
 from pageone.engine.backend import PAGE_SIZE, Backend, Outcome, PageCode, PageFlag, ReadCode
+from pageone.engine.decide import Decider, Limits, Members, Planned
 from pageone.engine.frames import NO_FRAME, NO_ID, Frames
-from pageone.engine.index import NOWHERE, Index, frame_location, frame_of, is_frame, page_location, place_of
-from pageone.engine.metrics import PHASES, MergeReport, Pauses, Stats, TargetStats
+from pageone.engine.index import NOWHERE, Index, frame_location, frame_of, is_frame, page_location
+from pageone.engine.metrics import MergeReport, Pauses, Stats, Tally, TargetStats
 from pageone.engine.pages import PageTable, address, coalesce, place, target_of
 from pageone.engine.queue import CpuBudget, Workers, be_modest, cpu_share
 from pageone.engine.status import HUGE_BIT, Event, State, level, state
@@ -61,7 +62,6 @@ LET_GO_SHARE = 8  #: let go frames that nobody reads any more once one in so man
 LET_GO_PERIODS = 16  #: or when so many periods have passed since a merged page was written
 LET_GO_RUN = 8  #: but no shorter run than this, unless it is a whole mapping: it would cost two mappings
 MAPPING_BYTES = 256  #: what one mapping costs the kernel (vm_area_struct and its tree), for the books
-NEW_FRAME = np.uint64(1 << 32)  #: planned frames that are not allocated yet count from here
 TARGET_NUMBERS = 1 << 20
 HELD_SLACK = 64  #: mappings that must have become free before pages held for lack of them are tried again
 SWEEP_SHARE = 4  #: sweep the index when one in so many of its entries may be stale
@@ -92,53 +92,6 @@ class _Done:
     outcomes: list[Outcome]
     cpu_s: float
     outside_cpu_s: float
-
-
-@dataclass
-class _Members:
-    """Pages that have an equal page: one element a page; ``frames`` from ``NEW_FRAME`` on are planned ones."""
-
-    places: U64
-    ids: U32
-    frames: U64
-
-    def take(self, which: I64 | Bools) -> _Members:
-        """Return some of them."""
-        return _Members(self.places[which], self.ids[which], self.frames[which])
-
-
-@dataclass
-class _Planned:
-    """What is to be done: pages to give back to the zero page, and pages to map to frames, both in order."""
-
-    zero: U64
-    members: _Members
-
-
-@dataclass
-class _Tally:
-    """Counters of one pass; the engine adds them up in :class:`_Totals`."""
-
-    regions: int = 0
-    read: int = 0
-    written: int = 0
-    zero: int = 0
-    dropped: int = 0
-    duplicate: int = 0
-    merged: int = 0
-    frames: int = 0
-    mappings_added: int = 0
-    wasted: int = 0
-    left_for_budget: int = 0
-    left_huge: int = 0
-    left_pool: int = 0
-    left_short: int = 0
-    huge_split: int = 0
-    missed: int = 0
-    let_go: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-    pauses: list[F64] = field(default_factory=list)
-    cpu_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
 
 
 class Engine:
@@ -199,10 +152,13 @@ class Engine:
         self.period = period
         self.quiet_periods = quiet_periods
         self.domain = domain
-        self.max_sharing = max_sharing or 1 << 31
-        self.map_share, self.huge_share, self.repeat_share = map_share, huge_share, repeat_share
-        self.min_run = min_run
-        self.map_limit = int(map_share * (max_map_count or _max_map_count()))
+        self._limits = Limits(
+            max_sharing or 1 << 31,
+            repeat_share,
+            huge_share,
+            min_run,
+            int(map_share * (max_map_count or _max_map_count())),
+        )
         self._batch_pages = batch_pages
         self._nice, self._idle = nice, idle
         self._workers = Workers(workers, budget, nice, idle)
@@ -218,10 +174,12 @@ class Engine:
         self._index = Index()
         self._frames = Frames(backend.frames_max)
         self._targets: dict[int, Target] = {}
+        books = (self._pages, self._frames, self._index)
+        self._decider = Decider(self._limits, backend, books, self._targets, self._apply, self._enqueue)
         self._next_number = 1
         self._period = 0
         self._due: dict[int, list[tuple[U64, I64]]] = {}
-        self._totals = _Tally()
+        self._totals = Tally()
         self._pauses = Pauses()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
@@ -327,7 +285,7 @@ class Engine:
         """
         with self._lock:
             self._check_open()
-            tally = _Tally()
+            tally = Tally()
             saved = self._saved_bytes()
             self._period += 1
             with self._phase(tally, "look"):
@@ -344,7 +302,7 @@ class Engine:
         """
         with self._lock:
             self._check_open()
-            tally = _Tally()
+            tally = Tally()
             saved = self._saved_bytes()
             self._period += 1
             with self._phase(tally, "look"):
@@ -431,7 +389,7 @@ class Engine:
 
     # ------------------------------------------------------------------ look
 
-    def _look(self, target: Target, tally: _Tally) -> U64:
+    def _look(self, target: Target, tally: Tally) -> U64:
         """Bring the status of a target's pages up to date; return the places written since the last look."""
         none = np.empty(0, np.uint64)
         if not self._refresh(target):
@@ -495,7 +453,7 @@ class Engine:
         target._regions = len(regions.start)
         self._set_rows(target, Rows.of(target._number, regions))
         self._pages.update(target._number, *coalesce(regions.start, regions.end))
-        if target._held_for_budget and self._mappings_left(target) > target._left_then + HELD_SLACK:
+        if target._held_for_budget and self._limits.mappings_left(target) > target._left_then + HELD_SLACK:
             target._held_for_budget = 0
             self._enqueue(target, self._pages.in_state(target._number, State.HELD))
         return True
@@ -599,7 +557,7 @@ class Engine:
         ids, is_new = self._index.intern(keys[codes == ReadCode.OK])
         return _Found(target, places, changed, codes, ids, is_new, time.thread_time() - began)
 
-    def _work(self, tally: _Tally, progress: Progress | None, until: float | None) -> None:
+    def _work(self, tally: Tally, progress: Progress | None, until: float | None) -> None:
         """Find, plan, merge and free."""
         self._pages.settle()
         batches = len(self._workers)
@@ -618,12 +576,12 @@ class Engine:
         if found:
             with self._phase(tally, "plan"):
                 zero, members = self._resolve(found, tally)
-                planned = self._plan(zero, members, tally)
+                planned = self._decider.plan(zero, members, tally)
             self._merge(planned, tally, progress)
         with self._phase(tally, "free"):
             self._free(tally)
 
-    def _resolve(self, found: list[_Found], tally: _Tally) -> tuple[U64, _Members]:
+    def _resolve(self, found: list[_Found], tally: Tally) -> tuple[U64, Members]:
         """Settle what was found: changed, gone and unique pages; return ``(zero pages, pages that can be merged)``."""
         changed = np.concatenate([f.changed for f in found])
         self._apply(changed, Event.RETRY)
@@ -651,201 +609,11 @@ class Engine:
         self._pages.due[slots] = self._period & 255
 
         twin = ~alone
-        return zero, self._members(places[twin], ids[twin], location[twin], tally)
-
-    def _members(self, places: U64, ids: U32, location: U64, tally: _Tally) -> _Members:
-        """Bring pages with an equal page or frame together with it, and give each a frame, if only a planned one."""
-        joins = is_frame(location)
-        reps = place_of(location[~joins])
-        heads = distinct(reps)
-        group = np.searchsorted(heads, reps)
-        head_ids = np.empty(len(heads), np.uint32)
-        head_ids[group] = ids[~joins]
-        pages = np.bincount(group, minlength=len(heads)) + 1
-        tally.duplicate += len(places) + len(heads)
-
-        # contents without a frame: frames in the order in which their first pages lie in memory
-        wanted = plan.frames_wanted(pages, self.max_sharing, self.repeat_share)
-        base = NEW_FRAME + (np.cumsum(wanted) - wanted).astype(np.uint64)
-        fresh = _Members(
-            np.concatenate((heads, places[~joins])),
-            np.concatenate((head_ids, ids[~joins])),
-            np.concatenate((base, base[group])),
-        )
-        all_groups = np.concatenate((np.arange(len(heads)), group))
-        self._spread_new(fresh, all_groups, wanted)
-
-        # contents that have a frame: that one, unless it has all the sharers it may have
-        old = _Members(places[joins], ids[joins], frame_of(location[joins]).astype(np.uint64))
-        self._spread_old(old, int(NEW_FRAME) + int(wanted.sum()))
-        members = _Members(
-            np.concatenate((fresh.places, old.places)),
-            np.concatenate((fresh.ids, old.ids)),
-            np.concatenate((fresh.frames, old.frames)),
-        )
-        return members.take(np.argsort(members.places, kind="stable"))
-
-    def _spread_new(self, members: _Members, group: I64, wanted: I64) -> None:
-        """Spread contents that get several frames over them. A statement a content, of 64 pages at the least."""
-        many = np.flatnonzero(wanted > 1)
-        if not len(many):
-            return
-        order = np.lexsort((members.places, group))
-        first = np.searchsorted(group[order], many)
-        last = np.searchsorted(group[order], many, side="right")
-        for g, low, high in zip(many, first, last, strict=True):
-            mine = order[low:high]
-            turn = plan.spread(np.zeros(int(wanted[g]), np.int64), len(mine))
-            members.frames[mine] += turn.astype(np.uint64)
-
-    def _spread_old(self, members: _Members, next_new: int) -> None:
-        """Spread pages over the frames that their content has, least used first, and new ones where all are full."""
-        if not len(members.places):
-            return
-        frames = self._frames
-        content, index, inverse, count = np.unique(
-            members.ids, return_index=True, return_inverse=True, return_counts=True
-        )
-        primary = members.frames[index].astype(np.int64)
-        crowded = frames.mapped[primary] + count > self.max_sharing
-        if frames.blocks:
-            several = np.fromiter(frames.blocks, np.uint32, len(frames.blocks))
-            crowded |= np.isin(content, several)
-        if not crowded.any():
-            return
-        order = np.lexsort((members.places, inverse))
-        last = np.cumsum(count)
-        for c in np.flatnonzero(crowded):
-            mine = order[last[c] - count[c] : last[c]]
-            have = frames.blocks.get(int(content[c]), primary[c : c + 1].astype(np.uint32))
-            load = frames.mapped[have].astype(np.int64)
-            sharers = np.array([int(load.sum()) + len(mine)])
-            more = max(0, int(plan.frames_wanted(sharers, self.max_sharing, self.repeat_share)[0]) - len(have))
-            choice = np.concatenate((have.astype(np.uint64), np.arange(next_new, next_new + more, dtype=np.uint64)))
-            next_new += more
-            turn = plan.spread(np.concatenate((load, np.zeros(more, np.int64))), len(mine))
-            members.frames[mine] = choice[turn]
-
-    # ------------------------------------------------------------------ plan
-
-    def _plan(self, zero: U64, members: _Members, tally: _Tally) -> _Planned:
-        """Decide what is done: huge pages, mappings, frames. Pages not chosen are held."""
-        zero, members = self._spare_huge(np.sort(zero), members, tally)
-        members = self._afford(members, tally)
-        return _Planned(zero, self._fill(members, tally))
-
-    def _hold(self, members: _Members, keep: Bools) -> _Members:
-        """Hold the pages not kept; then let go the contents without a frame of which one page is left."""
-        if keep.all():
-            return members
-        self._apply(members.places[~keep], Event.HELD)
-        members = members.take(keep)
-        fresh = members.frames >= NEW_FRAME
-        if not fresh.any():
-            return members
-        content, inverse, count = np.unique(members.ids[fresh], return_inverse=True, return_counts=True)
-        del content
-        lone = np.zeros(len(fresh), np.bool_)
-        lone[np.flatnonzero(fresh)[count[inverse] < 2]] = True
-        # a content that has a frame already may have one page on a new one
-        has = is_frame(self._index.where[members.ids])
-        lone &= ~has
-        if lone.any():
-            self._apply(members.places[lone], Event.HELD)
-            members = members.take(~lone)
-        return members
-
-    def _spare_huge(self, zero: U64, members: _Members, tally: _Tally) -> tuple[U64, _Members]:
-        """Leave huge pages whole of which too little can be given back."""
-        places = np.concatenate((zero, members.places))
-        status = self._pages.status[self._pages.slots(places)]
-        huge = (status & HUGE_BIT).astype(np.bool_)
-        if not huge.any():
-            return zero, members
-        shift = np.uint64(9)
-        block, inverse, count = np.unique(places[huge] >> shift, return_inverse=True, return_counts=True)
-        span = (block[:, None] << shift) + np.arange(plan.PAGES_PER_HUGE, dtype=np.uint64)[None, :]
-        slots = self._pages.slots(span.ravel())
-        around = np.where(slots >= 0, state(self._pages.status[slots]), 0).reshape(span.shape)
-        held = around == State.HELD
-        worth = plan.worth_splitting(count + held.sum(axis=1), self.huge_share)
-        tally.huge_split += int(worth.sum())
-        again = span[held & worth[:, None]]
-        spared = np.zeros(len(places), np.bool_)
-        spared[np.flatnonzero(huge)[~worth[inverse]]] = True
-        tally.left_huge += int(spared.sum())
-        if len(again):
-            # held in a period before: now that the huge page is split they go through the queue again
-            for number in distinct(target_of(again)):
-                self._enqueue(self._targets[int(number)], again[target_of(again) == number])
-        opened = span[worth].ravel()
-        slots = self._pages.slots(opened)
-        slots = slots[slots >= 0]
-        self._pages.status[slots] &= np.uint8(HUGE_BIT - 1)
-        self._apply(zero[spared[: len(zero)]], Event.HELD)
-        return zero[~spared[: len(zero)]], self._hold(members, ~spared[len(zero) :])
-
-    def _afford(self, members: _Members, tally: _Tally) -> _Members:
-        """Keep to each target's budget of mappings, longest runs first."""
-        first, pages = plan.merge_runs(members.places, members.frames)
-        if not len(first):
-            return members
-        owner = target_of(members.places[first])
-        chosen = pages >= self.min_run
-        tally.left_short += int(pages[~chosen].sum())
-        for number in distinct(owner):
-            target = self._targets[int(number)]
-            mine = np.flatnonzero((owner == number) & chosen)
-            left = self._mappings_left(target)
-            if len(mine) * plan.MAPPINGS_PER_RUN > left:
-                chosen[mine] = plan.afford(pages[mine], left)
-                without = int(pages[mine][~chosen[mine]].sum())
-                tally.left_for_budget += without
-                target._held_for_budget += without
-                target._left_then = left
-        if chosen.all():
-            return members
-        return self._hold(members, np.repeat(chosen, pages))
-
-    def _fill(self, members: _Members, tally: _Tally) -> _Members:
-        """Allocate the planned frames and copy a page of their content into each."""
-        fresh = members.frames >= NEW_FRAME
-        if not fresh.any():
-            return members
-        wanted, source, inverse = np.unique(members.frames[fresh], return_index=True, return_inverse=True)
-        got = self._frames.take(len(wanted))
-        real = np.full(len(wanted), NO_FRAME, np.uint32)
-        real[: len(got)] = got
-        tally.frames += len(got)
-        source = np.flatnonzero(fresh)[source][: len(got)]
-        owner = target_of(members.places[source])
-        codes = np.full(len(got), ReadCode.GONE, np.uint8)
-        for number in distinct(owner):
-            mine = owner == number
-            memory = self._targets[int(number)]._memory
-            try:
-                codes[mine] = self._backend.fill(got[mine], memory, address(members.places[source[mine]]))
-            except TargetError:
-                if memory.alive():
-                    raise
-        bad = codes == ReadCode.GONE
-        self._frames.watch(got[bad])
-        members.frames[fresh] = real[inverse].astype(np.uint64)
-        unread = np.zeros(len(members.places), np.bool_)
-        unread[np.flatnonzero(fresh)[np.concatenate((bad, np.zeros(len(wanted) - len(got), np.bool_)))[inverse]]] = True
-        if unread.any():
-            self._apply(members.places[unread], Event.RETRY)
-            members = members.take(~unread)
-        full = members.frames == NO_FRAME
-        if full.any():
-            tally.left_pool += int(full.sum())
-            self._apply(members.places[full], Event.HELD)
-            members = members.take(~full)
-        return members
+        return zero, self._decider.members(places[twin], ids[twin], location[twin], tally)
 
     # ------------------------------------------------------------------ merge
 
-    def _merge(self, planned: _Planned, tally: _Tally, progress: Progress | None) -> None:
+    def _merge(self, planned: Planned, tally: Tally, progress: Progress | None) -> None:
         """Have it done, and book what came of it."""
         zero, members = planned.zero, planned.members
         total = len(zero) + len(members.places)
@@ -925,7 +693,7 @@ class Engine:
         target._pauses.add(outcome.pauses_s)
         self._pauses.add(outcome.pauses_s)
 
-    def _book_merged(self, members: _Members, tally: _Tally) -> None:
+    def _book_merged(self, members: Members, tally: Tally) -> None:
         """Book pages that map their frame now: status, sharers, and the frame as the location of its content."""
         books, where = self._frames, self._index.where
         frames = members.frames.astype(np.uint32)
@@ -953,7 +721,7 @@ class Engine:
                 books.blocks[int(content[c])] = np.union1d(known, new[order[last[c] - count[c] : last[c]]])
         self._index.where[new_ids[~has[inverse]]] = frame_location(new[~has[inverse]])
 
-    def _settle(self, places: U64, codes: U8, tally: _Tally) -> None:
+    def _settle(self, places: U64, codes: U8, tally: Tally) -> None:
         """Book the pages that were left alone, by reason."""
         left = codes != PageCode.DONE
         if not left.any():
@@ -986,7 +754,7 @@ class Engine:
 
     # ------------------------------------------------------------------ free
 
-    def _let_go(self, tally: _Tally) -> None:
+    def _let_go(self, tally: Tally) -> None:
         """Unmerge runs whose frames nobody reads any more: every sharer has written and has a copy of its own."""
         written = [t for t in self.targets if t._wasted_since]
         if not any(
@@ -1016,7 +784,7 @@ class Engine:
             if worth.any():
                 self._refresh(target)
 
-    def _free(self, tally: _Tally) -> None:
+    def _free(self, tally: Tally) -> None:
         """Let go what nobody reads, free the frames seen unmapped twice, and sweep the index if it is stale."""
         self._let_go(tally)
         out, _ = self._frames.reclaim(self._backend)
@@ -1092,7 +860,7 @@ class Engine:
                 states=_named(counts),
                 tracked=int(counts.sum()),
                 mappings=target._mappings,
-                mappings_left=self._mappings_left(target),
+                mappings_left=self._limits.mappings_left(target),
                 mapped_pages=target._rows.pages,
                 saved_bytes=int(counts[State.SHARED] + counts[State.ZERO]) * PAGE_SIZE,
                 merged_pages=target._merged,
@@ -1100,9 +868,6 @@ class Engine:
                 refused=dict(target._refused),
                 pauses=copy.deepcopy(target._pauses),
             )
-
-    def _mappings_left(self, target: Target) -> int:
-        return max(0, self.map_limit - target._mappings)
 
     def _metadata_bytes(self) -> int:
         """Bytes of index, status and books: what is touched of them, not what is reserved."""
@@ -1119,7 +884,7 @@ class Engine:
         mappings = sum(len(t._rows) for t in self._targets.values())
         return gross * PAGE_SIZE - mappings * plan.MAPPINGS_PER_RUN * MAPPING_BYTES - self._metadata_bytes()
 
-    def _report(self, tally: _Tally, saved_before: int) -> MergeReport:
+    def _report(self, tally: Tally, saved_before: int) -> MergeReport:
         totals = self._totals
         for name in (
             *("read", "written", "zero", "dropped", "duplicate", "merged", "frames", "mappings_added"),
@@ -1152,7 +917,7 @@ class Engine:
         )
 
     @contextmanager
-    def _phase(self, tally: _Tally, name: str) -> Iterator[None]:
+    def _phase(self, tally: Tally, name: str) -> Iterator[None]:
         began = time.thread_time()
         try:
             yield

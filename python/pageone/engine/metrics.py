@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 F64 = npt.NDArray[np.float64]
 
-__all__ = ["MergeReport", "Pauses", "Stats", "TargetStats", "as_json", "as_prometheus"]
+__all__ = ["MergeReport", "Pauses", "Stats", "Tally", "TargetStats", "as_json", "as_prometheus"]
 
 PHASES = ("look", "find", "plan", "merge", "free")
 
@@ -50,6 +51,32 @@ class Pauses:
             "p99_ms": self.percentile(99) * 1e3,
             "max_ms": self.max_s * 1e3,
         }
+
+
+@dataclass
+class Tally:
+    """Counters of one pass; the engine adds them up."""
+
+    regions: int = 0
+    read: int = 0
+    written: int = 0
+    zero: int = 0
+    dropped: int = 0
+    duplicate: int = 0
+    merged: int = 0
+    frames: int = 0
+    mappings_added: int = 0
+    wasted: int = 0
+    left_for_budget: int = 0
+    left_huge: int = 0
+    left_pool: int = 0
+    left_short: int = 0
+    huge_split: int = 0
+    missed: int = 0
+    let_go: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    pauses: list[F64] = field(default_factory=list)
+    cpu_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
 
 
 @dataclass(frozen=True)
