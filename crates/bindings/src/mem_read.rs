@@ -47,6 +47,15 @@ fn same_length(a: usize, b: usize, what: &str) -> PyResult<()> {
     )))
 }
 
+fn in_range(rows: usize, row: &[u32]) -> PyResult<()> {
+    if row.iter().any(|&row| row as usize >= rows) {
+        return Err(PyValueError::new_err(format!(
+            "row must be less than the {rows} pages given"
+        )));
+    }
+    Ok(())
+}
+
 fn some_size(page_size: usize) -> PyResult<()> {
     if page_size == 0 {
         return Err(PyValueError::new_err("page_size must not be 0"));
@@ -141,10 +150,12 @@ fn pagemap_entries<'py>(
     Ok(entries.into_pyarray(py))
 }
 
+#[allow(clippy::too_many_arguments)]
 fn keys_from<'py>(
     py: Python<'py>,
     open: impl FnOnce() -> io::Result<Source> + Send,
     at: &[u64],
+    known: Option<PyReadonlyArray1<'py, u64>>,
     page_size: usize,
     key: &Key,
     threads: usize,
@@ -152,6 +163,10 @@ fn keys_from<'py>(
 ) -> PyResult<(Array<'py, u64>, Array<'py, u8>)> {
     some_size(page_size)?;
     let (mut keys, mut code) = (vec![0u64; at.len()], vec![0u8; at.len()]);
+    let known = known.as_ref().map(|known| known.as_slice()).transpose()?;
+    if let Some(known) = known {
+        same_length(known.len(), at.len(), "entries and addr")?;
+    }
     let mut keep = keep;
     let keep = match &mut keep {
         Some(keep) => {
@@ -165,6 +180,7 @@ fn keys_from<'py>(
         read::read_keys(
             &open()?,
             at,
+            known,
             page_size,
             &key.0,
             &mut keys,
@@ -176,9 +192,9 @@ fn keys_from<'py>(
     Ok((keys.into_pyarray(py), code.into_pyarray(py)))
 }
 
-/// read_keys(pid, addr, key, threads=1, keep=None) -> (keys, code)
+/// read_keys(pid, addr, key, threads=1, keep=None, entries=None) -> (keys, code)
 #[pyfunction]
-#[pyo3(signature = (pid, addr, key, threads=1, keep=None))]
+#[pyo3(signature = (pid, addr, key, threads=1, keep=None, entries=None))]
 fn read_keys<'py>(
     py: Python<'py>,
     pid: i32,
@@ -186,9 +202,19 @@ fn read_keys<'py>(
     key: &Key,
     threads: usize,
     keep: Option<PyReadwriteArray1<'py, u8>>,
+    entries: Option<PyReadonlyArray1<'py, u64>>,
 ) -> PyResult<(Array<'py, u64>, Array<'py, u8>)> {
     let size = pagemap::PAGE_SIZE as usize;
-    keys_from(py, process(pid), addr.as_slice()?, size, key, threads, keep)
+    keys_from(
+        py,
+        process(pid),
+        addr.as_slice()?,
+        entries,
+        size,
+        key,
+        threads,
+        keep,
+    )
 }
 
 /// file_keys(fd, offset, page_size, key, threads=1, keep=None) -> (keys, code)
@@ -207,6 +233,7 @@ fn file_keys<'py>(
         py,
         || Ok(Source::File(fd)),
         offset.as_slice()?,
+        None,
         page_size,
         key,
         threads,
@@ -244,7 +271,7 @@ fn read_pages<'py>(
     let size = pagemap::PAGE_SIZE as usize;
     same_length(out.len(), at.len() * size, "out and the pages")?;
     let mut code = vec![0u8; at.len()];
-    py.detach(|| process(pid)()?.read(at, size, out, &mut code))?;
+    py.detach(|| process(pid)()?.read(at, None, size, out, &mut code))?;
     Ok(code.into_pyarray(py))
 }
 
@@ -260,12 +287,7 @@ fn compare_from<'py>(
 ) -> PyResult<Array<'py, u8>> {
     some_size(page_size)?;
     same_length(at.len(), row.len(), "positions and row")?;
-    let rows = pages.len() / page_size;
-    if row.iter().any(|&row| row as usize >= rows) {
-        return Err(PyValueError::new_err(format!(
-            "row must be less than the {rows} pages given"
-        )));
-    }
+    in_range(pages.len() / page_size, row)?;
     let mut verdict = vec![0u8; at.len()];
     py.detach(|| read::compare(&open()?, at, page_size, pages, row, &mut verdict, threads))?;
     Ok(verdict.into_pyarray(py))
@@ -311,6 +333,25 @@ fn file_compare<'py>(
     )
 }
 
+/// compare_rows(pages, page_size, a, b) -> verdict
+#[pyfunction]
+fn compare_rows<'py>(
+    py: Python<'py>,
+    pages: PyReadonlyArray1<'py, u8>,
+    page_size: usize,
+    a: PyReadonlyArray1<'py, u32>,
+    b: PyReadonlyArray1<'py, u32>,
+) -> PyResult<Array<'py, u8>> {
+    some_size(page_size)?;
+    let (pages, a, b) = (pages.as_slice()?, a.as_slice()?, b.as_slice()?);
+    same_length(a.len(), b.len(), "a and b")?;
+    in_range(pages.len() / page_size, a)?;
+    in_range(pages.len() / page_size, b)?;
+    let mut verdict = vec![0u8; a.len()];
+    py.detach(|| read::compare_rows(pages, page_size, a, b, &mut verdict));
+    Ok(verdict.into_pyarray(py))
+}
+
 /// Adds the functions of this file to the submodule `mem`.
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<Key>()?;
@@ -325,6 +366,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(read_pages, m)?)?;
     m.add_function(wrap_pyfunction!(compare, m)?)?;
     m.add_function(wrap_pyfunction!(file_compare, m)?)?;
+    m.add_function(wrap_pyfunction!(compare_rows, m)?)?;
     for (name, value) in [
         ("PERM_READ", u64::from(maps::PERM_READ)),
         ("PERM_WRITE", u64::from(maps::PERM_WRITE)),

@@ -82,24 +82,37 @@ impl Process {
         }
     }
 
-    fn read(&self, at: &[u64], out: &mut [u8], code: &mut [u8]) -> io::Result<()> {
+    fn read(
+        &self,
+        at: &[u64],
+        known: Option<&[u64]>,
+        out: &mut [u8],
+        code: &mut [u8],
+    ) -> io::Result<()> {
         let Some((pagemap, mem)) = &self.files else {
             code.fill(CODE_GONE);
             return Ok(());
         };
         // Which pages may be pinned, and which are read without.
         let (mut pinned, mut rest) = (Vec::with_capacity(at.len()), Vec::new());
-        let mut first = 0;
-        while first < at.len() {
-            let run = run_length(&at[first..], PAGE);
-            let end = at[first].saturating_add((run * PAGE) as u64);
-            let entries = pagemap::entries(pagemap.as_raw_fd(), &[at[first]], &[end])?;
-            for i in 0..run {
-                let entry = entries.get(i).copied().unwrap_or(0);
-                let may = entry & ENTRY_PRESENT != 0 && entry & (ENTRY_EXCLUSIVE | ENTRY_FILE) != 0;
-                if may { &mut pinned } else { &mut rest }.push((first + i) as u32);
+        let mut sort = |page: usize, entry: u64| {
+            let may = entry & ENTRY_PRESENT != 0 && entry & (ENTRY_EXCLUSIVE | ENTRY_FILE) != 0;
+            if may { &mut pinned } else { &mut rest }.push(page as u32);
+        };
+        if let Some(known) = known {
+            known
+                .iter()
+                .enumerate()
+                .for_each(|(page, &entry)| sort(page, entry));
+        } else {
+            let mut first = 0;
+            while first < at.len() {
+                let run = run_length(&at[first..], PAGE);
+                let end = at[first].saturating_add((run * PAGE) as u64);
+                let entries = pagemap::entries(pagemap.as_raw_fd(), &[at[first]], &[end])?;
+                (0..run).for_each(|i| sort(first + i, entries.get(i).copied().unwrap_or(0)));
+                first += run;
             }
-            first += run;
         }
         self.read_pinned(&pinned, at, out, code)?;
         read_unpinned(mem, &rest, at, out, code)
@@ -226,6 +239,7 @@ fn run_length(at: &[u64], page_size: usize) -> usize {
 impl Source {
     /// Reads the pages at `at` into `out`, one behind the other, and tells in `code` (`CODE_OK`, `CODE_GONE`) which
     /// could be read; what is in `out` for a page that is gone is not defined. Consecutive positions cost least.
+    /// `known`: the pagemap entries of the pages, where the caller has just read them; a file's are not looked at.
     ///
     /// # Errors
     /// Those that hold for the whole source: no permission, not a readable file.
@@ -235,6 +249,7 @@ impl Source {
     pub fn read(
         &self,
         at: &[u64],
+        known: Option<&[u64]>,
         page_size: usize,
         out: &mut [u8],
         code: &mut [u8],
@@ -248,7 +263,7 @@ impl Source {
         match self {
             Source::Process(process) => {
                 assert_eq!(page_size, PAGE, "a process has pages of {PAGE} bytes");
-                process.read(at, out, code)
+                process.read(at, known, out, code)
             }
             Source::File(fd) => read_file(*fd, at, page_size, out, code),
         }
@@ -389,6 +404,7 @@ fn keys_of_chunk(key: &Key, bytes: &[u8], page_size: usize, keys: &mut [u64], co
 pub fn read_keys(
     source: &Source,
     at: &[u64],
+    known: Option<&[u64]>,
     page_size: usize,
     key: &Key,
     keys: &mut [u64],
@@ -401,7 +417,12 @@ pub fn read_keys(
     let step = chunk_pages(page_size);
     let keys = keys.chunks_mut(step);
     let code = code.chunks_mut(step);
-    let parts = at.chunks(step).zip(keys).zip(code);
+    if let Some(known) = known {
+        assert_eq!(known.len(), at.len(), "known must hold one element a page");
+    }
+    let part_of_known =
+        |part: usize, pages: usize| known.map(|known| &known[part * step..][..pages]);
+    let parts = at.chunks(step).enumerate().zip(keys).zip(code);
     match keep {
         Some(keep) => {
             assert_eq!(
@@ -410,15 +431,15 @@ pub fn read_keys(
                 "keep must hold at.len() pages"
             );
             let items: Vec<_> = parts.zip(keep.chunks_mut(step * page_size)).collect();
-            each(items, threads, |(((at, keys), code), bytes)| {
-                source.read(at, page_size, bytes, code)?;
+            each(items, threads, |((((part, at), keys), code), bytes)| {
+                source.read(at, part_of_known(part, at.len()), page_size, bytes, code)?;
                 keys_of_chunk(key, bytes, page_size, keys, code);
                 Ok(())
             })
         }
-        None => each(parts.collect(), threads, |((at, keys), code)| {
+        None => each(parts.collect(), threads, |(((part, at), keys), code)| {
             with_scratch(at.len() * page_size, |bytes| {
-                source.read(at, page_size, bytes, code)?;
+                source.read(at, part_of_known(part, at.len()), page_size, bytes, code)?;
                 keys_of_chunk(key, bytes, page_size, keys, code);
                 Ok(())
             })
@@ -456,6 +477,17 @@ pub fn keys_of(
     debug_assert!(outcome.is_ok(), "no part of this can fail");
 }
 
+/// Compares rows `a[i]` and `b[i]` of `pages`, all bytes: `SAME` or `DIFFERENT` in `verdict[i]`.
+///
+/// # Panics
+/// If a row lies behind the end of `pages`, or `page_size` is 0.
+pub fn compare_rows(pages: &[u8], page_size: usize, a: &[u32], b: &[u32], verdict: &mut [u8]) {
+    let page = |row: u32| &pages[row as usize * page_size..][..page_size];
+    for ((&a, &b), verdict) in a.iter().zip(b).zip(verdict) {
+        *verdict = if page(a) == page(b) { SAME } else { DIFFERENT };
+    }
+}
+
 /// Reads the page at `at[i]` and compares all its bytes with row `row[i]` of `pages`: `SAME`, `DIFFERENT` or
 /// `UNREADABLE` in `verdict[i]`.
 ///
@@ -487,7 +519,7 @@ pub fn compare(
         .collect();
     each(items, threads, |((at, row), verdict)| {
         with_scratch(at.len() * page_size, |bytes| {
-            source.read(at, page_size, bytes, verdict)?;
+            source.read(at, None, page_size, bytes, verdict)?;
             for ((other, &row), verdict) in bytes.chunks_exact(page_size).zip(row).zip(verdict) {
                 let row = row as usize * page_size;
                 *verdict = match *verdict {
@@ -546,7 +578,7 @@ mod tests {
             .collect();
         let mut out = vec![0xee; at.len() * PAGE];
         let mut code = vec![99; at.len()];
-        me().read(&at, PAGE, &mut out, &mut code).unwrap();
+        me().read(&at, None, PAGE, &mut out, &mut code).unwrap();
         for (i, &page) in order.iter().enumerate() {
             if [0, 1, 17, 40, 63].contains(&page) {
                 assert_eq!(code[i], CODE_GONE, "page {page}");
@@ -570,7 +602,7 @@ mod tests {
             .map(|page| map as u64 + (page * PAGE) as u64)
             .collect();
         let (mut out, mut code) = (vec![0; at.len() * PAGE], vec![99; at.len()]);
-        me().read(&at, PAGE, &mut out, &mut code).unwrap();
+        me().read(&at, None, PAGE, &mut out, &mut code).unwrap();
         assert!(code.iter().all(|&code| code == CODE_OK));
         assert!(at
             .iter()
@@ -590,7 +622,7 @@ mod tests {
         unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
         let (mut out, mut code) = (vec![0; 2 * PAGE], vec![99; 2]);
         Source::Process(Process::open(child).unwrap())
-            .read(&[4096, 8192], PAGE, &mut out, &mut code)
+            .read(&[4096, 8192], None, PAGE, &mut out, &mut code)
             .unwrap();
         assert_eq!(code, [CODE_GONE; 2]);
     }
@@ -625,7 +657,7 @@ mod tests {
         let at: Vec<u64> = (map as u64..end).step_by(PAGE).collect();
         let (mut out, mut code) = (vec![0; PAGES * PAGE], vec![99; PAGES]);
         Source::Process(Process::open(child).unwrap())
-            .read(&at, PAGE, &mut out, &mut code)
+            .read(&at, None, PAGE, &mut out, &mut code)
             .unwrap();
         let after = exclusive();
         // SAFETY: ends and reaps the child forked above.
@@ -688,7 +720,10 @@ mod tests {
                     let (mut keys, mut code) = (vec![1; pages], vec![99; pages]);
                     let mut kept = vec![0; if keep { pages * PAGE } else { 0 }];
                     let keep = keep.then_some(&mut kept[..]);
-                    read_keys(source, at, PAGE, &key, &mut keys, &mut code, keep, threads).unwrap();
+                    read_keys(
+                        source, at, None, PAGE, &key, &mut keys, &mut code, keep, threads,
+                    )
+                    .unwrap();
                     assert_eq!((&keys, &code), (&expected, &expected_code));
                     assert!(kept.is_empty() || kept == bytes);
                 }
@@ -710,7 +745,7 @@ mod tests {
         let at: Vec<u64> = (0..4).map(|page| page * PAGE as u64).collect();
         let (mut out, mut code) = (vec![0; 4 * PAGE], vec![99; 4]);
         Source::File(file.as_raw_fd())
-            .read(&at, PAGE, &mut out, &mut code)
+            .read(&at, None, PAGE, &mut out, &mut code)
             .unwrap();
         assert_eq!(code, [CODE_OK, CODE_OK, CODE_GONE, CODE_GONE]);
     }
@@ -742,7 +777,7 @@ mod tests {
         let directory = std::fs::File::open("/").unwrap();
         let (mut out, mut code) = (vec![0; PAGE], vec![99; 1]);
         assert!(Source::File(directory.as_raw_fd())
-            .read(&[0], PAGE, &mut out, &mut code)
+            .read(&[0], None, PAGE, &mut out, &mut code)
             .is_err());
     }
 }

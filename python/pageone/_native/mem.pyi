@@ -77,13 +77,21 @@ def pagemap_scan(
 def pagemap_entries(fd: int, start: _U64, end: _U64) -> _U64:
     """Return the 64-bit pagemap entry of each page of the ranges, in order; frame numbers only for root."""
 
-def read_keys(pid: int, addr: _U64, key: Key, threads: int = 1, keep: _U8 | None = None) -> tuple[_U64, _U8]:
+def read_keys(
+    pid: int,
+    addr: _U64,
+    key: Key,
+    threads: int = 1,
+    keep: _U8 | None = None,
+    entries: _U64 | None = None,
+) -> tuple[_U64, _U8]:
     """Read pages of a process: ``(keys, code)``, a keyed 64-bit mix and a ``ReadCode`` of each page.
 
     The key of a page that is zero or gone is 0. ``keep``, of ``4096 * len(addr)`` bytes, gets the pages
-    themselves. Nothing is stopped: a page written meanwhile may be torn. ``PermissionError`` where the
-    process may not be read; a process that is gone has only pages that are ``GONE``. Cost: 0.4-0.6 µs a page
-    in runs, a third more for pages that are shared since a fork (or by KSM), which stay shared.
+    themselves. ``entries``: the pages' pagemap entries, if they were just read. Nothing is stopped: a page
+    written meanwhile may be torn. ``PermissionError`` where the process may not be read; a process that is gone
+    has only pages that are ``GONE``. Cost: 0.4-0.6 µs a page in runs, a third more for pages that are shared
+    since a fork (or by KSM), which stay shared.
     """
 
 def file_keys(
@@ -108,6 +116,9 @@ def compare(pid: int, addr: _U64, pages: _U8, row: _U32, threads: int = 1) -> _U
 
 def file_compare(fd: int, offset: _U64, page_size: int, pages: _U8, row: _U32, threads: int = 1) -> _U8:
     """As :func:`compare` for blocks of an open file."""
+
+def compare_rows(pages: _U8, page_size: int, a: _U32, b: _U32) -> _U8:
+    """Compare rows ``a[i]`` and ``b[i]`` of ``pages``, all bytes: 0 for the same, 1 for different."""
 
 class Pool:
     """The pool of frames, as the engine that made it sees it: one memfd of fixed size, filled on demand.
