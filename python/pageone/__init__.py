@@ -4,6 +4,7 @@
 ``pageone.scan`` reports what merging would save; ``pageone.ksm`` reads and drives the kernel's own merging.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from pageone.errors import PageOneError
@@ -34,12 +35,14 @@ _LAZY = {
     "merge_self": "pageone.engine",
     "unique_rows": "pageone.one",
 }
+#: Rooms that are there as attributes without an import of their own.
+_ROOMS = ("engine", "ksm", "live", "one", "scan")
 
 
 def __getattr__(name: str) -> Any:
     """Import what is heavy when it is first asked for."""
     if name in _LAZY:
-        import importlib
-
         return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"pageone.{name}")
     raise AttributeError(f"module 'pageone' has no attribute {name!r}")

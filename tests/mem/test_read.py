@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,11 +83,16 @@ def test_keys_of_a_child_are_those_of_the_same_bytes_here() -> None:
             assert np.array_equal(code, here_code)
             assert np.array_equal(keep, content.reshape(-1))
         assert set(np.flatnonzero(code == 1) % 8) == {0, 1, 2}
-        verdict = mem.compare(pid, addr[::-1].copy(), keep, np.arange(pages, dtype=np.uint32)[::-1].copy())
-        assert not verdict.any()
-        keep[77 * PAGE + 4095] ^= 1
-        verdict = mem.compare(pid, addr, keep, np.arange(pages, dtype=np.uint32), 2)
-        assert np.flatnonzero(verdict).tolist() == [77]
+        with tempfile.TemporaryFile() as file:
+            keep[77 * PAGE + 4095] ^= 1
+            file.write(keep[: 900 * PAGE].tobytes())
+            file.flush()
+            offset = np.arange(pages, dtype=np.uint64) * np.uint64(PAGE)
+            backwards = addr[::-1].copy(), offset[::-1].copy()
+            verdict = mem.compare((True, pid), backwards[0], (False, file.fileno()), backwards[1], PAGE)
+            assert np.flatnonzero(verdict[::-1] == 1).tolist() == [77]
+            assert np.flatnonzero(verdict[::-1] == 2).tolist() == list(range(900, 1000))
+            assert not mem.compare((True, pid), addr, (True, pid), addr, PAGE).any()
 
 
 def test_pages_beside_the_mapping_are_gone_and_the_rest_is_read() -> None:
@@ -141,8 +147,10 @@ def test_arguments_that_do_not_fit_are_errors_not_crashes() -> None:
         mem.pagemap_scan(0, array(1), array())
     with pytest.raises(ValueError, match="page_size"):
         mem.keys_of(np.zeros(10, dtype=np.uint8), 0, key)
-    with pytest.raises(ValueError, match="row"):
-        mem.compare(os.getpid(), array(0), np.zeros(PAGE, dtype=np.uint8), np.array([1], dtype=np.uint32))
+    with pytest.raises(ValueError, match="one length"):
+        mem.compare((True, os.getpid()), array(0), (False, 0), array(), PAGE)
+    with pytest.raises(ValueError, match="page_size"):
+        mem.compare((True, os.getpid()), array(0), (False, 0), array(0), 512)
     with pytest.raises(ValueError, match="keep"):
         mem.read_keys(os.getpid(), array(0), key, 1, np.zeros(1, dtype=np.uint8))
     with pytest.raises(FileNotFoundError):

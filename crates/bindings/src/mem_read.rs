@@ -47,15 +47,6 @@ fn same_length(a: usize, b: usize, what: &str) -> PyResult<()> {
     )))
 }
 
-fn in_range(rows: usize, row: &[u32]) -> PyResult<()> {
-    if row.iter().any(|&row| row as usize >= rows) {
-        return Err(PyValueError::new_err(format!(
-            "row must be less than the {rows} pages given"
-        )));
-    }
-    Ok(())
-}
-
 fn some_size(page_size: usize) -> PyResult<()> {
     if page_size == 0 {
         return Err(PyValueError::new_err("page_size must not be 0"));
@@ -275,80 +266,40 @@ fn read_pages<'py>(
     Ok(code.into_pyarray(py))
 }
 
-#[allow(clippy::too_many_arguments)]
-fn compare_from<'py>(
-    py: Python<'py>,
-    open: impl FnOnce() -> io::Result<Source> + Send,
-    at: &[u64],
-    page_size: usize,
-    pages: &[u8],
-    row: &[u32],
-    threads: usize,
-) -> PyResult<Array<'py, u8>> {
-    some_size(page_size)?;
-    same_length(at.len(), row.len(), "positions and row")?;
-    in_range(pages.len() / page_size, row)?;
-    let mut verdict = vec![0u8; at.len()];
-    py.detach(|| read::compare(&open()?, at, page_size, pages, row, &mut verdict, threads))?;
-    Ok(verdict.into_pyarray(py))
-}
-
-/// compare(pid, addr, pages, row, threads=1) -> verdict
+/// compare(a, at_a, b, at_b, page_size) -> verdict; a and b: (is a process, its PID or the descriptor)
 #[pyfunction]
-#[pyo3(signature = (pid, addr, pages, row, threads=1))]
 fn compare<'py>(
     py: Python<'py>,
-    pid: i32,
-    addr: PyReadonlyArray1<'py, u64>,
-    pages: PyReadonlyArray1<'py, u8>,
-    row: PyReadonlyArray1<'py, u32>,
-    threads: usize,
-) -> PyResult<Array<'py, u8>> {
-    let size = pagemap::PAGE_SIZE as usize;
-    let (at, pages, row) = (addr.as_slice()?, pages.as_slice()?, row.as_slice()?);
-    compare_from(py, process(pid), at, size, pages, row, threads)
-}
-
-/// file_compare(fd, offset, page_size, pages, row, threads=1) -> verdict
-#[pyfunction]
-#[pyo3(signature = (fd, offset, page_size, pages, row, threads=1))]
-fn file_compare<'py>(
-    py: Python<'py>,
-    fd: i32,
-    offset: PyReadonlyArray1<'py, u64>,
+    a: (bool, i32),
+    at_a: PyReadonlyArray1<'py, u64>,
+    b: (bool, i32),
+    at_b: PyReadonlyArray1<'py, u64>,
     page_size: usize,
-    pages: PyReadonlyArray1<'py, u8>,
-    row: PyReadonlyArray1<'py, u32>,
-    threads: usize,
-) -> PyResult<Array<'py, u8>> {
-    let (at, pages, row) = (offset.as_slice()?, pages.as_slice()?, row.as_slice()?);
-    compare_from(
-        py,
-        || Ok(Source::File(fd)),
-        at,
-        page_size,
-        pages,
-        row,
-        threads,
-    )
-}
-
-/// compare_rows(pages, page_size, a, b) -> verdict
-#[pyfunction]
-fn compare_rows<'py>(
-    py: Python<'py>,
-    pages: PyReadonlyArray1<'py, u8>,
-    page_size: usize,
-    a: PyReadonlyArray1<'py, u32>,
-    b: PyReadonlyArray1<'py, u32>,
 ) -> PyResult<Array<'py, u8>> {
     some_size(page_size)?;
-    let (pages, a, b) = (pages.as_slice()?, a.as_slice()?, b.as_slice()?);
-    same_length(a.len(), b.len(), "a and b")?;
-    in_range(pages.len() / page_size, a)?;
-    in_range(pages.len() / page_size, b)?;
-    let mut verdict = vec![0u8; a.len()];
-    py.detach(|| read::compare_rows(pages, page_size, a, b, &mut verdict));
+    let (at_a, at_b) = (at_a.as_slice()?, at_b.as_slice()?);
+    same_length(at_a.len(), at_b.len(), "at_a and at_b")?;
+    if (a.0 || b.0) && page_size != pagemap::PAGE_SIZE as usize {
+        return Err(PyValueError::new_err(
+            "page_size must be 4096 for a process",
+        ));
+    }
+    let mut verdict = vec![0u8; at_a.len()];
+    let open = |(is_process, id)| {
+        if is_process {
+            process(id)()
+        } else {
+            Ok(Source::File(id))
+        }
+    };
+    py.detach(|| {
+        read::compare(
+            (&open(a)?, at_a),
+            (&open(b)?, at_b),
+            page_size,
+            &mut verdict,
+        )
+    })?;
     Ok(verdict.into_pyarray(py))
 }
 
@@ -365,8 +316,6 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(keys_of, m)?)?;
     m.add_function(wrap_pyfunction!(read_pages, m)?)?;
     m.add_function(wrap_pyfunction!(compare, m)?)?;
-    m.add_function(wrap_pyfunction!(file_compare, m)?)?;
-    m.add_function(wrap_pyfunction!(compare_rows, m)?)?;
     for (name, value) in [
         ("PERM_READ", u64::from(maps::PERM_READ)),
         ("PERM_WRITE", u64::from(maps::PERM_WRITE)),

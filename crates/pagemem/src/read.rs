@@ -39,7 +39,7 @@ pub const CODE_GONE: u8 = 2;
 pub const SAME: u8 = 0;
 /// Both were read and some byte differs.
 pub const DIFFERENT: u8 = 1;
-/// The page to compare with could not be read.
+/// One of the pages could not be read.
 pub const UNREADABLE: u8 = 2;
 
 /// Where pages are read from, opened for some calls.
@@ -477,60 +477,57 @@ pub fn keys_of(
     debug_assert!(outcome.is_ok(), "no part of this can fail");
 }
 
-/// Compares rows `a[i]` and `b[i]` of `pages`, all bytes: `SAME` or `DIFFERENT` in `verdict[i]`.
-///
-/// # Panics
-/// If a row lies behind the end of `pages`, or `page_size` is 0.
-pub fn compare_rows(pages: &[u8], page_size: usize, a: &[u32], b: &[u32], verdict: &mut [u8]) {
-    let page = |row: u32| &pages[row as usize * page_size..][..page_size];
-    for ((&a, &b), verdict) in a.iter().zip(b).zip(verdict) {
-        *verdict = if page(a) == page(b) { SAME } else { DIFFERENT };
-    }
-}
-
-/// Reads the page at `at[i]` and compares all its bytes with row `row[i]` of `pages`: `SAME`, `DIFFERENT` or
-/// `UNREADABLE` in `verdict[i]`.
+/// Reads page `at_a[i]` of `a` and page `at_b[i]` of `b` and compares all their bytes: `SAME`, `DIFFERENT` or
+/// `UNREADABLE` (one of them, or both) in `verdict[i]`.
 ///
 /// # Errors
-/// As [`Source::read`].
+/// As [`Source::read`], of either.
 ///
 /// # Panics
-/// If `row` or `verdict` is not as long as `at`, a row lies behind the end of `pages`, or `page_size` is 0.
+/// If `at_b` or `verdict` is not as long as `at_a`, or `page_size` is 0.
 pub fn compare(
-    source: &Source,
-    at: &[u64],
+    (a, at_a): (&Source, &[u64]),
+    (b, at_b): (&Source, &[u64]),
     page_size: usize,
-    pages: &[u8],
-    row: &[u32],
     verdict: &mut [u8],
-    threads: usize,
 ) -> io::Result<()> {
-    assert_eq!(row.len(), at.len(), "row must hold one element a page");
+    assert_eq!(
+        at_a.len(),
+        at_b.len(),
+        "both sides must hold one element a page"
+    );
     assert_eq!(
         verdict.len(),
-        at.len(),
+        at_a.len(),
         "verdict must hold one element a page"
     );
-    let step = chunk_pages(page_size);
-    let items: Vec<_> = at
+    // Half a chunk of each side, so that both stay in the cache.
+    let step = chunk_pages(2 * page_size);
+    for ((at_a, at_b), verdict) in at_a
         .chunks(step)
-        .zip(row.chunks(step))
+        .zip(at_b.chunks(step))
         .zip(verdict.chunks_mut(step))
-        .collect();
-    each(items, threads, |((at, row), verdict)| {
-        with_scratch(at.len() * page_size, |bytes| {
-            source.read(at, None, page_size, bytes, verdict)?;
-            for ((other, &row), verdict) in bytes.chunks_exact(page_size).zip(row).zip(verdict) {
-                let row = row as usize * page_size;
-                *verdict = match *verdict {
-                    CODE_GONE => UNREADABLE,
-                    _ if *other == pages[row..row + page_size] => SAME,
-                    _ => DIFFERENT,
+    {
+        let bytes = at_a.len() * page_size;
+        with_scratch(2 * bytes, |both| {
+            let (in_a, in_b) = both.split_at_mut(bytes);
+            let mut code = vec![0u8; at_a.len()];
+            a.read(at_a, None, page_size, in_a, verdict)?;
+            b.read(at_b, None, page_size, in_b, &mut code)?;
+            let pages = in_a
+                .chunks_exact(page_size)
+                .zip(in_b.chunks_exact(page_size));
+            for ((page_a, page_b), (verdict, &code)) in pages.zip(verdict.iter_mut().zip(&code)) {
+                *verdict = match (*verdict, code) {
+                    (CODE_OK, CODE_OK) if page_a == page_b => SAME,
+                    (CODE_OK, CODE_OK) => DIFFERENT,
+                    _ => UNREADABLE,
                 };
             }
-            Ok(())
-        })
-    })
+            Ok::<(), io::Error>(())
+        })?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -752,24 +749,28 @@ mod tests {
 
     #[test]
     fn one_different_byte_is_found_wherever_it_is() {
-        let map = memory(8);
-        // SAFETY: the mapping just made; copied before it is changed.
-        let mut copy = unsafe { std::slice::from_raw_parts(map, 8 * PAGE) }.to_vec();
-        copy[3 * PAGE] ^= 1;
-        copy[5 * PAGE - 1] ^= 0x80;
+        let (map, twin) = (memory(100), memory(100));
+        // SAFETY: within the mappings just made.
+        unsafe {
+            *map.add(3 * PAGE) ^= 1;
+            *twin.add(5 * PAGE - 1) ^= 0x80;
+        }
         forbid(map, 6);
-        let row: Vec<u32> = (0..8).rev().collect();
-        let at: Vec<u64> = row
-            .iter()
-            .map(|&row| map as u64 + u64::from(row) * PAGE as u64)
-            .collect();
-        let mut verdict = [99; 8];
-        compare(&me(), &at, PAGE, &copy, &row, &mut verdict, 1).unwrap();
+        forbid(twin, 7);
+        let at = |map: *mut u8| {
+            (0..100)
+                .rev()
+                .map(|page| map as u64 + page * PAGE as u64)
+                .collect::<Vec<_>>()
+        };
+        let mut verdict = [99; 100];
+        compare((&me(), &at(map)), (&me(), &at(twin)), PAGE, &mut verdict).unwrap();
         verdict.reverse();
         assert_eq!(
-            verdict,
-            [SAME, SAME, SAME, DIFFERENT, DIFFERENT, SAME, UNREADABLE, SAME]
+            verdict[..8],
+            [SAME, SAME, SAME, DIFFERENT, DIFFERENT, SAME, UNREADABLE, UNREADABLE]
         );
+        assert_eq!(verdict[8..], [SAME; 92]);
     }
 
     #[test]

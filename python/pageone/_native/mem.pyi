@@ -108,17 +108,11 @@ def read_pages(pid: int, addr: _U64, out: _U8) -> _U8:
     Zero pages are not told apart: the code is ``OK`` or ``GONE``.
     """
 
-def compare(pid: int, addr: _U64, pages: _U8, row: _U32, threads: int = 1) -> _U8:
-    """Compare the page at ``addr[i]`` with row ``row[i]`` of ``pages``, all bytes.
+def compare(a: tuple[bool, int], at_a: _U64, b: tuple[bool, int], at_b: _U64, page_size: int) -> _U8:
+    """Read and compare pages of two sources, all bytes: 0 for the same, 1 for different, 2 where one is gone.
 
-    The verdict of each is 0 for the same, 1 for different, 2 for a page that could not be read.
+    A source is ``(True, pid)`` or ``(False, descriptor)``. Cost: that of reading both.
     """
-
-def file_compare(fd: int, offset: _U64, page_size: int, pages: _U8, row: _U32, threads: int = 1) -> _U8:
-    """As :func:`compare` for blocks of an open file."""
-
-def compare_rows(pages: _U8, page_size: int, a: _U32, b: _U32) -> _U8:
-    """Compare rows ``a[i]`` and ``b[i]`` of ``pages``, all bytes: 0 for the same, 1 for different."""
 
 class Pool:
     """The pool of frames, as the engine that made it sees it: one memfd of fixed size, filled on demand.

@@ -1,0 +1,560 @@
+"""From counted contents to what merging would save: frames, runs, mappings, regions, pairs. Arrays in, a report out.
+
+For: :mod:`pageone.scan`. The numbers are those of the engine's rules (see ``docs/scan.md``); no target is read but for
+the previews of the most repeated contents, and ``/proc/kpagecount`` for sharers outside the targets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pageone.scan.census import UNSTABLE, ZERO, Census
+from pageone.scan.report import ScanReport
+
+U8 = npt.NDArray[np.uint8]
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+#: Pages that may share one frame: the default of the engine and of KSM.
+MAX_SHARING = 256
+#: The engine gives a content repeated very often a frame for each so many pages, so that runs need few mappings.
+PAGES_PER_REPEAT_FRAME = 64
+#: A huge page is split only when more than this share of it can be given back.
+HUGE_SHARE = 0.5
+#: A target's mappings may grow to this share of vm.max_map_count.
+MAP_SHARE = 0.5
+#: What the kernel needs for a mapping (vm_area_struct and its place in the maple tree).
+MAPPING_BYTES = 256
+#: What KSM needs for each page that it may merge (ksm_rmap_item) and for each frame (ksm_stable_node).
+KSM_PAGE_BYTES, KSM_FRAME_BYTES = 64, 64
+HUGE_PAGES = 512
+#: Targets in the matrix of pairs, contents and bytes of each that are shown.
+PAIRS, CONTENTS, PREVIEW = 32, 12, 32
+#: Pages accounted for at once, so that what is needed for a while stays small.
+CHUNK = 1 << 21
+
+
+@dataclass
+class _Duplicates:
+    """Pages of contents that more than one page has, ascending; ``content`` counts those contents from 0."""
+
+    page: U32
+    content: U32
+    extent: U32  # across all sources
+    first_extent: I64  # of each source
+    count: I64  # by content: pages
+
+
+def frames_needed(pages: I64) -> I64:
+    """Return how many frames the engine would give contents of so many pages."""
+    capped = -(-pages // MAX_SHARING)
+    return np.maximum(np.maximum(capped, pages // PAGES_PER_REPEAT_FRAME), 1)
+
+
+def max_map_count() -> int:
+    """Return ``vm.max_map_count``."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path("/proc/sys/vm/max_map_count").read_text())
+    return 65530
+
+
+def mapcounts(frame: U64) -> U64:
+    """Return how often each frame is mapped, of all processes; zero where the kernel does not tell."""
+    counts = np.zeros(len(frame), np.uint64)
+    with contextlib.suppress(OSError), open("/proc/kpagecount", "rb", buffering=0) as file:
+        window = 1 << 16
+        which = frame // np.uint64(window)
+        for start in np.unique(which).tolist():
+            data = np.frombuffer(os.pread(file.fileno(), window * 8, start * window * 8), np.uint64)
+            mine = which == start
+            at = (frame[mine] % np.uint64(window)).astype(np.int64)
+            counts[mine] = np.where(at < len(data), data[np.minimum(at, max(0, len(data) - 1))] if len(data) else 0, 0)
+    return counts
+
+
+def page_cache_shared(rows: list[U64], page_size: int) -> int:
+    """Return bytes that mapping pages of files more than once saves.
+
+    ``rows``: for each target ``(device, inode, first page, page after the last)`` of its resident ranges.
+    """
+    if not rows:
+        return 0
+    table = np.concatenate(rows)
+    if not len(table):
+        return 0
+    total = int((table[:, 3] - table[:, 2]).sum())
+    table = table[np.lexsort((table[:, 2], table[:, 1], table[:, 0]))]
+    # A file after the other on one line, so that a running maximum of the ends works across files.
+    new = np.r_[True, (table[1:, :2] != table[:-1, :2]).any(axis=1)]
+    group = np.cumsum(new) - 1
+    length = np.zeros(int(group[-1]) + 1, np.uint64)
+    np.maximum.at(length, group, table[:, 3])
+    base = np.r_[np.uint64(0), np.cumsum(length)[:-1]]
+    low, high = table[:, 2] + base[group], table[:, 3] + base[group]
+    reached = np.r_[np.uint64(0), np.maximum.accumulate(high)[:-1]]
+    fresh = high - np.minimum(high, np.maximum(low, reached))
+    return (total - int(fresh.sum())) * page_size
+
+
+def account(census: Census, changed: Bools | None = None) -> ScanReport:
+    """Return the report of a census. ``changed``: the pages that a second look found changed.
+
+    Cost: about 0.1 µs a duplicate page, less for others.
+    """
+    report = ScanReport(page_size=census.sources[0].page_size if census.sources else 4096)
+    size = report.page_size
+    zero = np.flatnonzero(census.ids == ZERO).astype(np.uint32)
+    report.pages = census.total
+    report.zero_pages = len(zero)
+    report.unstable_pages = int(np.count_nonzero(census.ids == UNSTABLE))
+    report.duplicate_pages = int(census.extra.sum(dtype=np.int64))
+    report.distinct_pages = report.pages - report.zero_pages - report.unstable_pages - report.duplicate_pages
+
+    duplicates = _duplicates(census)
+    frames = _Frames(census, duplicates, zero)
+    report.sharing = frames.sharing
+    _targets(census, duplicates, zero, report)
+    _sharing(census, frames, report)
+    saved, saved_zero = _savings(census, duplicates, zero, frames, report)
+    _regions(census, duplicates, zero, saved, saved_zero, report)
+    _pairs(census, duplicates, report)
+    _contents(census, duplicates, report)
+    if changed is not None:
+        dup_changed = changed[duplicates.page]
+        report.watch = {
+            "changed_pages": int(np.count_nonzero(changed)),
+            "changed_duplicates": int(np.count_nonzero(dup_changed)),
+            "changed_zero_pages": int(np.count_nonzero(changed[zero])),
+            "saveable_quiet_bytes": int(saved[~dup_changed].sum() + saved_zero[~changed[zero]].sum()) * size,
+            "by_target": [
+                int(np.count_nonzero(changed[int(a) : int(b)]))
+                for a, b in zip(census.base[:-1], census.base[1:], strict=True)
+            ],
+        }
+    for source in census.sources:
+        report.problems += source.notes
+    return report
+
+
+def _duplicates(census: Census) -> _Duplicates:
+    repeated = np.flatnonzero(census.extra)
+    # In the order of their first pages, which is the order in which the engine would give frames.
+    repeated = repeated[np.argsort(census.model[repeated], kind="stable")]
+    number = np.zeros(len(census.extra), np.uint32)  # plus one; touched only where there is a duplicate
+    number[repeated] = np.arange(1, len(repeated) + 1, dtype=np.uint32)
+    first_extent = np.concatenate((np.zeros(1, np.int64), np.cumsum([len(s.pages) for s in census.sources])))
+    pages, contents, extents = [], [], []
+    for low in range(0, census.total, CHUNK):
+        ids = census.ids[low : low + CHUNK]
+        stable = ids < UNSTABLE
+        index = np.zeros(len(ids), np.uint32)
+        index[stable] = number[ids[stable]]
+        rows = np.flatnonzero(index)
+        pages.append((rows + low).astype(np.uint32))
+        contents.append(index[rows] - np.uint32(1))
+        extents.append(_extents(census, rows + low, first_extent))
+    empty = [np.empty(0, np.uint32)]
+    content = np.concatenate(contents or empty)
+    return _Duplicates(
+        page=np.concatenate(pages or empty),
+        content=content,
+        extent=np.concatenate(extents or empty),
+        first_extent=first_extent,
+        count=census.extra[repeated].astype(np.int64) + 1,
+    )
+
+
+def _extents(census: Census, page: I64, first_extent: I64) -> U32:
+    """Return the extent, across sources, of pages given in ascending order."""
+    cuts = np.searchsorted(page, census.base)
+    out = np.empty(len(page), np.uint32)
+    for number in np.flatnonzero(np.diff(cuts)).tolist():
+        part = slice(int(cuts[number]), int(cuts[number + 1]))
+        out[part] = census.sources[number].extent_of(page[part] - census.base[number]) + first_extent[number]
+    return out
+
+
+def _by_extent(census: Census, what: str) -> npt.NDArray[np.generic]:
+    """Return a column with an element for each extent of all sources."""
+    columns: list[npt.NDArray[np.generic]] = []
+    for source in census.sources:
+        if what == "mergeable":
+            columns.append(np.array([r.mergeable for r in source.regions], bool)[source.region])
+        elif what == "start":
+            columns.append(source.start)
+        elif what == "region":
+            columns.append(source.region)
+        elif what == "huge":
+            columns.append(source.huge)
+        else:
+            raise ValueError(what)
+    return np.concatenate(columns) if columns else np.empty(0)
+
+
+class _Frames:
+    """Which pages are mapped more than once, and which frames are theirs alone.
+
+    ``lead``: page by page of ``page`` (ascending), whether it stands for its frame: the first of it in the targets, of
+    a frame that nobody else maps. A page mapped once always stands for its frame.
+    """
+
+    def __init__(self, census: Census, duplicates: _Duplicates, zero: U32) -> None:
+        self.page, frame = census.shared()
+        live = any(source.pid is not None for source in census.sources)
+        self.sharing = "none" if not live else "frames" if os.geteuid() == 0 else "assumed"
+        if len(frame) and not frame.any():
+            # The kernel does not tell frames: equal shared pages are taken for one frame.
+            self.sharing = "assumed"
+            frame = census.ids[self.page].astype(np.uint64)
+        _, first, inverse, count = np.unique(frame, return_index=True, return_inverse=True, return_counts=True)
+        self.lead = np.zeros(len(self.page), bool)
+        self.lead[first] = True
+        #: Mappings of frames beyond the first, in the targets.
+        self.repeats = len(self.page) - len(first)
+        if self.sharing == "frames" and len(frame):
+            outside = mapcounts(frame[first]) > count.astype(np.uint64)
+            self.lead &= ~outside[inverse]
+
+    def frees(self, page: U32) -> Bools:
+        """Whether unmapping each page (ascending), with the others of its frame, frees a frame counted with it."""
+        out = np.ones(len(page), bool)
+        at = np.searchsorted(self.page, page)
+        inside = at < len(self.page)
+        inside[inside] = self.page[at[inside]] == page[inside]
+        out[inside] = self.lead[at[inside]]
+        return out
+
+
+def _targets(census: Census, duplicates: _Duplicates, zero: U32, report: ScanReport) -> None:
+    owner = np.searchsorted(census.base, duplicates.page, side="right") - 1
+    # Of each content, its pages in one target: the first in a target that is not the content's first is "across".
+    order = np.lexsort((owner, duplicates.content)) if len(census.sources) > 1 else np.arange(len(owner))
+    if len(census.sources) > 1:
+        content, target = duplicates.content[order], owner[order]
+        new_pair = np.r_[True, (content[1:] != content[:-1]) | (target[1:] != target[:-1])] if len(order) else []
+        pairs = int(np.count_nonzero(new_pair))
+        report.duplicates_across = pairs - len(duplicates.count)
+    report.duplicates_inside = report.duplicate_pages - report.duplicates_across
+    dup_pages = np.bincount(owner, minlength=len(census.sources))
+    zero_pages = np.bincount(np.searchsorted(census.base, zero, side="right") - 1, minlength=len(census.sources))
+    for number, source in enumerate(census.sources):
+        low, high = int(census.base[number]), int(census.base[number + 1])
+        unstable = int(np.count_nonzero(census.ids[low:high] == UNSTABLE))
+        report.targets.append(
+            {
+                "name": source.name,
+                "kind": source.kind,
+                "pid": source.pid,
+                "pages": high - low,
+                "zero_pages": int(zero_pages[number]),
+                "repeated_pages": int(dup_pages[number]),
+                "unique_pages": high - low - int(zero_pages[number]) - int(dup_pages[number]) - unstable,
+                "unstable_pages": unstable,
+                "huge_pages": int(source.pages[source.huge].sum()) // HUGE_PAGES,
+                "swapped_pages": source.swapped,
+                "hole_pages": source.holes,
+                "tail_bytes": source.tail_bytes,
+                "mappings": source.mappings,
+            }
+        )
+
+
+def _sharing(census: Census, frames: _Frames, report: ScanReport) -> None:
+    size = report.page_size
+    zero_page = sum(source.zero_mapped for source in census.sources)
+    report.already_shared = {
+        "fork_bytes": frames.repeats * size,
+        "page_cache_bytes": page_cache_shared([source.file_pages for source in census.sources], size),
+        "zero_page_bytes": zero_page * size,
+    }
+    report.already_shared_bytes = sum(report.already_shared.values())
+
+
+def _savings(
+    census: Census, duplicates: _Duplicates, zero: U32, frames: _Frames, report: ScanReport
+) -> tuple[F64, F64]:
+    """Fill in what PageONE and KSM would save; returns the frames saved by each duplicate page and each zero page."""
+    size = report.page_size
+    extent, content, contents = duplicates.extent, duplicates.content, len(duplicates.count)
+    mergeable = _by_extent(census, "mergeable").astype(bool)
+    huge = _by_extent(census, "huge").astype(bool)
+    zero_extent = _extents(census, zero.astype(np.int64), duplicates.first_extent)
+    frees, zero_frees = frames.frees(duplicates.page), frames.frees(zero)
+
+    # KSM takes any private page; zero pages share frames too, as use_zero_pages is off unless switched on.
+    freed = np.bincount(content, weights=frees, minlength=contents).astype(np.int64)
+    ksm_saved = np.maximum(0, freed - -(-duplicates.count // MAX_SHARING))
+    zero_freed = int(np.count_nonzero(zero_frees))
+    ksm_zero = max(0, zero_freed - -(-len(zero) // MAX_SHARING)) if len(zero) else 0
+    worth = ksm_saved > 0
+    stable = int((-(-duplicates.count[worth] // MAX_SHARING)).sum()) + -(-len(zero) // MAX_SHARING)
+    ksm_cost = report.pages * KSM_PAGE_BYTES + stable * KSM_FRAME_BYTES
+    ksm_bytes = (int(ksm_saved.sum()) + ksm_zero) * size
+    report.ksm = {
+        "saveable_bytes": ksm_bytes,
+        "metadata_bytes": ksm_cost,
+        "net_bytes": ksm_bytes - ksm_cost,
+        "huge_pages_split": _huge_units(census, np.r_[duplicates.page, zero], np.r_[extent, zero_extent], huge),
+    }
+
+    # PageONE: private anonymous memory; a huge page is split only for more than half of it.
+    able = mergeable[extent]
+    zero_able = mergeable[zero_extent]
+    all_page = np.r_[duplicates.page[able], zero[zero_able]]
+    all_extent = np.r_[extent[able], zero_extent[zero_able]]
+    whole, split = _whole_huge(census, all_page, all_extent, huge)
+    kept = int(np.count_nonzero(whole))
+    able[np.flatnonzero(able)[whole[: int(able.sum())]]] = False
+    zero_able[np.flatnonzero(zero_able)[whole[int(np.count_nonzero(mergeable[extent])) :]]] = False
+
+    left_out = 0
+    while True:
+        count = np.bincount(content[able], minlength=contents)
+        freed = np.bincount(content[able], weights=frees[able], minlength=contents).astype(np.int64)
+        needed = np.where(count > 1, frames_needed(count), 0)
+        saved = np.where(count > 1, np.maximum(0, freed - needed), 0)
+        taken = able & (saved > 0)[content]
+        runs = _Runs(census, duplicates, taken, np.where(saved > 0, needed, 0))
+        over = runs.over_budget()
+        if not over.any():
+            break
+        # What the budget of mappings leaves out may leave others of its content alone: count again without it.
+        left = runs.rows_of(over, len(able))
+        left_out += int(np.count_nonzero(left))
+        able &= ~left
+    share = np.where(count > 0, saved / np.maximum(count, 1), 0.0)
+    by_page = np.where(taken, share[content], 0.0)
+    by_zero = (zero_able & zero_frees).astype(np.float64)
+    saved_bytes = (int(saved.sum()) + int(by_zero.sum())) * size
+    cost = runs.mappings * MAPPING_BYTES
+    report.saveable_bytes = saved_bytes
+    report.pageone = {
+        "saveable_bytes": saved_bytes,
+        "zero_bytes": int(by_zero.sum()) * size,
+        "frames": int(needed[saved > 0].sum()),
+        "merged_pages": int(np.count_nonzero(taken)),
+        "runs": len(runs.length),
+        "mappings": runs.mappings,
+        "mapping_bytes": cost,
+        "net_bytes": saved_bytes - cost,
+        "over_budget_pages": left_out,
+        "huge_pages_split": split,
+        "huge_pages_kept_whole": kept,
+        "not_mergeable_pages": int(np.count_nonzero(~mergeable[extent]) + np.count_nonzero(~mergeable[zero_extent])),
+        "run_lengths": runs.histogram(),
+    }
+    return by_page, by_zero
+
+
+def _huge_index(census: Census, page: U32, extent: U32, huge: Bools) -> tuple[I64, U64]:
+    """Return the rows that lie in huge pages, and a number for the huge page of each."""
+    rows = np.flatnonzero(huge[extent]) if len(extent) else np.empty(0, np.int64)
+    if not len(rows):
+        return rows, np.empty(0, np.uint64)
+    owner = np.searchsorted(census.base, page[rows], side="right") - 1
+    unit = np.empty(len(rows), np.uint64)
+    for number in np.unique(owner).tolist():
+        mine = owner == number
+        at = census.sources[number].positions(page[rows[mine]].astype(np.int64) - census.base[number])
+        unit[mine] = at // np.uint64(HUGE_PAGES * 4096) | np.uint64(number << 40)
+    return rows, unit
+
+
+def _huge_units(census: Census, page: U32, extent: U32, huge: Bools) -> int:
+    return len(np.unique(_huge_index(census, page, extent, huge)[1]))
+
+
+def _whole_huge(census: Census, page: U32, extent: U32, huge: Bools) -> tuple[Bools, int]:
+    """Return which pages stay unmerged since too little of their huge page could be, and how many are split."""
+    whole = np.zeros(len(page), bool)
+    rows, unit = _huge_index(census, page, extent, huge)
+    if not len(rows):
+        return whole, 0
+    _, inverse, count = np.unique(unit, return_inverse=True, return_counts=True)
+    enough = count > HUGE_SHARE * HUGE_PAGES
+    whole[rows] = ~enough[inverse]
+    return whole, int(np.count_nonzero(enough))
+
+
+class _Runs:
+    """Runs of pages that would map to runs of frames, with the mappings that they need."""
+
+    def __init__(self, census: Census, duplicates: _Duplicates, taken: Bools, needed: I64) -> None:
+        self.rows = np.flatnonzero(taken)
+        page = duplicates.page[self.rows].astype(np.int64)
+        extent = duplicates.extent[self.rows]
+        content = duplicates.content[self.rows]
+        self.owner = np.searchsorted(census.base, page, side="right") - 1
+        frame = (np.cumsum(needed) - needed)[content]
+        start = _by_extent(census, "start").astype(np.uint64)
+        region = _by_extent(census, "region").astype(np.int64)
+        first_page = np.concatenate(
+            [s.first[:-1] + b for s, b in zip(census.sources, census.base, strict=False)] or [page]
+        )
+        size = census.sources[0].page_size if census.sources else 4096
+        at = start[extent] // np.uint64(size) + (page - first_page[extent]).astype(np.uint64)
+        if len(page):
+            follows = (self.owner[1:] == self.owner[:-1]) & (region[extent[1:]] == region[extent[:-1]])
+            follows &= at[1:] == at[:-1] + np.uint64(1)
+            # Frames that follow each other, or one content with frames enough for a run of it.
+            same = (content[1:] == content[:-1]) & (needed[content[1:]] > 1)
+            cut = np.r_[True, ~(follows & ((frame[1:] == frame[:-1] + 1) | same))]
+        else:
+            cut = np.empty(0, bool)
+        self.first = np.flatnonzero(cut)
+        self.length = np.diff(np.r_[self.first, len(page)])
+        self.run_owner = self.owner[self.first] if len(page) else np.empty(0, np.int64)
+        # A run in the middle of a mapping makes two more of it; next to another run, one.
+        beside = np.r_[False, follows[self.first[1:] - 1]] if len(page) else np.empty(0, bool)
+        self.added = np.where(beside, 1, 2)
+        self.mappings = int(self.added.sum())
+        self.sources = census.sources
+
+    def over_budget(self) -> Bools:
+        """Return the runs that a target's budget of mappings leaves out, the shortest first."""
+        limit = int(MAP_SHARE * max_map_count())
+        over = np.zeros(len(self.length), bool)
+        for number, source in enumerate(self.sources):
+            if source.pid is None:
+                continue
+            mine = np.flatnonzero(self.run_owner == number)
+            room = limit - source.mappings
+            if int(self.added[mine].sum()) <= room:
+                continue
+            order = mine[np.argsort(-self.length[mine], kind="stable")]
+            over[order[np.cumsum(self.added[order]) > max(0, room)]] = True
+        return over
+
+    def rows_of(self, runs: Bools, count: int) -> Bools:
+        """Return which rows of the duplicates lie in the given runs."""
+        out = np.zeros(count, bool)
+        out[self.rows[np.repeat(runs, self.length)]] = True
+        return out
+
+    def histogram(self) -> list[dict[str, int]]:
+        """Return the runs by length, in powers of two."""
+        if not len(self.length):
+            return []
+        power = np.floor(np.log2(self.length)).astype(np.int64)
+        return [
+            {
+                "from": 1 << p,
+                "to": (2 << p) - 1,
+                "runs": int(np.count_nonzero(power == p)),
+                "pages": int(self.length[power == p].sum()),
+            }
+            for p in np.unique(power).tolist()
+        ]
+
+
+def _sums(index: npt.NDArray[np.integer], weight: F64, length: int) -> F64:
+    """Sum weights by index; bincount makes integers of nothing."""
+    return np.bincount(index, weights=weight, minlength=length).astype(np.float64)
+
+
+def _regions(
+    census: Census, duplicates: _Duplicates, zero: U32, saved: F64, saved_zero: F64, report: ScanReport
+) -> None:
+    size = report.page_size
+    names: dict[str, int] = {}
+    label = []
+    for source in census.sources:
+        several = len(census.sources) == 1 or source.kind == "process"
+        of_region = np.array([names.setdefault(r.kind if several else source.name, len(names)) for r in source.regions])
+        label.append(of_region[source.region] if len(source.region) else np.empty(0, np.int64))
+    kind = np.concatenate(label) if label else np.empty(0, np.int64)
+    zero_extent = _extents(census, zero.astype(np.int64), duplicates.first_extent)
+    pages = np.concatenate([s.pages for s in census.sources]) if census.sources else np.empty(0, np.int64)
+    total = np.bincount(kind, weights=pages, minlength=len(names))
+    repeated = np.bincount(kind[duplicates.extent], minlength=len(names))
+    zeros = np.bincount(kind[zero_extent], minlength=len(names))
+    bytes_saved = _sums(kind[duplicates.extent], saved, len(names)) + _sums(kind[zero_extent], saved_zero, len(names))
+    for name, number in names.items():
+        report.regions.append(
+            {
+                "kind": name,
+                "pages": int(total[number]),
+                "zero_pages": int(zeros[number]),
+                "repeated_pages": int(repeated[number]),
+                "saveable_bytes": round(float(bytes_saved[number]) * size),
+            }
+        )
+    report.regions.sort(key=lambda row: -int(row["saveable_bytes"]))
+    owner = np.searchsorted(census.base, duplicates.page, side="right") - 1
+    zero_owner = np.searchsorted(census.base, zero, side="right") - 1
+    each = _sums(owner, saved, len(census.sources)) + _sums(zero_owner, saved_zero, len(census.sources))
+    for target, amount in zip(report.targets, each.tolist(), strict=True):
+        target["saveable_bytes"] = round(amount * size)
+
+
+def _pairs(census: Census, duplicates: _Duplicates, report: ScanReport) -> None:
+    if len(census.sources) < 2:
+        return
+    owner = np.searchsorted(census.base, duplicates.page, side="right") - 1
+    amount = np.bincount(owner, minlength=len(census.sources))
+    chosen = np.argsort(-amount, kind="stable")[:PAIRS]
+    chosen = np.sort(chosen[amount[chosen] > 0])
+    place = np.full(len(census.sources), -1)
+    place[chosen] = np.arange(len(chosen))
+    matrix = np.zeros((len(chosen), len(chosen)))
+    step = 1 << 16
+    order = np.argsort(duplicates.content, kind="stable")
+    content = duplicates.content[order]
+    where = place[owner[order]]
+    for low in range(0, len(duplicates.count), step):
+        a, b = np.searchsorted(content, [low, low + step])
+        part, column = content[a:b].astype(np.int64) - low, where[a:b]
+        has = np.zeros((step, len(chosen)), np.float32)
+        has[part[column >= 0], column[column >= 0]] = 1
+        matrix += has.T @ has
+    report.pairs = {
+        "targets": [census.sources[i].name for i in chosen.tolist()],
+        "pages": np.rint(matrix).astype(np.int64).tolist(),
+    }
+
+
+def _contents(census: Census, duplicates: _Duplicates, report: ScanReport) -> None:
+    if report.zero_pages > 1:
+        report.contents.append({"pages": report.zero_pages, "hex": "00" * PREVIEW, "what": "all bytes 00"})
+    if not len(duplicates.count):
+        return
+    top = np.argsort(-duplicates.count, kind="stable")[:CONTENTS]
+    # The first page of each content: rows are ascending by page.
+    is_top = np.isin(duplicates.content, top.astype(np.uint32))
+    rows = np.flatnonzero(is_top)
+    content, first = np.unique(duplicates.content[rows], return_index=True)
+    model = dict(zip(content.tolist(), duplicates.page[rows[first]].tolist(), strict=True))
+    for number in top.tolist():
+        page = model[number]
+        owner = int(np.searchsorted(census.base, page, side="right")) - 1
+        data = census.preview(owner, page - int(census.base[owner]))
+        report.contents.append(
+            {"pages": int(duplicates.count[number]), "hex": data[:PREVIEW].hex(), "what": describe(data)}
+        )
+    report.contents.sort(key=lambda row: -int(row["pages"]))
+
+
+def describe(data: bytes) -> str:
+    """Say what a page looks like, in a few words."""
+    if not data:
+        return "gone"
+    bytes_ = np.frombuffer(data, np.uint8)
+    if (bytes_ == bytes_[0]).all():
+        return f"all bytes {bytes_[0]:02x}"
+    for period in (2, 4, 8, 16, 32, 64):
+        if len(bytes_) % period == 0 and (bytes_.reshape(-1, period) == bytes_[:period]).all():
+            return f"repeats every {period} bytes"
+    zeros = int(np.count_nonzero(bytes_ == 0))
+    if zeros > 0.9 * len(bytes_):
+        return f"{100 * zeros // len(bytes_)} % zeros"
+    printable = int(np.count_nonzero((bytes_ >= 32) & (bytes_ < 127) | (bytes_ == 10)))
+    return "text" if printable > 0.9 * len(bytes_) else ""
