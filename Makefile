@@ -42,6 +42,7 @@ pytest: $(STAMPS)/native ## the Python tests
 
 soak: build ## the long form of the tests: minutes each
 	$(BIN)/python -m pytest -m soak --timeout 0 $(PYTEST_ARGS)
+	PAGEONE_SOAK=1 PAGEONE_ROUNDS=20000 cargo test -q -p sdtree --release --test memory --test linearizable
 
 bench: build ## the Criterion benchmarks of the crates (`pageone bench` has the others)
 	cargo bench $(CRATES) $(BENCH_ARGS)
