@@ -414,7 +414,7 @@ class Engine:
             return none
         tally.written += len(places)
         before = self._pages.status[slots]
-        if (written.flags & PageFlag.FRAME).any():
+        if len(target._rows):
             shared = state(before) == State.SHARED
             if shared.any():
                 frames = target._rows.frames_of(places[shared])

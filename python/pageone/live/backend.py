@@ -135,14 +135,14 @@ class LiveTarget:
         return unusable
 
     def _scan(self, start: U64, end: U64, *, rearm: bool) -> PageRanges:
-        unwanted = _ZERO | _FILE
-        mask = (_WRITTEN | _PRESENT | unwanted) if rearm else _PRESENT
+        # Not asked: _FILE. It makes the kernel look up every page's descriptor: 11 ms a GiB instead of 1.
+        mask = (_WRITTEN | _PRESENT | _ZERO) if rearm else _PRESENT
         flags = (_WP_MATCHING | _CHECK_WPASYNC) if rearm else 0
-        inverted = unwanted if rearm else 0
+        inverted = _ZERO if rearm else 0
 
         def ask(flags: int) -> tuple[U64, U64, U64]:
             return mem.pagemap_scan(
-                self._pagemap, start, end, flags=flags, inverted=inverted, mask=mask, returned=_HUGE | _FILE
+                self._pagemap, start, end, flags=flags, inverted=inverted, mask=mask, returned=_HUGE
             )
 
         try:
@@ -165,10 +165,29 @@ class LiveTarget:
         ranges = self._scan(start, end, rearm=True)
         merged_start, merged_end = self._merged_now()
         if len(merged_start) and len(ranges.start):
+            # Pages of the pool that were read since the last look, and not written, are new in the page table too.
+            ranges = self._without_file(ranges)
             at = np.searchsorted(merged_start, ranges.start, side="right")
             inside = (at > 0) & (ranges.start < merged_end[np.maximum(at, 1) - 1])
             ranges.flags[inside] |= np.uint8(PageFlag.FRAME)
         return ranges
+
+    def _without_file(self, ranges: PageRanges) -> PageRanges:
+        """Leave out of ranges the pages that are a file's. Cost: in proportion to the ranges."""
+        try:
+            s, e, categories = mem.pagemap_scan(
+                self._pagemap,
+                ranges.start,
+                ranges.end,
+                flags=0,
+                inverted=_FILE,
+                mask=_FILE | _PRESENT,
+                returned=_HUGE,
+            )
+        except OSError as error:
+            raise TargetError(f"process {self.pid}: its page map cannot be read: {error.strerror}") from error
+        huge = np.where(categories & np.uint64(_HUGE), np.uint8(PageFlag.HUGE), np.uint8(0))
+        return PageRanges(s, e, huge.astype(np.uint8))
 
     def _merged_now(self) -> tuple[U64, U64]:
         known, self._merged = self._merged, None
