@@ -44,6 +44,9 @@ soak: build ## the long form of the tests: minutes each
 	$(BIN)/python -m pytest -m soak --timeout 0 $(PYTEST_ARGS)
 	PAGEONE_SOAK=1 PAGEONE_ROUNDS=20000 cargo test -q -p sdtree --release --test memory --test linearizable
 
+realworld: build ## programs of the distribution, judged by checks of their own (Debian: apt install stress-ng gunicorn)
+	$(BIN)/python -m pytest -s -m realworld $(PYTEST_ARGS)
+
 bench: build ## the Criterion benchmarks of the crates (`pageone bench` has the others)
 	cargo bench $(CRATES) $(BENCH_ARGS)
 
@@ -87,4 +90,4 @@ $(STAMPS)/mypy: $(STAMPS)/venv $(PY_SRC)
 	$(BIN)/mypy
 	@touch $@
 
-.PHONY: help demo test lint build rust-test pytest soak bench clean
+.PHONY: help demo test lint build rust-test pytest soak realworld bench clean
