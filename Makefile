@@ -45,7 +45,7 @@ soak: build ## the long form of the tests: minutes each
 	PAGEONE_SOAK=1 PAGEONE_ROUNDS=20000 cargo test -q -p sdtree --release --test memory --test linearizable
 
 realworld: build ## programs of the distribution, judged by checks of their own (Debian: apt install stress-ng gunicorn)
-	$(BIN)/python -m pytest -s -m realworld $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -s -m realworld --timeout 600 $(PYTEST_ARGS)
 
 bench: build ## the Criterion benchmarks of the crates (`pageone bench` has the others)
 	cargo bench $(CRATES) $(BENCH_ARGS)
