@@ -115,7 +115,9 @@ impl Uffd {
 
     /// Whether the address space behind it still exists; `probe` is the address of some page never registered.
     pub fn alive(&self, probe: u64) -> bool {
-        !matches!(self.unregister(probe, probe + crate::sys::PAGE), Err(e) if e.raw_os_error() == Some(libc::ESRCH))
+        // For memory that is gone the kernel says ENOMEM here, and ESRCH elsewhere.
+        let gone = |e: &io::Error| matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ENOMEM));
+        !matches!(self.unregister(probe, probe + crate::sys::PAGE), Err(e) if gone(&e))
     }
 
     /// Reads one event, if there is one. Reading is what lets the target go on.
