@@ -47,7 +47,12 @@ soak: build ## the long form of the tests: minutes each
 realworld: build ## programs of the distribution, judged by checks of their own (Debian: apt install stress-ng gunicorn)
 	$(BIN)/python -m pytest -s -m realworld --timeout 600 $(PYTEST_ARGS)
 
-bench: build ## the Criterion benchmarks of the crates (`pageone bench` has the others)
+bench: build ## tree, engine and KSM in their short form (`pageone bench NAME` is the long one)
+	$(BIN)/pageone bench tree --pages 20000 --rounds 1
+	$(BIN)/pageone bench engine --size 128MiB --scaling 0.125,0.25
+	$(BIN)/pageone bench ksm --pages 8192 --rounds 1 -d random -d unique -d tail -d memory $(BENCH_ARGS)
+
+criterion: build ## the Criterion benchmarks of the crates
 	cargo bench $(CRATES) $(BENCH_ARGS)
 
 clean: ## remove everything that was made
@@ -90,4 +95,4 @@ $(STAMPS)/mypy: $(STAMPS)/venv $(PY_SRC)
 	$(BIN)/mypy
 	@touch $@
 
-.PHONY: help demo test lint build rust-test pytest soak realworld bench clean
+.PHONY: help demo test lint build rust-test pytest soak realworld bench criterion clean

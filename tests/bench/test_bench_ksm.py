@@ -37,10 +37,12 @@ def models():
     return run.run(run.Settings(data=["random", "equal"], contenders=MODELS, pages=2048, threads=[1, 2], rounds=2))
 
 
-def test_a_run_without_root_measures_the_model_with_each_checksum_and_number_of_threads(models):
+def test_a_run_without_root_measures_the_model_with_each_checksum_and_with_more_threads(models):
     rows = models["rows"]
+    # The checksums differ in speed, not in how they scale: one of them is run with more threads too.
+    turns = [(name, 1) for name in MODELS] + [("ksm-model-xxh64", 2)]
     assert {(r["data"], r["contender"], r["threads"]) for r in rows} == {
-        (data, name, threads) for data in ("random", "equal") for name in MODELS for threads in (1, 2)
+        (data, *turn) for data in ("random", "equal") for turn in turns
     }
     for row in rows:
         assert row.keys() >= ROW

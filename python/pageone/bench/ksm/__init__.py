@@ -27,7 +27,7 @@ def _command(
         list[str] | None,
         typer.Option("--contender", "-c", help="Contender; may be repeated. Default: all.", metavar="NAME"),
     ] = None,
-    pages: Annotated[int, typer.Option("--pages", "-n", help="Pages of 4 KiB in each set (not: memory).")] = 32768,
+    pages: Annotated[int, typer.Option("--pages", "-n", help="Pages of 4 KiB in each set (not: memory).")] = 65536,
     threads: Annotated[
         list[int] | None,
         typer.Option("--threads", "-t", help="Threads; may be repeated. Default: 1, 2 … all processors.", metavar="T"),

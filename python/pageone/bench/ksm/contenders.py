@@ -121,25 +121,30 @@ class KernelKsm:
         start_scans, _ = self._found()
         cpu, start = cpu_s(self.pid), time.monotonic()
         ksm.set_knob("run", 1)
-        best, changed_scan, reached = -1, start_scans, (0.0, 0.0)
+        best, changed_scan, reached = -1, start_scans, None
         while True:
             scans, found = self._found()
             now = cpu_s(self.pid) - cpu, time.monotonic() - start
-            if found > best or (scans >= start_scans + 2 > changed_scan):
-                best, changed_scan, reached = max(found, best), max(scans, changed_scan), now
-            if scans - max(changed_scan, start_scans + 2) > SETTLED_SCANS or scans - start_scans > SCANS_MAX:
+            if found > best:
+                best, changed_scan, reached = found, scans, None
+            if reached is None and scans >= start_scans + 2:
+                reached = now
+            # A scan that begins after the last change, and ends, has found nothing.
+            if reached and scans > max(changed_scan, start_scans + 1) + SETTLED_SCANS:
+                break
+            if scans - start_scans > SCANS_MAX:
                 break
             if now[1] > TIMEOUT_S:
                 raise PageOneError("ksmd did not get on for minutes: is something else driving it?")
             time.sleep(POLL_S)
         counters = dataclasses.asdict(ksm.read_counters())
         return Settled(
-            cpu_s=reached[0],
-            wall_s=reached[1],
+            cpu_s=(reached or now)[0],
+            wall_s=(reached or now)[1],
             observe_s=0.0,
             metadata_bytes=max(0, (ksm.metadata_bytes() or 0) - self.metadata),
             found_pages=best,
-            extra={"scans": changed_scan - start_scans, "counters": counters},
+            extra={"scans": max(2, changed_scan + 1 - start_scans), "counters": counters},
         )
 
     def _scan(self) -> float:
