@@ -7,7 +7,7 @@
 //! Protocol, little-endian, over a stream socket. Request: `op u32, pid i32, n u32, flags u32`, then `n` records.
 //! Reply: `status i32` (0, or an errno), `length u32`, then `length` bytes (on an error: a message).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::pool::Pool;
 use crate::ptrace::{News, Tracer};
 use crate::sys::cpu_time;
-use crate::target::{Limits, Outcome, Run, Target};
+use crate::target::{maps_file, Heir, Limits, Outcome, Run, Target};
 
 /// Requests, by number.
 #[allow(missing_docs)]
@@ -43,6 +43,8 @@ struct Guardian {
     pool: Pool,
     tracer: Tracer,
     targets: BTreeMap<i32, Target>,
+    /// Children that are guarded but not yet known by pid.
+    heirs: Vec<Heir>,
     limits: Limits,
 }
 
@@ -53,17 +55,22 @@ pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
         pool: Pool::view(pool)?,
         tracer: Tracer::default(),
         targets: BTreeMap::new(),
+        heirs: Vec::new(),
         limits: Limits::default(),
     };
     let mut control = Some(UnixStream::from(control));
     let mut last_check = Instant::now();
     let changes = signal_descriptor()?;
     loop {
-        if control.is_none() && g.targets.is_empty() {
+        if control.is_none() && g.targets.is_empty() && g.heirs.is_empty() {
             return Ok(());
         }
         // First, for it may add targets.
-        let timeout = if g.tend() { TEND_EVERY } else { CHECK_EVERY };
+        let timeout = if g.tend() || !g.heirs.is_empty() {
+            TEND_EVERY
+        } else {
+            CHECK_EVERY
+        };
         let mut fds: Vec<libc::pollfd> = Vec::with_capacity(2 + 2 * g.targets.len());
         let mut watch = |fd: RawFd| {
             fds.push(libc::pollfd {
@@ -92,12 +99,15 @@ pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
         }
         let pids: Vec<i32> = g.targets.keys().copied().collect();
         for (k, pid) in pids.iter().enumerate() {
-            if ready(3 + 2 * k) {
-                g.targets.remove(pid);
-            } else if ready(2 + 2 * k) {
-                if let Some(t) = g.targets.get_mut(pid) {
+            // Events first: a child may have been forked just before the end.
+            if let Some(t) = g.targets.get_mut(pid) {
+                if ready(2 + 2 * k) || t.needs_mending() {
                     t.on_events(&mut g.tracer);
                 }
+            }
+            if ready(3 + 2 * k) {
+                g.collect_heirs();
+                g.targets.remove(pid);
             }
         }
         g.adopt_children();
@@ -188,7 +198,13 @@ impl Guardian {
                 Some(t) if t.tracks() => return Err(io::Error::from_raw_os_error(libc::EEXIST)),
                 Some(t) => t.complete(&mut self.tracer)?,
                 None => {
-                    let t = Target::attach(&mut self.tracer, pid, self.limits, forks)?;
+                    let t = Target::attach(
+                        &mut self.tracer,
+                        pid,
+                        self.limits,
+                        forks,
+                        self.pool.inode(),
+                    )?;
                     self.targets.insert(pid, t);
                 }
             }
@@ -199,8 +215,10 @@ impl Guardian {
         }
         let gone = || io::Error::from_raw_os_error(libc::ESRCH);
         if number == op::DETACH {
-            let t = self.targets.remove(&pid).ok_or_else(gone)?;
+            let t = self.targets.get_mut(&pid).ok_or_else(gone)?;
             t.detach(&mut self.tracer)?;
+            self.collect_heirs();
+            self.targets.remove(&pid);
             return Ok(Answer::Bytes(Vec::new()));
         }
         let t = self.targets.get_mut(&pid).ok_or_else(gone)?;
@@ -235,29 +253,48 @@ impl Guardian {
         }))
     }
 
+    /// Takes over the children that targets have announced: they may outlive them.
+    fn collect_heirs(&mut self) {
+        for t in self.targets.values_mut() {
+            for guard in t.take_born() {
+                let heir = t.heir(guard);
+                self.heirs.push(heir);
+            }
+        }
+    }
+
     /// Children announced by fork events become targets of their own as soon as their pid is known.
     fn adopt_children(&mut self) {
-        let mut found = Vec::new();
-        for (&parent, t) in &mut self.targets {
-            if t.born.is_empty() {
+        self.collect_heirs();
+        if self.heirs.is_empty() {
+            return;
+        }
+        // Mostly it is a child of its parent; not so if the parent has ended or has given it to its own parent.
+        let parents: BTreeSet<i32> = self.heirs.iter().map(|h| h.parent).collect();
+        let near: Vec<i32> = parents.into_iter().flat_map(children_of).collect();
+        self.adopt_among(&near);
+        if !self.heirs.is_empty() {
+            self.heirs.retain(Heir::alive);
+            self.adopt_among(&all_processes());
+        }
+    }
+
+    fn adopt_among(&mut self, pids: &[i32]) {
+        for &pid in pids {
+            if self.heirs.is_empty() {
+                return;
+            }
+            if self.targets.contains_key(&pid) {
                 continue;
             }
-            let probe = t.workshop_base();
-            t.born.retain(|u| u.alive(probe));
-            let known_children: Vec<i32> = children_of(parent);
-            found.push((parent, known_children));
-        }
-        for (parent, children) in found {
-            for child in children {
-                if self.targets.contains_key(&child) {
-                    continue;
-                }
-                let Some(t) = self.targets.get_mut(&parent) else {
-                    break;
-                };
-                if let Some(c) = t.adopt(child) {
-                    self.targets.insert(child, c);
-                }
+            let adopted = self
+                .heirs
+                .iter_mut()
+                .enumerate()
+                .find_map(|(i, h)| Some((i, h.adopt(pid)?)));
+            if let Some((i, target)) = adopted {
+                self.heirs.swap_remove(i);
+                self.targets.insert(pid, target);
             }
         }
     }
@@ -267,11 +304,11 @@ impl Guardian {
         let inode = self.pool.inode();
         let pids: Vec<i32> = self.targets.keys().copied().collect();
         for pid in pids {
-            if maps_inode(pid, inode) {
+            if maps_file(pid, inode) {
                 if let Some(t) = self.targets.get_mut(&pid) {
                     t.end_tracking();
                 }
-            } else if let Some(t) = self.targets.remove(&pid) {
+            } else if let Some(mut t) = self.targets.remove(&pid) {
                 let _ = t.detach(&mut self.tracer);
             }
         }
@@ -343,11 +380,14 @@ fn children_of(pid: i32) -> Vec<i32> {
     out
 }
 
-/// Whether process `pid` maps the file with this inode.
-fn maps_inode(pid: i32, inode: u64) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|s| {
-        s.lines()
-            .filter_map(crate::sys::parse_line)
-            .any(|v| v.inode == inode)
-    })
+fn all_processes() -> Vec<i32> {
+    std::fs::read_dir("/proc").map_or_else(
+        |_| Vec::new(),
+        |entries| {
+            entries
+                .flatten()
+                .filter_map(|e| e.file_name().to_str()?.parse().ok())
+                .collect()
+        },
+    )
 }

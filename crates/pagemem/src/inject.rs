@@ -99,17 +99,38 @@ fn find_syscall(pid: i32) -> io::Result<u64> {
     ))
 }
 
-/// Which thread runs injected code: one not inside a call that only its own kernel state can restart, if there is.
+/// Which thread runs injected code: one that no seccomp filter could kill for it, and not inside a call that only its
+/// own kernel state can restart, if there is.
 fn choose(stopped: &Stopped) -> io::Result<(i32, Regs)> {
     let mut fallback = None;
+    let mut filtered = false;
     for &tid in stopped.tids.iter().take(16) {
         let Ok(regs) = Regs::get(tid) else { continue };
+        if under_seccomp(stopped.pid, tid) {
+            filtered = true;
+            continue;
+        }
         if !regs.in_restart_block() {
             return Ok((tid, regs));
         }
         fallback.get_or_insert((tid, regs));
     }
-    fallback.ok_or_else(gone)
+    fallback.ok_or_else(|| {
+        if filtered {
+            io::Error::from_raw_os_error(libc::EACCES)
+        } else {
+            gone()
+        }
+    })
+}
+
+/// Whether system calls of the thread are filtered, or that cannot be told.
+fn under_seccomp(pid: i32, tid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).map_or(true, |s| {
+        s.lines()
+            .find_map(|l| l.strip_prefix("Seccomp:"))
+            .is_some_and(|mode| mode.trim() != "0")
+    })
 }
 
 /// Restartable sequences: a thread interrupted inside one must resume at its abort handler once other code has run

@@ -13,6 +13,8 @@ pub mod pagemap;
 pub mod pool;
 pub mod ptrace;
 pub mod read;
+pub mod remedies;
+pub mod sharers;
 pub mod sys;
 pub mod target;
 pub mod uffd;

@@ -1,6 +1,7 @@
 //! Stopping every thread of a process for a moment, and letting all of them go.
 //!
-//! Threads are seized for the stop and detached after it, so that between stops the process is not traced. A thread that does not stop in time is released as soon as it does.
+//! Threads are seized for the stop and detached after it, so that between stops the process is not traced. A thread
+//! that does not stop in time is released as soon as it does.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,6 +10,7 @@ use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
 use crate::arch::Regs;
+use crate::sharers::Sharers;
 use crate::sys::check;
 
 const EVENT_STOP: i32 = 128;
@@ -22,6 +24,8 @@ pub enum StopError {
     Timeout,
     /// The kernel refused: another tracer, no rights.
     Refused(io::Error),
+    /// Another process runs in the same memory (`clone` with `CLONE_VM`) and does not stop with this one.
+    Shared,
 }
 
 impl StopError {
@@ -31,6 +35,7 @@ impl StopError {
             Self::Gone => io::Error::from_raw_os_error(libc::ESRCH),
             Self::Timeout => io::Error::from_raw_os_error(libc::ETIMEDOUT),
             Self::Refused(e) => e,
+            Self::Shared => io::Error::from_raw_os_error(libc::EBUSY),
         }
     }
 }
@@ -119,6 +124,8 @@ pub struct Stopped {
     pub tids: Vec<i32>,
     /// When the first interrupt was sent: the pause is counted from here.
     pub since: Instant,
+    /// Whether job control had suspended it before: then it stays so.
+    pub suspended: bool,
     /// The thread that runs injected code, if one has; restored by [`Tracer::release`].
     pub worker: RefCell<Option<Worker>>,
 }
@@ -137,6 +144,12 @@ pub struct Worker {
 }
 
 impl Stopped {
+    /// A thread id through which the memory can be reached: also when the first thread has ended before the others,
+    /// which leaves the process without memory of its own in the eyes of `/proc/PID`.
+    pub fn memory(&self) -> i32 {
+        self.tids.first().copied().unwrap_or(self.pid)
+    }
+
     /// CPU time that the target has spent on injected code in this stop.
     pub fn injected(&self) -> Duration {
         let worker = self.worker.borrow();
@@ -166,6 +179,16 @@ pub fn read_small(path: &str) -> Vec<u8> {
         .unwrap_or(0);
     buffer.truncate(n);
     buffer
+}
+
+/// How complete a stop must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strictness {
+    /// Nothing else may run or be about to write: to change what is in use.
+    All,
+    /// A thread that sleeps in the kernel where no interrupt reaches it (waiting for a device or a `vfork`) need not
+    /// have stopped: it will, before it executes another instruction of the program. To mend after a discard.
+    NoUserCode,
 }
 
 /// Events of the target that must be read before some thread can stop.
@@ -234,6 +257,8 @@ pub struct Tracer {
     news: Vec<News>,
     /// Signals taken from a thread while it ran injected code; sent again after its release.
     owed: Vec<(i32, i32, i32)>,
+    sharers: Sharers,
+    waits: Waits,
 }
 
 impl Default for Tracer {
@@ -251,6 +276,8 @@ impl Default for Tracer {
             followed: BTreeSet::new(),
             news: Vec::new(),
             owed: Vec::new(),
+            sharers: Sharers::default(),
+            waits: Waits::default(),
         }
     }
 }
@@ -286,6 +313,7 @@ impl Tracer {
         &mut self,
         pid: i32,
         timeout: Duration,
+        strictness: Strictness,
         events: &mut dyn Events,
     ) -> Result<Stopped, StopError> {
         let since = Instant::now();
@@ -297,8 +325,14 @@ impl Tracer {
         'outer: loop {
             match self.seize_new(pid, &mut seized, &mut stopped) {
                 Ok(true) => {}
-                // A running thread may create another before it stops: done when no new one is found.
-                Ok(false) => break,
+                // A running thread may create another before it stops: done when no new one is found. The kernel cuts
+                // the list short where a thread ends while it is read, so it is held against the number of threads.
+                Ok(false) if complete(pid, &seized) => break,
+                Ok(false) if since.elapsed() > timeout => {
+                    failure = Some(StopError::Timeout);
+                    break;
+                }
+                Ok(false) => {}
                 Err(e) => {
                     failure = Some(e);
                     break;
@@ -335,12 +369,24 @@ impl Tracer {
                     failure = Some(StopError::Timeout);
                     break 'outer;
                 }
+                let mut unstopped = seized.iter().filter(|t| !stopped.contains(t));
                 if events.pending() {
                     if let Err(e) = self.seize_new(pid, &mut seized, &mut stopped) {
                         failure = Some(e);
                         break 'outer;
                     }
-                    events.read_one();
+                    // The reader lets a discard happen: while a thread still runs, it could see what lies beneath.
+                    let mut unstopped = seized.iter().filter(|t| !stopped.contains(t));
+                    if since.elapsed() > PATIENCE || unstopped.all(|&t| sleeps_in_kernel(pid, t)) {
+                        events.read_one();
+                    }
+                } else if strictness == Strictness::NoUserCode
+                    && since.elapsed() > PATIENCE
+                    && stopped.difference(&ended).next().is_some()
+                    && unstopped.all(|&t| sleeps_in_kernel(pid, t))
+                    && complete(pid, &seized)
+                {
+                    break 'outer;
                 }
                 spins += 1;
                 if spins > SPINS {
@@ -350,34 +396,41 @@ impl Tracer {
                 }
             }
         }
-        let tids: Vec<i32> = seized.difference(&ended).copied().collect();
+        let tids: Vec<i32> = stopped.difference(&ended).copied().collect();
         if failure.is_none() && tids.is_empty() {
             failure = Some(StopError::Gone);
         }
-        if failure.is_none() && suspended {
+        // A followed process is traced between stops, too, and would have to be put back to sleep.
+        let may_be_suspended =
+            strictness == Strictness::NoUserCode || !self.followed.contains(&pid);
+        if failure.is_none() && suspended && !may_be_suspended {
             failure = Some(StopError::Timeout);
         }
-        let Some(e) = failure else {
-            return Ok(Stopped {
-                pid,
-                tids,
-                since,
-                worker: RefCell::new(None),
-            });
-        };
-        for tid in seized {
-            if stopped.contains(&tid) {
-                self.let_go(pid, tid);
+        if failure.is_none() && strictness == Strictness::All && self.sharers.any(tids[0], pid) {
+            failure = Some(StopError::Shared);
+        }
+        for &tid in seized.iter().filter(|t| !stopped.contains(t)) {
+            let held = if self.followed.contains(&pid) {
+                Held::Followed
             } else {
-                let held = if self.followed.contains(&pid) {
-                    Held::Followed
-                } else {
-                    Held::Straggler
-                };
-                self.held.insert(tid, (pid, held));
+                Held::Straggler
+            };
+            self.held.insert(tid, (pid, held));
+        }
+        let now_stopped = Stopped {
+            pid,
+            tids,
+            since,
+            suspended,
+            worker: RefCell::new(None),
+        };
+        match failure {
+            None => Ok(now_stopped),
+            Some(e) => {
+                self.release(now_stopped);
+                Err(e)
             }
         }
-        Err(e)
     }
 
     /// Seizes and interrupts threads not yet in `seized`; whether there were any.
@@ -470,25 +523,39 @@ impl Tracer {
         }
     }
 
-    fn let_go(&mut self, pid: i32, tid: i32) {
-        if self.followed.contains(&pid) {
-            if resume(tid, 0).is_ok() {
-                self.held.insert(tid, (pid, Held::Followed));
-            }
-        } else {
+    /// Lets a stopped thread go, back into suspension if it was found in it.
+    fn let_go(&mut self, pid: i32, tid: i32, suspended: bool, ran: bool) {
+        self.waits.restart(tid);
+        if !self.followed.contains(&pid) {
             let _ = ptrace(libc::PTRACE_DETACH, tid, 0);
+            return;
+        }
+        let gone_on = if suspended && !ran {
+            ptrace(libc::PTRACE_LISTEN, tid, 0)
+        } else {
+            if suspended {
+                // It has left its suspension to run injected code: stopped at once, it is found in it again.
+                let _ = ptrace(libc::PTRACE_INTERRUPT, tid, 0);
+            }
+            resume(tid, 0)
+        };
+        if gone_on.is_ok() {
+            self.held.insert(tid, (pid, Held::Followed));
         }
     }
 
     /// Lets all threads go; returns how long the process stood still.
     pub fn release(&mut self, stopped: Stopped) -> Duration {
+        let mut worker = None;
         if let Some(w) = stopped.worker.take() {
+            worker = Some(w.tid);
             // Mask first: until the registers are back the thread would still leave through its frame.
             let _ = set_signal_mask(w.tid, w.mask);
             let _ = w.regs.set(w.tid);
         }
         for &tid in &stopped.tids {
-            self.let_go(stopped.pid, tid);
+            let ran = worker == Some(tid);
+            self.let_go(stopped.pid, tid, stopped.suspended, ran);
         }
         let pause = stopped.since.elapsed();
         for (pid, tid, signal) in self.owed.drain(..) {
@@ -531,7 +598,7 @@ impl Tracer {
             self.held.insert(child, (child, Held::Straggler));
         }
         // It may have been found stopped before (nothing is reported twice): let it go as far as it can.
-        self.let_go(child, child);
+        self.let_go(child, child, false, false);
     }
 
     /// Remembers a signal that was taken from a thread while it ran injected code.
@@ -565,6 +632,7 @@ impl Tracer {
                     self.held.insert(tid, (pid, Held::Waiting));
                 }
                 (Wait::Interrupted | Wait::Suspended, Held::Straggler) => {
+                    self.waits.restart(tid);
                     let _ = ptrace(libc::PTRACE_DETACH, tid, 0);
                     self.held.remove(&tid);
                 }
@@ -576,6 +644,69 @@ impl Tracer {
 
 /// Polls before sleeping: stops mostly come within microseconds.
 const SPINS: u32 = 30;
+/// How long threads that run are waited for before those that sleep in the kernel are looked at.
+const PATIENCE: Duration = Duration::from_millis(5);
+
+/// Whether the thread sleeps where no interrupt reaches it: it executes no instruction of the program.
+fn sleeps_in_kernel(pid: i32, tid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).map_or(true, |s| {
+        s.rsplit_once(") ")
+            .is_none_or(|(_, rest)| rest.starts_with(['D', 'Z', 'X']))
+    })
+}
+
+/// Whether `seized` are all the threads that `pid` has.
+fn complete(pid: i32, seized: &BTreeSet<i32>) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return true;
+    };
+    // The 18th field after the name, counted from the state.
+    let counted = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.split(' ').nth(17))
+        .and_then(|n| n.parse::<usize>().ok());
+    let Some(counted) = counted else { return true };
+    let task = |t: &i32| std::path::Path::new(&format!("/proc/{pid}/task/{t}")).exists();
+    let leader_ended = !seized.contains(&pid) && thread_ended(pid, pid);
+    seized.iter().filter(|t| task(t)).count() + usize::from(leader_ended) >= counted
+}
+
+/// Waits that the kernel ends with `EINTR` when a thread is stopped, though no signal has come: they go on.
+///
+/// A wait without a timeout is begun again, which is all there is to it. Of one with a timeout the end is
+/// remembered, from the first stop that met it, and the rest waited for: it may so end later than asked for, by as
+/// long as it had been waiting then, and never earlier.
+#[derive(Debug, Default)]
+struct Waits(BTreeMap<i32, (Regs, Instant)>);
+
+/// Threads remembered at most; ended ones are among them.
+const WAITS_MAX: usize = 4096;
+
+impl Waits {
+    fn restart(&mut self, tid: i32) {
+        let Ok(regs) = Regs::get(tid) else { return };
+        let Some(timeout) = regs.interrupted_wait() else {
+            self.0.remove(&tid);
+            return;
+        };
+        let again = match timeout {
+            None => regs.waiting_on(None),
+            Some(asked) => {
+                if self.0.len() > WAITS_MAX {
+                    self.0.clear();
+                }
+                let now = Instant::now();
+                let until = match self.0.get(&tid) {
+                    Some((before, until)) if regs.goes_on(before) => *until,
+                    _ => now + asked,
+                };
+                self.0.insert(tid, (regs, until));
+                regs.waiting_on(Some(until.saturating_duration_since(now)))
+            }
+        };
+        let _ = again.set(tid);
+    }
+}
 
 fn traced_by_us(pid: i32, tid: i32) -> bool {
     let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")) else {

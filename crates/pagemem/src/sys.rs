@@ -41,6 +41,28 @@ pub fn pidfd_getfd(pidfd: &OwnedFd, fd: i32) -> io::Result<OwnedFd> {
     }
 }
 
+/// A thread of `pid` through which its memory can be reached: another than the first where that one has ended before
+/// the others, which leaves `/proc/PID` without memory.
+pub fn memory_tid(pid: i32) -> i32 {
+    let ended = |tid: i32| {
+        std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).map_or(true, |s| {
+            s.rsplit_once(") ")
+                .is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+        })
+    };
+    if !ended(pid) {
+        return pid;
+    }
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return pid;
+    };
+    threads
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok())
+        .find(|&tid| !ended(tid))
+        .unwrap_or(pid)
+}
+
 /// Reads `buf.len()` bytes at `addr` of process `pid`; the number of bytes read.
 pub fn read_remote(pid: i32, addr: u64, buf: &mut [u8]) -> io::Result<usize> {
     let local = libc::iovec {
@@ -171,6 +193,57 @@ impl Maps {
         }
     }
 
+    /// Whether some mapping is the ring of asynchronous reads and writes (AIO or io_uring): then the kernel may be about
+    /// to write any page, with no thread to stop. Costs a system call for each shared writable mapping of a file, and
+    /// some 50 ns in the kernel for each other mapping.
+    pub fn has_rings(&mut self) -> io::Result<bool> {
+        const WRITABLE_SHARED_FILE: u64 = 0x02 | 0x08 | 0x20;
+        let mut addr = 0;
+        loop {
+            let mut name = [0u8; 64];
+            let mut q = ProcmapQuery {
+                size: std::mem::size_of::<ProcmapQuery>() as u64,
+                query_flags: COVERING_OR_NEXT | WRITABLE_SHARED_FILE,
+                query_addr: addr,
+                vma_name_size: name.len() as u32,
+                vma_name_addr: name.as_mut_ptr() as u64,
+                ..Default::default()
+            };
+            // SAFETY: the kernel reads and writes one `procmap_query` of the size stated in its first field, and at most
+            // `vma_name_size` bytes at `vma_name_addr`, a live array of that size.
+            let r = unsafe { libc::ioctl(self.file.as_raw_fd(), PROCMAP_QUERY, &mut q) };
+            let r = check(i64::from(r));
+            match r.as_ref().map_err(io::Error::raw_os_error) {
+                Ok(_) => {
+                    let is = |ring: &[u8]| name.starts_with(ring);
+                    if is(b"/[aio]") || is(b"anon_inode:[io_uring]") {
+                        return Ok(true);
+                    }
+                    addr = q.vma_end;
+                }
+                Err(Some(libc::ENOENT)) => return Ok(false),
+                // The name is longer than any that is looked for.
+                Err(Some(libc::ENAMETOOLONG)) => {
+                    q.vma_name_size = 0;
+                    q.vma_name_addr = 0;
+                    q.query_addr = addr;
+                    // SAFETY: as above, with no name.
+                    let r = unsafe { libc::ioctl(self.file.as_raw_fd(), PROCMAP_QUERY, &mut q) };
+                    check(i64::from(r))?;
+                    addr = q.vma_end;
+                }
+                Err(Some(libc::ENOTTY)) => {
+                    use std::io::{Read, Seek};
+                    let mut text = String::new();
+                    self.file.rewind()?;
+                    self.file.read_to_string(&mut text)?;
+                    return Ok(text.contains("/[aio]") || text.contains("anon_inode:[io_uring]"));
+                }
+                Err(_) => return r.map(|_| false),
+            }
+        }
+    }
+
     /// Forgets what was read from the text; the next question reads anew.
     pub fn refresh(&mut self) -> io::Result<()> {
         if self.text.is_some() {
@@ -208,31 +281,45 @@ pub fn parse_line(line: &str) -> Option<Vma> {
 
 /// Whether the page at `addr` of `pid` is in a mapping watched by a userfaultfd in asynchronous write-protect mode.
 pub fn tracks_writes(pid: i32, addr: u64) -> bool {
-    const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
-    const WP_MATCHING: u64 = 1;
-    const CHECK_WPASYNC: u64 = 2;
-    const WRITTEN: u64 = 2;
-    let Ok(file) = File::open(format!("/proc/{pid}/pagemap")) else {
-        return false;
-    };
-    // size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, anyof, return mask
-    let mut a = [
-        96,
-        WP_MATCHING | CHECK_WPASYNC,
-        addr,
-        addr + PAGE,
-        0,
-        0,
-        0,
-        0,
-        0,
-        WRITTEN,
-        0,
-        WRITTEN,
-    ];
-    // SAFETY: the kernel reads and writes one `pm_scan_arg` of the size stated in its first field; without a vector it
-    // writes nothing else.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), PAGEMAP_SCAN, a.as_mut_ptr()) } as i64).is_ok()
+    Tracked::open(pid).is_ok_and(|t| t.is(addr))
+}
+
+/// Asks whether pages of a process are in mappings whose writes are tracked, as those that we have armed are. Those with
+/// a userfaultfd of the program's own are not, nor any that it has mapped since.
+pub struct Tracked(File);
+
+impl Tracked {
+    /// Opens the page map of `pid`.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        File::open(format!("/proc/{pid}/pagemap")).map(Self)
+    }
+
+    /// Whether the page at `addr` is; changes nothing.
+    pub fn is(&self, addr: u64) -> bool {
+        const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+        const CHECK_WPASYNC: u64 = 2;
+        const WRITTEN: u64 = 2;
+        let end = addr + PAGE;
+        // size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, anyof, return mask
+        let mut a = [
+            96,
+            CHECK_WPASYNC,
+            addr,
+            end,
+            0,
+            0,
+            0,
+            0,
+            0,
+            WRITTEN,
+            0,
+            WRITTEN,
+        ];
+        // SAFETY: the kernel reads and writes one `pm_scan_arg` of the size stated in its first field; without a vector
+        // it writes nothing else.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, a.as_mut_ptr()) } as i64)
+            .is_ok()
+    }
 }
 
 /// Whether process `pid` has pages pinned for a device or locked in memory, by its own account.

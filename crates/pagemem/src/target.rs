@@ -3,6 +3,8 @@
 //! Runs in the guardian, the only process that stops targets. Whatever is asked, a page is changed only after all
 //! its bytes have been compared inside the stop; a page in doubt is left alone and its code says why.
 
+mod mend;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::arch::{self, nr};
 use crate::inject::{Op, Workshop, ASIDE_PAGES, MESSAGE_AT, OPS_MAX};
 use crate::pool::Pool;
-use crate::ptrace::{Events, NoEvents, StopError, Stopped, Tracer};
+use crate::ptrace::{Events, NoEvents, StopError, Stopped, Strictness, Tracer};
 use crate::sys::{self, check, pidfd_getfd, pidfd_open, read_remote, Maps, PAGE, VMA_PRIVATE_RW};
 use crate::uffd::{Event, Uffd, Use};
 
@@ -116,7 +118,66 @@ pub struct Target {
     /// Ranges whose merged mappings are given advice: start, end, bits.
     advised: Vec<(u64, u64, u64)>,
     /// Descriptors of children's address spaces, from fork events, not yet known by pid.
-    pub born: Vec<Uffd>,
+    born: Vec<Uffd>,
+    /// Inode of the pool whose frames it maps.
+    pool_inode: u64,
+    /// Since when another tracer keeps us from stopping it.
+    refused_since: Option<Instant>,
+    core_dumps: CoreDumps,
+}
+
+/// A child whose fork was told of, but not yet its pid: its memory is guarded from the first instruction on.
+pub struct Heir {
+    /// The process that forked it; it may have ended since.
+    pub parent: i32,
+    workshop: Workshop,
+    guard: Option<Uffd>,
+    limits: Limits,
+    advised: Vec<(u64, u64, u64)>,
+    pool_inode: u64,
+    core_dumps: CoreDumps,
+}
+
+impl Heir {
+    /// Whether its address space still exists.
+    pub fn alive(&self) -> bool {
+        self.guard
+            .as_ref()
+            .is_some_and(|g| g.alive(self.workshop.base))
+    }
+
+    /// The target that process `child` is, if it is this one; it inherited the workshop with its parent's memory.
+    pub fn adopt(&mut self, child: i32) -> Option<Target> {
+        if !self.workshop.intact(child) {
+            return None;
+        }
+        let pidfd = pidfd_open(child).ok()?;
+        // Several children may have been born since: a page watched through the right descriptor is one that the
+        // kernel agrees to scan for asynchronous write protection in this child, and in no other.
+        let probe = self.workshop.base + MESSAGE_AT;
+        let guard = self.guard.as_ref()?;
+        guard.register(probe, probe + PAGE).ok()?;
+        let belongs = sys::tracks_writes(child, probe);
+        let _ = guard.unregister(probe, probe + PAGE);
+        if !belongs {
+            return None;
+        }
+        Some(Target {
+            pid: child,
+            pidfd,
+            workshop: self.workshop,
+            track: None,
+            guard: self.guard.take()?,
+            limits: self.limits,
+            batch: [FIRST_BATCH; 3],
+            discarded: Vec::new(),
+            advised: std::mem::take(&mut self.advised),
+            born: Vec::new(),
+            pool_inode: self.pool_inode,
+            refused_since: None,
+            core_dumps: self.core_dumps,
+        })
+    }
 }
 
 /// The guard's events of one target, as a stop reads them.
@@ -243,6 +304,7 @@ impl Target {
         pid: i32,
         limits: Limits,
         follow_forks: bool,
+        pool_inode: u64,
     ) -> io::Result<Self> {
         let pidfd = pidfd_open(pid)?;
         // The first stop includes page faults in the workshop and may find the target busy: it may take longer.
@@ -250,7 +312,7 @@ impl Target {
             tracer.follow(pid);
         }
         let stopped = tracer
-            .stop(pid, Duration::from_secs(2), &mut NoEvents)
+            .stop(pid, Duration::from_secs(2), Strictness::All, &mut NoEvents)
             .map_err(|e| {
                 tracer.unfollow(pid);
                 e.into_io()
@@ -276,6 +338,9 @@ impl Target {
             discarded: Vec::new(),
             advised: Vec::new(),
             born,
+            pool_inode,
+            refused_since: None,
+            core_dumps: CoreDumps::include_frames(pid),
         })
     }
 
@@ -390,45 +455,22 @@ impl Target {
         self.limits = limits;
     }
 
-    /// Address of the workshop.
-    pub fn workshop_base(&self) -> u64 {
-        self.workshop.base
-    }
-
     /// Whether the process still has the address space that was attached (it may have called `exec`).
     pub fn still_there(&self) -> bool {
-        self.workshop.intact(self.pid)
+        self.workshop.intact(sys::memory_tid(self.pid))
     }
 
-    /// Makes a child, announced by a fork event, a target: it inherited the workshop with its parent's memory.
-    pub fn adopt(&mut self, child: i32) -> Option<Self> {
-        let pidfd = pidfd_open(child).ok()?;
-        if !self.workshop.intact(child) {
-            return None;
-        }
-        // Two children may have been born since: a page watched through the right descriptor is one that the kernel
-        // agrees to scan for asynchronous write protection in this child, and in no other.
-        let probe = self.workshop.base + MESSAGE_AT;
-        let belongs = |u: &Uffd| {
-            u.register(probe, probe + PAGE).is_ok() && {
-                let yes = sys::tracks_writes(child, probe);
-                let _ = u.unregister(probe, probe + PAGE);
-                yes
-            }
-        };
-        let guard = self.born.iter().position(belongs)?;
-        Some(Self {
-            pid: child,
-            pidfd,
+    /// What a child, announced by a fork event, is to be made a target from, once its pid is known.
+    pub fn heir(&self, guard: Uffd) -> Heir {
+        Heir {
+            parent: self.pid,
             workshop: self.workshop,
-            track: None,
-            guard: self.born.remove(guard),
+            guard: Some(guard),
             limits: self.limits,
-            batch: [FIRST_BATCH; 3],
-            discarded: Vec::new(),
             advised: self.advised.clone(),
-            born: Vec::new(),
-        })
+            pool_inode: self.pool_inode,
+            core_dumps: self.core_dumps,
+        }
     }
 
     /// Makes a forked child, held at its first stop by `tracer`, a guarded target: for users whose userfaultfds are
@@ -437,7 +479,12 @@ impl Target {
         let pidfd = pidfd_open(child)?;
         tracer.follow(child);
         let stopped = tracer
-            .stop(child, Duration::from_secs(2), &mut NoEvents)
+            .stop(
+                child,
+                Duration::from_secs(2),
+                Strictness::All,
+                &mut NoEvents,
+            )
             .map_err(StopError::into_io)?;
         let planted = || -> io::Result<Uffd> {
             if !self.workshop.intact(child) {
@@ -470,6 +517,9 @@ impl Target {
             discarded: Vec::new(),
             advised: self.advised.clone(),
             born: Vec::new(),
+            pool_inode: self.pool_inode,
+            refused_since: None,
+            core_dumps: self.core_dumps,
         })
     }
 
@@ -496,7 +546,7 @@ impl Target {
     /// Adds write tracking to a target that so far was only guarded.
     pub fn complete(&mut self, tracer: &mut Tracer) -> io::Result<()> {
         let stopped = self
-            .stop(tracer, Duration::from_secs(2))
+            .stop(tracer, Duration::from_secs(2), Strictness::All)
             .map_err(StopError::into_io)?;
         let track = self
             .fetch_uffd(tracer, &stopped, &self.pidfd)
@@ -506,13 +556,18 @@ impl Target {
         Ok(())
     }
 
-    fn stop(&mut self, tracer: &mut Tracer, timeout: Duration) -> Result<Stopped, StopError> {
+    fn stop(
+        &mut self,
+        tracer: &mut Tracer,
+        timeout: Duration,
+        strictness: Strictness,
+    ) -> Result<Stopped, StopError> {
         let mut watch = Watch {
             guard: &self.guard,
             discarded: &mut self.discarded,
             born: &mut self.born,
         };
-        tracer.stop(self.pid, timeout, &mut watch)
+        tracer.stop(self.pid, timeout, strictness, &mut watch)
     }
 
     /// Does `work` for batches of `runs` inside stops sized to the pause budget.
@@ -547,12 +602,22 @@ impl Target {
             }
             let pages: usize = batch.iter().map(|r| r.pages as usize).sum();
             let mut codes = vec![Code::Done as u8; pages];
-            match self.stop(tracer, self.limits.stop_timeout) {
+            match self.stop(tracer, self.limits.stop_timeout, Strictness::All) {
                 Err(StopError::Timeout) => codes.fill(Code::Timeout as u8),
                 Err(StopError::Gone) => codes.fill(Code::Gone as u8),
-                Err(StopError::Refused(_)) => codes.fill(Code::Refused as u8),
-                Ok(stopped) if !self.workshop.intact(self.pid) => {
+                Err(StopError::Refused(_) | StopError::Shared) => codes.fill(Code::Refused as u8),
+                Ok(stopped) if !self.workshop.intact(stopped.memory()) => {
                     codes.fill(Code::Gone as u8);
+                    tracer.release(stopped);
+                }
+                // Looked at inside the stop: a request may have been submitted a moment ago.
+                Ok(stopped)
+                    if !Maps::open(stopped.memory())
+                        .and_then(|mut m| m.has_rings())
+                        .is_ok_and(|rings| !rings) =>
+                {
+                    codes.fill(Code::Refused as u8);
+                    self.mend(tracer, &stopped);
                     tracer.release(stopped);
                 }
                 Ok(stopped) => {
@@ -632,12 +697,19 @@ impl Target {
         pool: Option<&Pool>,
     ) -> io::Result<()> {
         let mut maps = Maps::open(self.pid)?;
+        let tracked = sys::Tracked::open(self.pid)?;
         let mut edges = BTreeSet::new();
         let mut at = 0;
         for r in batch {
             let part = &mut codes[at..at + r.pages as usize];
             classify(&mut maps, r.addr, r.pages, &fits, part, &mut edges);
             at += r.pages as usize;
+        }
+        // What the program has mapped anew, or watches itself, has been looked at by nobody.
+        for (r, first) in cut(&good_runs(batch, codes), &edges) {
+            if !tracked.is(r.addr) {
+                codes[first..first + r.pages as usize].fill(Code::Gone as u8);
+            }
         }
         // A page that differs fails its whole piece: the others are tried again without it.
         let mut settled = vec![false; codes.len()];
@@ -760,7 +832,7 @@ impl Target {
             }
         }
         for runs in unguarded.chunks(UNSHARE_MAX) {
-            self.unshare(tracer, stopped, runs)?;
+            self.unshare(tracer, stopped, runs, &vec![PROT_RW; runs.len()])?;
         }
         Ok(())
     }
@@ -803,10 +875,14 @@ impl Target {
                     );
                     at += r.pages as usize;
                 }
-                let good = good_runs(batch, codes);
-                let runs: Vec<Run> = good.iter().map(|(r, _)| *r).collect();
-                for (part, runs) in good.chunks(UNSHARE_MAX).zip(runs.chunks(UNSHARE_MAX)) {
-                    let done = t.unshare(tracer, stopped, runs);
+                for part in cut(&good_runs(batch, codes), &edges).chunks(UNSHARE_MAX) {
+                    let runs: Vec<Run> = part.iter().map(|(r, _)| *r).collect();
+                    let mut prots = Vec::with_capacity(runs.len());
+                    for r in &runs {
+                        let v = maps.at_or_after(r.addr)?;
+                        prots.push(v.map_or(PROT_RW, |v| v.flags & 7));
+                    }
+                    let done = t.unshare(tracer, stopped, &runs, &prots);
                     for (i, (r, first)) in part.iter().enumerate() {
                         if !done.as_ref().is_ok_and(|d| d[i]) {
                             codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
@@ -879,8 +955,9 @@ impl Target {
         tracer: &mut Tracer,
         stopped: &Stopped,
         runs: &[Run],
+        prots: &[u64],
     ) -> io::Result<Vec<bool>> {
-        assert!(runs.len() <= UNSHARE_MAX);
+        assert!(runs.len() <= UNSHARE_MAX && runs.len() == prots.len());
         let bytes = |r: &Run| u64::from(r.pages) * PAGE;
         let total: u64 = runs.iter().map(bytes).sum();
         let mut scratch = [Op::new(nr::MMAP, &[0, total, PROT_RW, ANON, u64::MAX, 0])];
@@ -892,24 +969,39 @@ impl Target {
         let arguments = self.workshop.base + MESSAGE_AT + ARGUMENTS_AT;
         let (mut calls, mut block, mut at) =
             (Vec::with_capacity(4 * runs.len() + 1), Vec::new(), base);
-        for (i, r) in runs.iter().enumerate() {
+        for (i, (r, prot)) in runs.iter().zip(prots).enumerate() {
             let argument = crate::uffd::register_argument(r.addr, r.addr + bytes(r));
             block.extend(argument.iter().flat_map(|w| w.to_le_bytes()));
-            calls.push(Op::new(arch::COPY, &[at, r.addr, bytes(r)]));
+            let protect = |prot: u64| Op::new(nr::MPROTECT, &[r.addr, bytes(r), prot]);
+            // What the program has protected must be readable for the copy, and be protected again.
+            if *prot != PROT_RW {
+                calls.push(protect(PROT_RW));
+            }
+            let mut rest: Vec<Op> = self.advice_for(r, FOR_ANONYMOUS).collect();
+            if self.track.is_some() {
+                rest.push(Op::new(
+                    nr::IOCTL | arch::DEREF_ARG1,
+                    &[
+                        self.received_at(),
+                        crate::uffd::REGISTER_REQUEST,
+                        arguments + 32 * i as u64,
+                    ],
+                ));
+            }
+            rest.push(Op::new(arch::COPY, &[r.addr, at, bytes(r)]));
+            let left = rest.len() as u64;
             calls.push(Op::new(
-                nr::MMAP,
+                arch::COPY | arch::skip_if_error(left + 1),
+                &[at, r.addr, bytes(r)],
+            ));
+            calls.push(Op::new(
+                nr::MMAP | arch::skip_if_error(left),
                 &[r.addr, bytes(r), PROT_RW, ANON | FIXED, u64::MAX, 0],
             ));
-            calls.extend(self.advice_for(r, FOR_ANONYMOUS));
-            calls.push(Op::new(
-                nr::IOCTL | arch::DEREF_ARG1,
-                &[
-                    self.received_at(),
-                    crate::uffd::REGISTER_REQUEST,
-                    arguments + 32 * i as u64,
-                ],
-            ));
-            calls.push(Op::new(arch::COPY, &[r.addr, at, bytes(r)]));
+            calls.extend(rest);
+            if *prot != PROT_RW {
+                calls.push(protect(*prot));
+            }
             at += bytes(r);
         }
         let unmap = Op::new(nr::MUNMAP, &[base, total]);
@@ -922,7 +1014,6 @@ impl Target {
             }
             None => {
                 // Only guarded, not tracked (any more): no registration.
-                calls.retain(|c| c.number != nr::IOCTL | arch::DEREF_ARG1);
                 calls.push(unmap);
                 let ran = self.run_ops(tracer, stopped, &mut calls);
                 ran.map(|()| calls)
@@ -935,84 +1026,85 @@ impl Target {
         };
         Ok(ops
             .iter()
-            .filter(|o| o.number == nr::MMAP)
+            .filter(|o| o.number & arch::NUMBER == nr::MMAP)
             .map(|o| o.result >= 0)
             .collect())
     }
 
-    /// The target has announced that it discards pages: stop it and mend.
-    pub fn on_events(&mut self, tracer: &mut Tracer) {
-        // Reading an event lets the caller of madvise run on, so the stop must be under way before: `stop` sends
-        // all interrupts first and reads events only while it waits.
-        if let Ok(stopped) = self.stop(tracer, Duration::from_secs(1)) {
-            if self.workshop.intact(self.pid) {
-                self.mend(tracer, &stopped);
-            }
-            tracer.release(stopped);
-        }
-    }
-
-    /// Maps zeros where the target has discarded pages of frames: a discarded private page of a file would show the
-    /// file's bytes again, where the program expects zeros. Runs inside the stop that the discarding thread is in.
-    fn mend(&mut self, tracer: &mut Tracer, stopped: &Stopped) {
-        if self.discarded.is_empty() {
-            return;
-        }
-        let calls: Vec<(u64, u64, u64, i64)> = stopped
-            .tids
-            .iter()
-            .filter_map(|&tid| {
-                let r = arch::Regs::get(tid).ok()?;
-                match r.syscall() {
-                    Some((nr::MADVISE, [a, l, advice])) => Some((a, a + l, advice, r.result())),
-                    _ => None,
-                }
-            })
-            .collect();
-        for (start, end) in std::mem::take(&mut self.discarded) {
-            // MADV_FREE fails on such a mapping and discards nothing: there the bytes must stay.
-            let freed = calls.iter().any(|&(a, e, advice, _)| {
-                advice == libc::MADV_FREE as u64 && a <= start && start < e.next_multiple_of(PAGE)
-            });
-            if freed {
-                continue;
-            }
-            let len = end - start;
-            let mut ops = [Op::new(
-                nr::MMAP,
-                &[start, len, PROT_RW, ANON | FIXED, u64::MAX, 0],
-            )];
-            match self.run_ops(tracer, stopped, &mut ops) {
-                Ok(()) if ops[0].result as u64 == start => {
-                    let _ = self.retrack(start, end);
-                }
-                _ => {
-                    // No mapping to be had: write the zeros, which costs memory but keeps the promise.
-                    let zeros = vec![0u8; PAGE as usize];
-                    for page in (start..end).step_by(PAGE as usize) {
-                        let _ = sys::write_remote(self.pid, page, &zeros);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Removes the workshop. The two descriptors close with the value, which ends all watching.
-    pub fn detach(mut self, tracer: &mut Tracer) -> io::Result<()> {
-        match self.stop(tracer, Duration::from_secs(2)) {
+    /// Removes the workshop and ends all watching. On an error the target is still guarded.
+    pub fn detach(&mut self, tracer: &mut Tracer) -> io::Result<()> {
+        let strictness = if maps_file(self.pid, self.pool_inode) {
+            Strictness::All
+        } else {
+            // Nothing of it is exchanged any more: a thread that sleeps in the kernel does no harm.
+            Strictness::NoUserCode
+        };
+        match self.stop(tracer, Duration::from_secs(2), strictness) {
             Ok(stopped) => {
-                let result = if self.workshop.intact(self.pid) {
+                let result = if self.workshop.intact(stopped.memory()) {
                     self.mend(tracer, &stopped);
                     self.workshop.remove(&stopped)
                 } else {
                     Ok(())
                 };
-                tracer.unfollow(self.pid);
+                if result.is_ok() {
+                    tracer.unfollow(self.pid);
+                    self.core_dumps.restore(self.pid);
+                }
                 tracer.release(stopped);
                 result
             }
             Err(StopError::Gone) => Ok(()),
             Err(e) => Err(e.into_io()),
+        }
+    }
+
+    /// Children announced since last asked: the descriptors of their address spaces.
+    pub fn take_born(&mut self) -> Vec<Uffd> {
+        std::mem::take(&mut self.born)
+    }
+
+    /// Whether a discard is known of that has not been mended.
+    pub fn needs_mending(&self) -> bool {
+        !self.discarded.is_empty()
+    }
+}
+
+/// Whether process `pid` maps the file with this inode.
+pub fn maps_file(pid: i32, inode: u64) -> bool {
+    std::fs::read_to_string(format!("/proc/{}/maps", sys::memory_tid(pid))).is_ok_and(|s| {
+        s.lines()
+            .filter_map(crate::sys::parse_line)
+            .any(|v| v.inode == inode)
+    })
+}
+
+/// The filter of what a process's core dumps hold. Merged pages are pages of a private file mapping to the kernel, which
+/// leaves such out unless told otherwise.
+#[derive(Clone, Copy, Debug, Default)]
+struct CoreDumps {
+    before: Option<u64>,
+}
+
+const PRIVATE_FILE_MAPPINGS: u64 = 1 << 2;
+
+impl CoreDumps {
+    fn include_frames(pid: i32) -> Self {
+        let path = format!("/proc/{pid}/coredump_filter");
+        let before = std::fs::read_to_string(&path)
+            .ok()
+            .and_then(|s| u64::from_str_radix(s.trim(), 16).ok())
+            .filter(|f| f & PRIVATE_FILE_MAPPINGS == 0);
+        if let Some(f) = before {
+            let _ = std::fs::write(&path, format!("{:#x}", f | PRIVATE_FILE_MAPPINGS));
+        }
+        Self { before }
+    }
+
+    /// Takes the bit away again, if it was set by us.
+    fn restore(self, pid: i32) {
+        if let Some(f) = self.before {
+            let _ = std::fs::write(format!("/proc/{pid}/coredump_filter"), format!("{f:#x}"));
         }
     }
 }

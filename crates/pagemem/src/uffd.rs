@@ -12,6 +12,10 @@ const UFFD_API: u64 = 0xaa;
 const IOC_API: libc::c_ulong = 0xc018_aa3f;
 const IOC_REGISTER: libc::c_ulong = 0xc020_aa00;
 const IOC_UNREGISTER: libc::c_ulong = 0x8010_aa01;
+const IOC_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
+const IOC_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
+/// How often a range whose mappings are changing is tried again.
+const EAGAIN_MAX: u32 = 1000;
 const REGISTER_MODE_WP: u64 = 2;
 
 const PAGEFAULT_FLAG_WP: u64 = 1 << 0;
@@ -83,7 +87,11 @@ impl Uffd {
                     | WP_UNPOPULATED
                     | EVENT_REMOVE
                     | EVENT_REMAP
-                    | if forks { EVENT_FORK } else { 0 }
+                    | if forks && !crate::remedies::without("forks") {
+                        EVENT_FORK
+                    } else {
+                        0
+                    }
             }
         };
         let mut api = [UFFD_API, features, 0u64];
@@ -106,6 +114,37 @@ impl Uffd {
         // SAFETY: the kernel reads one `uffdio_range`, two 64-bit words.
         check(unsafe { libc::ioctl(self.fd.as_raw_fd(), IOC_UNREGISTER, r.as_mut_ptr()) } as i64)
             .map(drop)
+    }
+
+    /// Fills what is empty of a registered range with the kernel's zero page, as its program's own memory: also in a
+    /// private mapping of a file. Whether all could be done; pages that are there already are left as they are.
+    pub fn zero(&self, start: u64, end: u64) -> bool {
+        // A discard leaves marks of write tracking in an otherwise empty page table.
+        let mut unmark = [start, end - start, 0u64];
+        // SAFETY: the kernel reads one `uffdio_writeprotect`, three 64-bit words.
+        unsafe { libc::ioctl(self.fd.as_raw_fd(), IOC_WRITEPROTECT, unmark.as_mut_ptr()) };
+        let mut at = start;
+        let mut again = 0;
+        while at < end {
+            let mut r = [at, end - at, 0, 0u64];
+            // SAFETY: the kernel reads and writes one `uffdio_zeropage`, four 64-bit words.
+            let done = unsafe { libc::ioctl(self.fd.as_raw_fd(), IOC_ZEROPAGE, r.as_mut_ptr()) };
+            if done == 0 {
+                return true;
+            }
+            let e = io::Error::last_os_error().raw_os_error();
+            let filled = r[3] as i64;
+            at += filled.max(0) as u64;
+            if e == Some(libc::EEXIST) || (filled < 0 && -filled == i64::from(libc::EEXIST)) {
+                at += crate::sys::PAGE;
+            } else if e == Some(libc::EAGAIN) && (filled > 0 || again < EAGAIN_MAX) {
+                again += 1;
+                std::thread::yield_now();
+            } else {
+                return false;
+            }
+        }
+        true
     }
 
     /// A copy of the descriptor.

@@ -44,6 +44,9 @@ REQUEST_PAGES = 8192
 #: Mappings that are never touched, by name: grown or written by the kernel.
 _LEFT_ALONE = re.compile(r"^\[(stack|vdso|vvar|vvar_vclock|vsyscall|uprobes)")
 
+#: Mappings of a process that reads and writes asynchronously.
+_RINGS = ("/[aio]", "anon_inode:[io_uring]")
+
 #: smaps flags of mappings whose meaning a merged mapping would not keep.
 _FLAGS_LEFT_ALONE = frozenset(("lo", "wf", "io", "pf", "ht", "mm", "gd", "ss"))
 #: smaps flags that new mappings are given again: don't fork, don't dump, huge pages wanted, not wanted.
@@ -88,7 +91,7 @@ class LiveTarget:
             start, end, perms, offset, _, inode, name, names = mem.maps(self.pid)
         except OSError as error:
             raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
-        if "/[aio] (deleted)" in names or "/[aio]" in names:
+        if any(n.startswith(_RINGS) for n in names) or preflight.pins_memory(self.pid):
             # Asynchronous reads may be under way into any page, with no thread to stop.
             empty64, empty32 = np.empty(0, np.uint64), np.empty(0, np.uint32)
             return Regions(empty64, empty64, np.empty(0, np.uint8), empty32, [], len(start))
@@ -292,7 +295,7 @@ class LiveBackend:
         pages: list[U32] = []
         for pid in psutil.pids():
             try:
-                start, end, _, offset, _, inode, _, _ = mem.maps(pid)
+                start, end, _, offset, _, inode, _, _ = mem.maps(process.memory_thread(pid))
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EPERM) and not process.cannot_map_pool(pid, self._created):
                     complete = False

@@ -100,7 +100,10 @@ class Guardian:
         pages, 8 no huge pages.
         """
         records = np.stack((start, end), axis=1).ravel()
-        return np.frombuffer(self._request(_ARM, pid, records), dtype="<i4")
+        try:
+            return np.frombuffer(self._request(_ARM, pid, records), dtype="<i4")
+        except OSError as error:
+            raise TargetError(f"cannot track process {pid}: {_reason(error)}") from error
 
     def _runs(self, op: int, pid: int, addr: U64, pages: U32, frame: U32 | None) -> Outcome:
         second = pages.astype(np.uint64)

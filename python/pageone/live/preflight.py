@@ -15,7 +15,7 @@ from pathlib import Path
 from pageone.doctor import diagnose
 from pageone.errors import BadTargetError, TargetError, UnsupportedError
 
-__all__ = ["Facts", "check", "check_system"]
+__all__ = ["Facts", "check", "check_system", "pins_memory"]
 
 _CAP_SYS_PTRACE = 19
 _PF_KTHREAD = 0x00200000
@@ -23,6 +23,10 @@ _STAT_FLAGS = 6  #: place of the flags in /proc/PID/stat, counted after the name
 _STAT_START = 19  #: place of the start time, likewise
 _ELF_CLASS_64 = 2
 _ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
+
+
+#: Devices, or threads of the kernel, that write the memory of who has opened them.
+_DEVICES = ("/dev/vfio/", "/dev/infiniband/", "/dev/vhost-", "anon_inode:[vfio")
 
 
 @dataclass(frozen=True)
@@ -199,22 +203,37 @@ def _check_threads(pid: int, who: str) -> None:
 
 def _check_pinned(pid: int, who: str) -> None:
     """Memory that a device may write needs no page table: such a process is left alone."""
+    reason = _pinned(pid)
+    if reason is not None:
+        raise TargetError(f"{who}: {reason}")
+
+
+def pins_memory(pid: int) -> bool:
+    """Whether a target has come to share memory with a device or the kernel since it was checked.
+
+    Cost: a read of its status and one for each of its descriptors.
+    """
+    return _pinned(pid) is not None
+
+
+def _pinned(pid: int) -> str | None:
     folder = Path(f"/proc/{pid}/fd")
     try:
         descriptors = os.listdir(folder)
     except OSError:
-        return
+        return None
     for descriptor in descriptors:
         try:
             what = os.readlink(folder / descriptor)
         except OSError:
             continue  # closed meanwhile
-        if what.startswith(("/dev/vfio/", "/dev/infiniband/", "anon_inode:[vfio")):
-            raise TargetError(f"{who}: has memory pinned for a device ({what}), which writes past page tables")
+        if what.startswith(_DEVICES):
+            return f"has memory pinned for a device ({what}), which writes past page tables"
         if what == "anon_inode:[io_uring]":
             try:
                 info = _parse(Path(f"/proc/{pid}/fdinfo/{descriptor}").read_text())
             except OSError:
                 continue
             if info.get("UserBufs", "0") not in ("", "0"):
-                raise TargetError(f"{who}: has buffers registered with io_uring, which the kernel writes at any time")
+                return "has buffers registered with io_uring, which the kernel writes at any time"
+    return None

@@ -28,6 +28,21 @@ def identity(pid: int) -> int | None:
     return int(fields[_STAT_START])
 
 
+def memory_thread(pid: int) -> int:
+    """Return the id of a thread through which the memory of a process can be looked at.
+
+    It is ``pid``, unless the first thread has ended before the others: then ``/proc/PID/maps`` is empty though they
+    run on, with all that they have mapped.
+    """
+    if identity(pid) is not None:
+        return pid
+    try:
+        threads = [int(t) for t in os.listdir(f"/proc/{pid}/task")]
+    except OSError:
+        return pid
+    return next((t for t in threads if identity(t) is not None), pid)
+
+
 def may_follow_forks() -> bool:
     """Whether this process holds CAP_SYS_PTRACE, which userfaultfd asks for to tell of forks."""
     for line in Path("/proc/self/status").read_text().splitlines():

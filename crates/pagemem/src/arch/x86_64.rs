@@ -32,6 +32,15 @@ pub const REPORT_SIGNAL: i32 = libc::SIGWINCH;
 global_asm!(
     ".pushsection .rodata.pageone_loop,\"a\",@progbits",
     ".balign 16",
+    // Known beyond the unit of code that the compiler happens to put this into.
+    ".globl pageone_loop_done",
+    ".hidden pageone_loop_done",
+    ".globl pageone_loop_end",
+    ".hidden pageone_loop_end",
+    ".globl pageone_loop_result",
+    ".hidden pageone_loop_result",
+    ".globl pageone_loop_start",
+    ".hidden pageone_loop_start",
     "pageone_loop_start:",
     "20: test r12, r12",
     "jz 70f",
@@ -165,6 +174,9 @@ extern "C" {
     static pageone_loop_end: u8;
 }
 
+/// The bits of an operation's number that are the system call's.
+pub const NUMBER: u64 = 0xffff_ffff;
+
 /// Flag: argument 1 is the address of the value, mostly of an earlier operation's result.
 pub const DEREF_ARG1: u64 = 1 << 48;
 /// Flag: argument 2 is the address of the value.
@@ -262,6 +274,50 @@ impl Regs {
         self.syscall().is_some() && self.result() == -516
     }
 
+    /// The timeout (None: for ever) of the wait that the thread's stop has ended with `EINTR`. Only for calls that the
+    /// kernel does not restart by itself: all others it does, with the time that is left.
+    pub fn interrupted_wait(&self) -> Option<Option<std::time::Duration>> {
+        let (number, _) = self.syscall()?;
+        if self.result() != -i64::from(libc::EINTR) {
+            return None;
+        }
+        match number as i64 {
+            libc::SYS_epoll_wait | libc::SYS_epoll_pwait => {
+                let ms = self.0.r10 as i32;
+                Some(u64::try_from(ms).ok().map(std::time::Duration::from_millis))
+            }
+            // Their timeouts stand in memory, which is not touched: only endless waits are begun again.
+            libc::SYS_epoll_pwait2 | libc::SYS_semtimedop if self.0.r10 == 0 => Some(None),
+            libc::SYS_rt_sigtimedwait if self.0.rdx == 0 => Some(None),
+            libc::SYS_semop => Some(None),
+            _ => None,
+        }
+    }
+
+    /// Registers with which an interrupted wait goes on, for `left` or for ever.
+    pub fn waiting_on(&self, left: Option<std::time::Duration>) -> Self {
+        const RESTART_UNLESS_HANDLED: i64 = -514; // ERESTARTNOHAND: EINTR if a handler runs
+        let mut r = *self;
+        r.0.rax = RESTART_UNLESS_HANDLED as u64;
+        if let Some(left) = left {
+            r.0.r10 = SHORTENED << 32 | left.as_micros().div_ceil(1000) as u64;
+        }
+        r
+    }
+
+    /// Whether this is the wait that a stop met before with the registers `before`, shortened then.
+    pub fn goes_on(&self, before: &Self) -> bool {
+        let (a, b) = (&self.0, &before.0);
+        a.r10 >> 32 == SHORTENED
+            && (a.orig_rax, a.rdi, a.rsi, a.rdx, a.rsp, a.rip)
+                == (b.orig_rax, b.rdi, b.rsi, b.rdx, b.rsp, b.rip)
+    }
+
+    /// Sets the result of the system call on whose way back the thread was stopped.
+    pub fn set_result(&mut self, result: i64) {
+        self.0.rax = result as u64;
+    }
+
     /// Registers that make the thread run one system call at the `SYSCALL` instruction at `insn`.
     pub fn for_one_call(&self, insn: u64, number: u64, args: [u64; 6]) -> Self {
         let mut r = *self;
@@ -308,6 +364,8 @@ impl Regs {
 
 /// Bytes that [`signal_frame`] needs before the floating point state.
 const XSTATE_OFFSET: usize = 1024;
+/// Mark, in the half of the register that the kernel does not read, of a timeout that a stop has shortened.
+const SHORTENED: u64 = 0x5047_4f4e;
 const NT_X86_XSTATE: libc::c_int = 0x202;
 const FP_XSTATE_MAGIC1: u32 = 0x4650_5853;
 const FP_XSTATE_MAGIC2: u32 = 0x4650_5845;

@@ -1,0 +1,97 @@
+//! Who else runs in a target's memory: processes made by `clone` with `CLONE_VM` but not as threads.
+//!
+//! They are in no list of the target's threads and do not stop with them. The kernel tells whether two processes have
+//! one memory (`kcmp`), so everybody is asked once, and after that only processes that are new.
+
+use std::collections::BTreeMap;
+
+/// What is known of each target.
+#[derive(Debug, Default)]
+pub struct Sharers(BTreeMap<i32, Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    /// The newest process id when last asked.
+    newest: i32,
+    sharers: Vec<i32>,
+}
+
+/// More new processes than this are found by listing all instead of by counting up.
+const COUNT_UP_MAX: i32 = 2048;
+
+impl Sharers {
+    /// Whether any process but `pid` has the memory of its thread `tid`. Costs one read of `/proc/loadavg`, and
+    /// about a microsecond for each process made since last asked; the first time for every process there is.
+    pub fn any(&mut self, tid: i32, pid: i32) -> bool {
+        let Some(newest) = newest_pid() else {
+            return false;
+        };
+        let first = !self.0.contains_key(&pid);
+        if first {
+            self.0
+                .retain(|p, _| std::path::Path::new(&format!("/proc/{p}")).exists());
+        }
+        let known = self.0.entry(pid).or_default();
+        let new = newest.wrapping_sub(known.newest);
+        let mut found: Vec<i32> = std::mem::take(&mut known.sharers);
+        if first || !(0..=COUNT_UP_MAX).contains(&new) {
+            found = all_processes();
+        } else {
+            found.extend(known.newest + 1..=newest);
+        }
+        known.newest = newest;
+        known.sharers = found
+            .into_iter()
+            .filter(|&p| p != pid && same_memory(tid, p) && !thread_of(pid, p))
+            .collect();
+        !known.sharers.is_empty()
+    }
+}
+
+/// The newest process id given out in our namespace.
+fn newest_pid() -> Option<i32> {
+    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_ascii_whitespace().last()?.parse().ok()
+}
+
+fn all_processes() -> Vec<i32> {
+    std::fs::read_dir("/proc").map_or_else(
+        |_| Vec::new(),
+        |entries| {
+            entries
+                .flatten()
+                .filter_map(|e| e.file_name().to_str()?.parse().ok())
+                .collect()
+        },
+    )
+}
+
+fn thread_of(pid: i32, tid: i32) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}/task/{tid}")).exists()
+}
+
+/// `kcmp` of two tasks' memory. Processes that we may not look at are of other users and share none.
+fn same_memory(a: i32, b: i32) -> bool {
+    const KCMP_VM: i32 = 1;
+    // SAFETY: no pointers.
+    unsafe { libc::syscall(libc::SYS_kcmp, a, b, KCMP_VM, 0, 0) == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_alone_in_its_memory_has_no_sharers_and_its_threads_are_none() {
+        let me = std::process::id() as i32;
+        let (ready, wait) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || {
+            let _ = wait.recv();
+        });
+        let mut sharers = Sharers::default();
+        assert!(!sharers.any(me, me));
+        assert!(!sharers.any(me, me));
+        drop(ready);
+        other.join().expect("a thread that ends");
+    }
+}

@@ -1,0 +1,216 @@
+//! What a target has discarded must read as zeros, also where it was merged.
+//!
+//! A discarded private page of a file shows the file's bytes again, and our frames are a file. So merged ranges are
+//! watched, and a thread that discards some waits until the guardian has read of it. All threads are interrupted before
+//! that, so none executes an instruction of the program between the discard and the mending.
+
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use super::{Target, ANON, FIXED, FOR_ANONYMOUS};
+use crate::arch::{nr, Regs};
+use crate::inject::{Op, OPS_MAX};
+use crate::ptrace::{Events, StopError, Stopped, Strictness, Tracer};
+use crate::remedies;
+use crate::sys::{Maps, PAGE};
+
+/// How long a stop for mending may take; it waits only for threads that are busy inside the kernel.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often it is tried before the target is mended from outside.
+const TRIES: u32 = 5;
+/// How long another tracer may keep us from stopping a target that waits.
+const REFUSED_MAX: Duration = Duration::from_millis(100);
+/// How long, after an event was read without a stop, its discard is awaited.
+const OUTSIDE: Duration = Duration::from_millis(5);
+
+/// A part of a merged mapping that was discarded.
+#[derive(Clone, Copy)]
+struct Piece {
+    start: u64,
+    end: u64,
+    /// Protection of the mapping, which stays.
+    prot: u64,
+    /// By `MADV_FREE`, which fails on a mapping of a file and has discarded nothing.
+    freed: bool,
+}
+
+impl Target {
+    /// The target waits with an event: stop it, read, and mend.
+    pub fn on_events(&mut self, tracer: &mut Tracer) {
+        for _ in 0..TRIES {
+            match self.stop(tracer, STOP_TIMEOUT, Strictness::NoUserCode) {
+                Ok(stopped) => {
+                    self.mend(tracer, &stopped);
+                    self.refused_since = None;
+                    tracer.release(stopped);
+                    return;
+                }
+                Err(StopError::Gone) => {
+                    self.discarded.clear();
+                    return;
+                }
+                Err(StopError::Refused(_) | StopError::Shared) => {
+                    let since = *self.refused_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() < REFUSED_MAX && self.discarded.is_empty() {
+                        // A debugger, perhaps, that lets go in a moment; the target waits meanwhile.
+                        std::thread::sleep(Duration::from_millis(1));
+                        return;
+                    }
+                    break;
+                }
+                Err(StopError::Timeout) => {}
+            }
+        }
+        self.mend_from_outside();
+    }
+
+    /// Another tracer holds the target (which then is the one to wait for, or it would wait for us for ever): let it go
+    /// on and fill what it discards with the zero page as soon as it is discarded. Only here the target may see, for
+    /// some microseconds, what lies beneath.
+    fn mend_from_outside(&mut self) {
+        let mut watch = super::Watch {
+            guard: &self.guard,
+            discarded: &mut self.discarded,
+            born: &mut self.born,
+        };
+        while watch.pending() {
+            watch.read_one();
+        }
+        let discarded = std::mem::take(&mut self.discarded);
+        let since = Instant::now();
+        while !discarded.is_empty() && since.elapsed() < OUTSIDE {
+            for &(start, end) in &discarded {
+                self.guard.zero(start, end);
+            }
+        }
+    }
+
+    /// Maps zeros where the target has discarded pages of frames, inside the stop that the discarding thread is in.
+    pub(super) fn mend(&mut self, tracer: &mut Tracer, stopped: &Stopped) {
+        if self.discarded.is_empty() {
+            return;
+        }
+        let discarded = std::mem::take(&mut self.discarded);
+        if remedies::without("mend") {
+            return;
+        }
+        let freeing: Vec<(i32, Regs, u64, u64)> = stopped
+            .tids
+            .iter()
+            .filter_map(|&tid| {
+                let r = Regs::get(tid).ok()?;
+                match r.syscall() {
+                    Some((nr::MADVISE, [a, l, advice]))
+                        if advice == libc::MADV_FREE as u64
+                            && r.result() == -i64::from(libc::EINVAL) =>
+                    {
+                        Some((tid, r, a, (a + l).next_multiple_of(PAGE)))
+                    }
+                    _ => None,
+                }
+            })
+            .collect();
+        let pieces = self.merged_pieces(stopped.memory(), &discarded, |start, end| {
+            freeing.iter().any(|f| f.2 < end && start < f.3)
+        });
+        let mut all_mapped = true;
+        // Room for all advice that a piece may be given again.
+        for some in pieces.chunks(OPS_MAX / 5) {
+            let mapped = self.map_zeros(tracer, stopped, some);
+            for (p, mapped) in some.iter().zip(mapped) {
+                all_mapped &= mapped;
+                if mapped {
+                    let _ = self.retrack(p.start, p.end);
+                } else if !p.freed && !self.guard.zero(p.start, p.end) {
+                    self.write_zeros(stopped.memory(), p);
+                }
+            }
+        }
+        // Freeing works on a program's own memory: so it has worked.
+        for (tid, mut regs, _, _) in freeing {
+            if !all_mapped {
+                continue;
+            }
+            match &mut *stopped.worker.borrow_mut() {
+                Some(worker) if worker.tid == tid => worker.regs.set_result(0),
+                _ => {
+                    regs.set_result(0);
+                    let _ = regs.set(tid);
+                }
+            }
+        }
+    }
+
+    /// Replaces pieces by anonymous memory; whether it worked, for each.
+    fn map_zeros(&mut self, tracer: &mut Tracer, stopped: &Stopped, pieces: &[Piece]) -> Vec<bool> {
+        let mut ops: Vec<Op> = Vec::new();
+        for p in pieces {
+            let len = p.end - p.start;
+            let args = [p.start, len, p.prot, ANON | FIXED, u64::MAX, 0];
+            ops.push(Op::new(nr::MMAP, &args));
+        }
+        for p in pieces {
+            let run = super::Run {
+                addr: p.start,
+                pages: ((p.end - p.start) / PAGE) as u32,
+                frame: 0,
+            };
+            ops.extend(self.advice_for(&run, FOR_ANONYMOUS));
+        }
+        let can = self.workshop.intact(stopped.memory());
+        if !can || self.run_ops(tracer, stopped, &mut ops).is_err() {
+            return vec![false; pieces.len()];
+        }
+        pieces
+            .iter()
+            .zip(&ops)
+            .map(|(p, op)| op.result as u64 == p.start)
+            .collect()
+    }
+
+    /// The parts of `ranges` that still are mappings of frames, with the protection that they have now.
+    fn merged_pieces(
+        &self,
+        tid: i32,
+        ranges: &[(u64, u64)],
+        freed: impl Fn(u64, u64) -> bool,
+    ) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        let Ok(mut maps) = Maps::open(tid) else {
+            return pieces;
+        };
+        for &(start, end) in ranges {
+            let mut at = start;
+            while let Ok(Some(v)) = maps.at_or_after(at) {
+                if v.start >= end {
+                    break;
+                }
+                if v.inode == self.pool_inode {
+                    let (start, end) = (v.start.max(start), v.end.min(end));
+                    pieces.push(Piece {
+                        start,
+                        end,
+                        prot: v.flags & 7,
+                        freed: freed(start, end),
+                    });
+                }
+                at = v.end;
+            }
+        }
+        pieces
+    }
+
+    /// The last resort: zeros as bytes, which costs memory but keeps the promise.
+    fn write_zeros(&self, tid: i32, p: &Piece) {
+        // Unlike `process_vm_writev` this file writes mappings that the program has protected, too.
+        let memory = std::fs::OpenOptions::new()
+            .write(true)
+            .open(format!("/proc/{tid}/mem"));
+        if let Ok(memory) = memory {
+            let zeros = vec![0u8; PAGE as usize];
+            for page in (p.start..p.end).step_by(PAGE as usize) {
+                let _ = memory.write_all_at(&zeros, page);
+            }
+        }
+    }
+}
