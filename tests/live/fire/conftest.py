@@ -1,0 +1,71 @@
+"""What tests under fire share: the program, compiled once, and running programs of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def fire(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    program = tmp_path_factory.mktemp("fire") / "fire"
+    source = Path(__file__).with_name("fire.c")
+    subprocess.run(["gcc", "-O2", "-pthread", "-w", "-o", str(program), str(source)], check=True)
+    return program
+
+
+class Fire:
+    """One running program of ``fire.c``, which begins when it is told to."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.pid = process.pid
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("READY")
+
+    def begin(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("x")
+        self.process.stdin.flush()
+
+    def stopped_threads(self) -> list[str]:
+        """Return the threads that are held by a tracer."""
+        held = []
+        for thread in os.listdir(f"/proc/{self.pid}/task"):
+            stat = Path(f"/proc/{self.pid}/task/{thread}/stat").read_text()
+            if stat[stat.rindex(")") + 2] == "t":
+                held.append(thread)
+        return held
+
+    def finish(self, within_s: float) -> str:
+        """Return the last line of its output; raises AssertionError for a wrong byte, a hang or an unexpected end."""
+        try:
+            out, err = self.process.communicate(timeout=within_s)
+        except subprocess.TimeoutExpired:
+            states = [
+                Path(f"/proc/{self.pid}/task/{t}/{f}").read_text()[:120].strip()
+                for t in os.listdir(f"/proc/{self.pid}/task")
+                for f in ("stat", "wchan", "syscall")
+            ]
+            raise AssertionError(f"process {self.pid} hangs: {states}") from None
+        last = out.strip().splitlines()[-1] if out.strip() else ""
+        assert self.process.returncode == 0, f"status {self.process.returncode}: {last} {err}"
+        if last.startswith("SKIP"):
+            pytest.skip(last)
+        assert last.startswith("OK"), last
+        return last
+
+
+@pytest.fixture
+def start(spawn: Any, fire: Path) -> Callable[..., Fire]:
+    """Start a scenario of ``fire.c``: ``start(scenario, seconds, seed)``."""
+
+    def go(scenario: str, seconds: float, seed: int = 2, **options: Any) -> Fire:
+        return Fire(spawn([fire, scenario, str(seconds), str(seed)], **options))
+
+    return go

@@ -1,0 +1,136 @@
+"""The engine, and where that is safe the guardian, is killed at random instants: programs go on, with the right bytes.
+
+``PAGEONE_KILLS`` says how often (4); the soak form kills the engine 1,000 times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+KILLS = int(os.environ.get("PAGEONE_KILLS", "4"))
+KILLS_SOAK = int(os.environ.get("PAGEONE_KILLS_SOAK", "1000"))
+#: After so many kills the programs are new: each engine leaves a guardian behind that guards what it has merged.
+KILLS_PER_PROGRAM = 20
+
+pytestmark = [pytest.mark.needs("merge", "gcc")]
+
+# Loads the package once and starts an engine in a fork of itself for each line of process ids that it is told.
+ENGINES = """
+import os, sys, time
+from pageone.engine import Engine
+for line in sys.stdin:
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        print("gone", flush=True)
+        continue
+    engine = Engine(period=0.05)
+    for pid in line.split():
+        engine.attach(int(pid))
+    print(os.getpid(), engine._backend.guardian.pid, flush=True)
+    engine.start()
+    time.sleep(1000)
+"""
+
+
+def _kill_engines(start: Callable[..., Any], spawn: Any, kills: int, scenario: str, *, guardian: bool) -> None:
+    seed = int(os.environ.get("PAGEONE_SEED", str(random.randrange(1 << 30))))
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    engines = spawn([sys.executable, "-u", "-c", ENGINES], stderr=None)
+    done = 0
+    while done < kills:
+        seconds = 3600
+        running = [start(scenario, seconds, n) for n in (2, 3)]
+        for one in running:
+            one.begin()
+        for _ in range(min(KILLS_PER_PROGRAM, kills - done)):
+            print(*(one.pid for one in running), file=engines.stdin, flush=True)
+            engine, guard = (int(word) for word in engines.stdout.readline().split())
+            # Within its first period, amid looking and merging, or between periods.
+            time.sleep(chance.uniform(0.0, 0.6))
+            if guardian:
+                os.kill(guard, signal.SIGKILL)
+                time.sleep(0.01)
+            os.kill(engine, signal.SIGKILL)
+            assert engines.stdout.readline() == "gone\n"
+            done += 1
+            _expect_running(running)
+        for one in running:
+            _expect_right(one)
+    engines.stdin.close()
+
+
+def _expect_running(running: list[Any]) -> None:
+    """Assert that no thread stays held once the guardian, which goes on, has had time to let it go."""
+    deadline = time.monotonic() + 20
+    for one in running:
+        assert one.process.poll() is None, one.process.communicate()
+        while one.stopped_threads():
+            assert time.monotonic() < deadline, f"threads {one.stopped_threads()} of {one.pid} are held still"
+            time.sleep(0.01)
+
+
+def _expect_right(one: Any) -> None:
+    """Have a program check all its memory and end."""
+    os.kill(one.pid, signal.SIGUSR2)
+    one.finish(120)
+
+
+@pytest.mark.timeout(300)
+def test_programs_that_discard_go_on_with_the_right_bytes_when_the_engine_is_killed(
+    start: Callable[..., Any], spawn: Any
+) -> None:
+    _kill_engines(start, spawn, KILLS, "dontneed", guardian=False)
+
+
+@pytest.mark.timeout(300)
+def test_programs_go_on_with_the_right_bytes_when_the_guardian_is_killed(start: Callable[..., Any], spawn: Any) -> None:
+    # Nobody is left to mend what they discard, so they discard nothing.
+    _kill_engines(start, spawn, KILLS, "writers", guardian=True)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("scenario", ["dontneed", "orphans"])
+def test_a_thousand_kills_of_the_engine_change_no_byte(scenario: str, start: Callable[..., Any], spawn: Any) -> None:
+    _kill_engines(start, spawn, KILLS_SOAK, scenario, guardian=False)
+
+
+@pytest.mark.soak
+def test_a_thousand_kills_of_the_guardian_change_no_byte(start: Callable[..., Any], spawn: Any) -> None:
+    _kill_engines(start, spawn, KILLS_SOAK, "writers", guardian=True)
+
+
+@pytest.mark.timeout(60)
+def test_the_guardian_ends_with_the_last_program_that_it_guards(start: Callable[..., Any], spawn: Any) -> None:
+    engines = spawn([sys.executable, "-u", "-c", ENGINES], stderr=None)
+    running = [start("writers", 3600, n) for n in (2, 3)]
+    print(*(one.pid for one in running), file=engines.stdin, flush=True)
+    engine, guard = (int(word) for word in engines.stdout.readline().split())
+    time.sleep(0.5)
+    os.kill(engine, signal.SIGKILL)
+    assert engines.stdout.readline() == "gone\n"
+    time.sleep(0.2)
+    for one in running:
+        one.begin()
+        _expect_right(one)
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{guard}").exists() and "Z" not in _state(guard):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _state(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0]
+    return "Z"
