@@ -6,6 +6,7 @@ is asked of the guardian. Holds no policy: which pages, when and where is decide
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import os
@@ -95,6 +96,10 @@ class LiveTarget:
             # Asynchronous reads may be under way into any page, with no thread to stop.
             empty64, empty32 = np.empty(0, np.uint64), np.empty(0, np.uint32)
             return Regions(empty64, empty64, np.empty(0, np.uint8), empty32, [], len(start))
+        # The kernel may have joined a mapping of the program with the workshop below it: the rest is the program's.
+        low, high = self._workshop
+        joined = (start > low) & (start < high) & (end > high) & (inode == 0)
+        start = np.where(joined, np.uint64(high), start)
         merged = inode == self._backend.pool.inode
         self._merged = start[merged], end[merged]
         special = np.array([bool(_LEFT_ALONE.match(n)) for n in names] or [False])[name]
@@ -124,7 +129,8 @@ class LiveTarget:
         unusable[at[refused]] = True
         if len(new):
             flags = _smaps_flags(self.pid)
-            its = [flags.get(address, frozenset(("io",))) for address in start[new].tolist()]
+            starts = sorted(flags)
+            its = [flags.get(_at_or_below(starts, address), frozenset(("io",))) for address in start[new].tolist()]
             left_alone = np.array([bool(f & _FLAGS_LEFT_ALONE) for f in its])
             advice = np.array([sum(bit for flag, bit in _FLAGS_REPEATED.items() if flag in f) for f in its], np.uint64)
             unusable[new[left_alone]] = True
@@ -347,6 +353,12 @@ def _cut(addr: U64, pages: U32, frame: U32 | None) -> tuple[U64, U32, U32 | None
     new_addr = addr[of] + (skip * PAGE_SIZE).astype(np.uint64)
     new_frame = None if frame is None else (frame[of] + skip.astype(np.uint32)).astype(np.uint32)
     return new_addr, length, new_frame
+
+
+def _at_or_below(ascending: list[int], value: int) -> int:
+    """Return the last of ``ascending`` that is not above ``value``; -1 where all are."""
+    at = bisect.bisect_right(ascending, value)
+    return ascending[at - 1] if at else -1
 
 
 _SMAPS_HEAD = re.compile(r"^([0-9a-f]+)-[0-9a-f]+ .*$|^VmFlags: (.*)$", re.MULTILINE)

@@ -136,3 +136,39 @@ def test_core_dumps_hold_merged_pages_while_a_process_is_attached(start: Callabl
         assert int(filter_of.read_text(), 16) == before | private_file_mappings
         engine.detach(target)
         assert int(filter_of.read_text(), 16) == before
+
+
+def test_protected_pages_are_given_back_with_their_bytes_and_their_protection(spawn: Any) -> None:
+    program = spawn.python(_PROTECTS)
+    assert program.stdout.readline() == "ready\n"
+    with Engine() as engine:
+        target = engine.attach(program.pid)
+        assert engine.merge_once(0.2).merged_pages >= 256
+        print("protect", file=program.stdin, flush=True)
+        assert program.stdout.readline() == "protected\n"
+        assert engine.detach(target)
+        print("check", file=program.stdin, flush=True)
+        assert program.stdout.readline() == "right\n"
+
+
+_PROTECTS = """
+import ctypes, mmap
+libc = ctypes.CDLL(None, use_errno=True)
+size = 256 * 4096
+memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+content = bytes(range(1, 256)) * (4096 // 255 + 1)
+memory[:] = content[:4096] * 256
+base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+print("ready", flush=True)
+input()
+assert libc.mprotect(ctypes.c_void_p(base), size // 2, 0) == 0
+assert libc.mprotect(ctypes.c_void_p(base + size // 2), size // 2, 1) == 0
+print("protected", flush=True)
+input()
+kinds = [line.split()[1] for line in open("/proc/self/maps")
+         if base <= int(line.split("-")[0], 16) < base + size]
+assert set(kinds) == {"---p", "r--p"}, kinds
+assert libc.mprotect(ctypes.c_void_p(base), size, 3) == 0
+assert memory[:] == content[:4096] * 256
+print("right", flush=True)
+"""
