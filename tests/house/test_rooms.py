@@ -33,7 +33,8 @@ ROOMS: dict[str, set[str]] = {
     "ksm": {"_native", "one", "scan"},
     "demo": {"engine", "live"},
     "bench": {"_native", "one", "engine", "live", "scan", "ksm", "demo"},
-    "cli": {"one", "engine", "live", "scan", "ksm", "demo", "bench", "doctor"},
+    "service": {"engine", "live"},
+    "cli": {"one", "engine", "live", "service", "scan", "ksm", "demo", "bench", "doctor"},
 }
 
 

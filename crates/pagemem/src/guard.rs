@@ -194,6 +194,10 @@ impl Guardian {
         }
         if number == op::ATTACH {
             let forks = flags & FLAG_FORKS != 0;
+            // It may have replaced its program since it was attached.
+            if self.targets.get(&pid).is_some_and(|t| !t.still_there()) {
+                self.targets.remove(&pid);
+            }
             match self.targets.get_mut(&pid) {
                 Some(t) if t.tracks() => return Err(io::Error::from_raw_os_error(libc::EEXIST)),
                 Some(t) => t.complete(&mut self.tracer)?,

@@ -19,8 +19,11 @@ from pageone.errors import PageOneError
 __all__ = ["build_app", "main"]
 
 
-def build_app() -> typer.Typer:
-    """Return the Typer application with every command of ``pageone.cli.commands`` registered."""
+def build_app(only: str | None = None) -> typer.Typer:
+    """Return the Typer application with every command of ``pageone.cli.commands`` registered, or ``only`` one.
+
+    A name that no command has registers all.
+    """
     from pageone.cli import commands
 
     app = typer.Typer(
@@ -42,8 +45,9 @@ def build_app() -> typer.Typer:
     ) -> None:
         pass
 
-    for info in sorted(pkgutil.iter_modules(commands.__path__), key=lambda i: i.name):
-        importlib.import_module(f"{commands.__name__}.{info.name}").register(app)
+    names = sorted(info.name for info in pkgutil.iter_modules(commands.__path__))
+    for name in [only] if only in names else names:
+        importlib.import_module(f"{commands.__name__}.{name}").register(app)
     return app
 
 
@@ -56,7 +60,8 @@ def _print_version(wanted: bool) -> None:
 def main() -> None:
     """Run the command line; a :class:`PageOneError` becomes one line on stderr and its exit code."""
     try:
-        build_app()()
+        # The others need not be loaded for it: `pageone run` is in the way of the command.
+        build_app(only=sys.argv[1] if len(sys.argv) > 1 else None)()
     except PageOneError as error:
         print(f"pageone: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

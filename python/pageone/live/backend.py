@@ -271,16 +271,29 @@ class LiveBackend:
         self.follow_forks = process.may_follow_forks()
         self.guardian = Guardian(self.pool, pause_s=pause_s, stop_timeout_s=stop_timeout_s)
         self.targets: dict[int, LiveTarget] = {}
+        #: PIDs that have named this process with PR_SET_PTRACER, or descend from such.
+        self.declared: set[int] = set()
         self._created = process.identity(os.getpid()) or 0
 
     def attach(self, pid: int) -> TargetMemory:
         """See ``Backend.attach``."""
-        preflight.check(pid, ours=(os.getpid(), self.guardian.pid))
+        ours = (os.getpid(), self.guardian.pid)
+        preflight.check(pid, ours=ours, declared=pid in self.declared, pool=self.pool.inode)
         if pid in self.targets:
-            raise TargetError(f"process {pid} is attached already")
+            if self.targets[pid].alive():
+                raise TargetError(f"process {pid} is attached already")
+            self.release(pid)
         target = LiveTarget(self, pid)
         self.targets[pid] = target
         return target
+
+    def release(self, pid: int) -> None:
+        """Forget a process that has ended or runs another program now; nothing happens if there is none."""
+        self.declared.discard(pid)
+        target = self.targets.pop(pid, None)
+        if target is not None:
+            with contextlib.suppress(OSError):
+                os.close(target._pagemap)
 
     def fill(self, frame: U32, target: TargetMemory, addr: U64) -> U8:
         """See ``Backend.fill``."""

@@ -21,6 +21,7 @@ _CAP_SYS_PTRACE = 19
 _PF_KTHREAD = 0x00200000
 _STAT_FLAGS = 6  #: place of the flags in /proc/PID/stat, counted after the name
 _STAT_START = 19  #: place of the start time, likewise
+_POOL_NAME = b" /memfd:pageone (deleted)\n"
 _ELF_CLASS_64 = 2
 _ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 
@@ -49,12 +50,13 @@ def check_system() -> None:
         raise UnsupportedError(f"{first.name}: {first.value}; {first.follows}{remedy} (see: pageone doctor)")
 
 
-def check(pid: int, *, ours: Collection[int] = (), declared: bool = False) -> Facts:
+def check(pid: int, *, ours: Collection[int] = (), declared: bool = False, pool: int | None = None) -> Facts:
     """Return the facts of a process that can be a target, or raise the reason why it cannot.
 
-    ``ours`` are processes of the engine besides the calling one. ``declared``: the process has named this one with
-    ``PR_SET_PTRACER`` or is a child of it, so that ptrace scope 1 does not forbid. Cost: a few reads of /proc, and
-    one for each thread.
+    ``ours`` are processes of the engine besides the calling one; those may trace it. ``declared``: the process has
+    named this one with ``PR_SET_PTRACER`` or is a child of it, so that ptrace scope 1 does not forbid. ``pool``: inode
+    of the caller's pool; a process that shares frames of another one is refused. Cost: a few reads of /proc, and one
+    for each thread.
 
     Raises ``BadTargetError`` for what can be no target at all (no such process, zombie, kernel thread, PageONE
     itself), ``TargetError`` for what this user or moment forbids (another user's, traced, under seccomp, pinned
@@ -76,10 +78,12 @@ def check(pid: int, *, ours: Collection[int] = (), declared: bool = False) -> Fa
         raise BadTargetError(f"{who}: is PageONE itself, which cannot stop itself")
     _check_rights(pid, who, status, declared=declared)
     _check_architecture(pid, who)
+    if pool is not None:
+        _check_pool(pid, who, pool)
     tracer = int(status["TracerPid"])
-    if tracer:
+    if tracer and tracer not in ours:
         raise TargetError(f"{who}: is traced by PID {tracer} ({_name(tracer)}); try again when it has let go")
-    _check_threads(pid, who)
+    _check_threads(pid, who, ours)
     _check_pinned(pid, who)
     return Facts(
         pid=pid,
@@ -179,7 +183,21 @@ def _check_architecture(pid: int, who: str) -> None:
         raise UnsupportedError(f"{who}: is a {bits}-bit program (ELF machine {number}); only native 64-bit ones can be")
 
 
-def _check_threads(pid: int, who: str) -> None:
+def _check_pool(pid: int, who: str, pool: int) -> None:
+    """Frames of another engine, also of one that was killed, are guarded by that one's guardian."""
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as maps:
+            others = [line for line in maps if line.endswith(_POOL_NAME) and int(line.split()[4]) != pool]
+    except OSError:
+        return  # what else is in the way says so below
+    if others:
+        raise TargetError(
+            f"{who}: shares memory of another engine, which may have been killed: it goes on unharmed and can be "
+            "merged by this one when it has been started anew"
+        )
+
+
+def _check_threads(pid: int, who: str, ours: Collection[int]) -> None:
     """Seccomp and tracers belong to threads, not to processes."""
     try:
         threads = os.listdir(f"/proc/{pid}/task")
@@ -191,7 +209,7 @@ def _check_threads(pid: int, who: str) -> None:
         except (FileNotFoundError, ProcessLookupError):
             continue  # a thread that has ended meanwhile
         tracer = int(status["TracerPid"])
-        if tracer:
+        if tracer and tracer not in ours:
             raise TargetError(f"{who}: thread {thread} is traced by PID {tracer} ({_name(tracer)})")
         mode = status.get("Seccomp", "0")
         if mode != "0":

@@ -1,127 +1,75 @@
-"""``pageone run --once -- COMMAND…``: start a command and make one pass over it and its descendants."""
+"""``pageone run -- COMMAND…``: run a command with its memory, and that of its descendants, merged until they end."""
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from pageone.cli.commands.merge import with_descendants
-from pageone.cli.passes import pass_progress, report_dict, report_rows, show_rows
-from pageone.errors import PageOneError, TargetError, UsageError
+from pageone.cli.engines import choose
+from pageone.errors import UsageError
 
-if TYPE_CHECKING:
-    from pageone.engine import MergeReport
+HELP = """Run a command; it and all its descendants are kept merged until they end.
 
-# What a shell says of a command that is not there, or cannot be run.
-_NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+The command takes the place of this process: same PID, terminal, job control, signals, standard streams and exit
+status as without PageONE. Commands started apart share with each other through one engine a user, which is started
+on demand and ends with its last process.
 
-#: Signals that are meant for the command and are passed on.
-_PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+With --once: start the command, --after seconds later make one pass over it and its descendants, wait for its end;
+the report goes to stderr.
+
+Examples:
+
+- `pageone run -- python worker.py`
+- `pageone run --period 2 -- gunicorn -w 8 app:app`
+- `pageone run --private -- make -j8`
+- `pageone run --domain guests -- qemu-system-x86_64 …`
+- `pageone run --once --after 30 -- ./server`
+"""
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
 
-    @app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
+    @app.command(help=HELP, context_settings={"allow_interspersed_args": False})
     def run(
         command: Annotated[list[str], typer.Argument(metavar="COMMAND…", help="The command and its arguments.")],
-        once: Annotated[bool, typer.Option("--once", help="Make one pass (the only way there is yet).")] = False,
+        period: Annotated[
+            float | None,
+            typer.Option(metavar="SECONDS", help="Look for what has changed so often [20]; changes a running engine."),
+        ] = None,
+        cpu: Annotated[
+            str | None, typer.Option(metavar="SHARE", help="Most of one CPU that the engine may use, such as 20%.")
+        ] = None,
+        domain: Annotated[
+            str | None, typer.Option(metavar="NAME", help="Share within the domain of this name only.")
+        ] = None,
+        private: Annotated[
+            bool, typer.Option("--private", help="Share among the command and its descendants only.")
+        ] = False,
+        once: Annotated[bool, typer.Option("--once", help="Make one pass only, with an engine of its own.")] = False,
         after: Annotated[
-            float, typer.Option(metavar="SECONDS", help="Give the command so long to settle before the pass.")
+            float, typer.Option(metavar="SECONDS", help="With --once: how long the command may settle before the pass.")
         ] = 10.0,
         quiet: Annotated[
-            float, typer.Option(metavar="SECONDS", help="Leave alone what is written within so many seconds.")
+            float, typer.Option(metavar="SECONDS", help="With --once: leave alone what is written within so long.")
         ] = 1.0,
-        as_json: Annotated[bool, typer.Option("--json", help="Report on stderr as one JSON object.")] = False,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="With --once: report on stderr as one JSON object.")
+        ] = False,
     ) -> None:
-        """Start a command; --after seconds later make one pass over it and its descendants; wait for its end.
-
-        The command has the terminal, its signals and its standard streams as without PageONE; the report goes to
-        stderr, the exit code is the command's own. A descendant that cannot be merged is left alone and named.
-        """
-        from pageone.live import preflight  # late: other commands need not load it
-
         if not once:
-            raise UsageError("run: following a command over time is not there yet; give --once for one pass")
+            from pageone.service.launch import become
+
+            become(choose(domain=domain, private=private, period=period, cpu=cpu), command)
+            return
+        from pageone.cli.once import run_once  # late: following a command needs none of it
+        from pageone.live import preflight
+
+        if period is not None or cpu is not None or domain is not None or private:
+            raise UsageError("run: --once takes none of --period, --cpu, --domain and --private")
         for name, value in (("--after", after), ("--quiet", quiet)):
             if value < 0:
                 raise UsageError(f"{name} {value:g}: give a number of seconds, 0 or more")
         preflight.check_system()
-        raise typer.Exit(_run(command, after, quiet, as_json))
-
-
-def _run(command: list[str], after: float, quiet: float, as_json: bool) -> int:
-    """Start the command, make the pass, wait; return the exit code for this process."""
-    started: list[subprocess.Popen[bytes]] = []
-    early: list[int] = []  # signals that come before the command is there
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        if not started:
-            early.append(number)
-        elif started[0].poll() is None:
-            started[0].send_signal(number)
-
-    def leave_alone(number: int, frame: FrameType | None) -> None:
-        """Interrupt and quit reach the command by itself, from the terminal; what it makes of them is its affair."""
-
-    # Handlers, not SIG_IGN: the command starts with the defaults, as it would without PageONE.
-    before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
-    before |= {number: signal.signal(number, leave_alone) for number in (signal.SIGINT, signal.SIGQUIT)}
-    try:
-        try:
-            process = subprocess.Popen(command)
-        except FileNotFoundError:
-            print(f"pageone: {command[0]}: command not found", file=sys.stderr)
-            return _NOT_FOUND
-        except OSError as error:
-            print(f"pageone: {command[0]}: {error.strerror}", file=sys.stderr)
-            return _NOT_EXECUTABLE
-        started.append(process)
-        for number in early:
-            process.send_signal(number)
-        try:
-            process.wait(timeout=after)
-        except subprocess.TimeoutExpired:
-            _one_pass(process.pid, quiet, as_json)
-        code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return code if code >= 0 else 128 - code
-
-
-def _one_pass(pid: int, quiet: float, as_json: bool) -> None:
-    """Merge the process and its descendants; whatever fails, the command goes on and stderr says why."""
-    from pageone.engine import Engine
-    from pageone.live import preflight
-
-    console = Console(stderr=True, highlight=False)
-    left: list[str] = []
-    report: MergeReport | None = None
-    try:
-        with pass_progress(console) as tell, Engine() as engine:
-            for each in with_descendants([pid]):
-                try:
-                    preflight.check(each)
-                    engine.attach(each)
-                except TargetError as error:
-                    left.append(str(error))
-            if engine.targets:
-                report = engine.merge_once(quiet_s=quiet, progress=tell)
-    except PageOneError as error:
-        left.append(str(error))
-    for line in left:
-        print(f"pageone: {line}", file=sys.stderr)
-    if report is None:
-        return
-    if as_json:
-        print(json.dumps(report_dict(report)), file=sys.stderr)
-    else:
-        show_rows(console, f"pageone: one pass over {report.targets} processes", report_rows(report))
+        raise typer.Exit(run_once(command, after, quiet, as_json))

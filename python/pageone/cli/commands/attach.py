@@ -1,0 +1,73 @@
+"""``pageone attach PID… | --match REGEX | --user NAME``: keep running processes merged until they end."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from pageone.cli.engines import choose
+from pageone.errors import TargetError
+
+HELP = """Keep running processes merged until they end or are detached.
+
+Processes are named by PID (then all must be fit to be merged, or none is touched) or chosen by --match and --user
+(then those that are not fit are left alone and named). As root, processes of each user are given to an engine for
+that user alone, unless a domain is named.
+
+Examples:
+
+- `pageone attach 4711 4712`
+- `pageone attach --match 'gunicorn: worker'`
+- `sudo pageone attach --user www-data --children`
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+
+    @app.command(help=HELP)
+    def attach(
+        pids: Annotated[
+            list[int] | None, typer.Argument(metavar="[PID…]", help="Processes.", show_default=False)
+        ] = None,
+        match: Annotated[
+            str | None, typer.Option(metavar="REGEX", help="Processes whose command line contains this.")
+        ] = None,
+        user: Annotated[str | None, typer.Option(metavar="NAME", help="Processes of this user (name or id).")] = None,
+        children: Annotated[bool, typer.Option("--children", help="Follow their descendants as well.")] = False,
+        period: Annotated[
+            float | None,
+            typer.Option(metavar="SECONDS", help="Look for what has changed so often [20]; changes a running engine."),
+        ] = None,
+        cpu: Annotated[
+            str | None, typer.Option(metavar="SHARE", help="Most of one CPU that the engine may use, such as 20%.")
+        ] = None,
+        domain: Annotated[
+            str | None, typer.Option(metavar="NAME", help="Share within the domain of this name only.")
+        ] = None,
+    ) -> None:
+        from pageone.service.client import ask
+        from pageone.service.select import by_user, find
+
+        chosen, strict = find(pids or [], match=match, user=user)
+        attached = 0
+        refused: dict[str, str] = {}
+        groups = {None: chosen} if domain is not None else by_user(chosen)
+        for uid, members in groups.items():
+            reply = ask(
+                choose(domain=domain, uid=uid, period=period, cpu=cpu),
+                lambda connection, members=members: connection.request(  # type: ignore[misc]
+                    "attach", pids=members, children=children, strict=strict, period=period, cpu=cpu
+                ),
+            )
+            attached += len(reply["attached"])
+            refused |= reply["refused"]
+        for reason in refused.values():
+            print(f"pageone: {reason}", file=sys.stderr)
+        if not attached:
+            raise TargetError("attach: no process could be attached")
+        print(f"attached {attached} processes" if attached != 1 else "attached 1 process")
+        if strict and refused:
+            raise typer.Exit(1)
