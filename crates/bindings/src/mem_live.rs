@@ -34,7 +34,13 @@ impl Pool {
 
     #[getter]
     fn inode(&self) -> u64 {
-        self.inner.inode()
+        self.inner.file().inode
+    }
+
+    /// Device of the pool's inode, encoded as `maps` tells devices.
+    #[getter]
+    fn device(&self) -> u64 {
+        self.inner.file().device
     }
 
     fn fill<'py>(

@@ -38,6 +38,9 @@ const FLAG_FORKS: u32 = 1;
 const CHECK_EVERY: Duration = Duration::from_secs(2);
 /// While a thread is still to be released.
 const TEND_EVERY: Duration = Duration::from_millis(1);
+/// A child that is not found at once is looked for less often: each time all processes are gone through.
+const EAGER_WAITS: u32 = 50;
+const HEIR_EVERY: Duration = Duration::from_millis(20);
 
 struct Guardian {
     pool: Pool,
@@ -60,16 +63,20 @@ pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
     };
     let mut control = Some(UnixStream::from(control));
     let mut last_check = Instant::now();
+    let mut waits = 0;
     let changes = signal_descriptor()?;
     loop {
         if control.is_none() && g.targets.is_empty() && g.heirs.is_empty() {
             return Ok(());
         }
         // First, for it may add targets.
-        let timeout = if g.tend() || !g.heirs.is_empty() {
-            TEND_EVERY
-        } else {
-            CHECK_EVERY
+        let awaited = g.tend();
+        waits = if g.heirs.is_empty() { 0 } else { waits + 1 };
+        let timeout = match waits {
+            _ if awaited => TEND_EVERY,
+            0 => CHECK_EVERY,
+            1..EAGER_WAITS => TEND_EVERY,
+            _ => HEIR_EVERY,
         };
         let mut fds: Vec<libc::pollfd> = Vec::with_capacity(2 + 2 * g.targets.len());
         let mut watch = |fd: RawFd| {
@@ -207,7 +214,7 @@ impl Guardian {
                         pid,
                         self.limits,
                         forks,
-                        self.pool.inode(),
+                        self.pool.file(),
                     )?;
                     self.targets.insert(pid, t);
                 }
@@ -305,10 +312,10 @@ impl Guardian {
 
     /// Targets without merged memory are let go; the others are guarded on.
     fn engine_gone(&mut self) {
-        let inode = self.pool.inode();
+        let file = self.pool.file();
         let pids: Vec<i32> = self.targets.keys().copied().collect();
         for pid in pids {
-            if maps_file(pid, inode) {
+            if maps_file(pid, file) {
                 if let Some(t) = self.targets.get_mut(&pid) {
                     t.end_tracking();
                 }

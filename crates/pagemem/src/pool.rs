@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 
-use crate::sys::{check, PAGE};
+use crate::sys::{check, FileId, PAGE};
 
 /// Name of the memfd: targets show it in their maps as `/memfd:pageone (deleted)`.
 pub const POOL_NAME: &std::ffi::CStr = c"pageone";
@@ -21,7 +21,7 @@ pub struct Pool {
     fd: OwnedFd,
     base: *mut u8,
     frames: u32,
-    inode: u64,
+    file: FileId,
     read_only: OnceLock<OwnedFd>,
 }
 
@@ -49,13 +49,16 @@ fn map(fd: &OwnedFd, bytes: usize, prot: i32) -> io::Result<*mut u8> {
     Ok(p.cast())
 }
 
-fn inode_of(fd: &OwnedFd) -> io::Result<(u64, u64)> {
+fn file_of(fd: &OwnedFd) -> io::Result<(FileId, u64)> {
     let mut st = std::mem::MaybeUninit::<libc::stat>::zeroed();
     // SAFETY: the kernel fills one `stat` at a live place of that type.
     check(unsafe { libc::fstat(fd.as_raw_fd(), st.as_mut_ptr()) } as i64)?;
     // SAFETY: zeroed, then filled; its fields are integers.
     let st = unsafe { st.assume_init() };
-    Ok((st.st_ino, st.st_size as u64))
+    Ok((
+        FileId::new(libc::major(st.st_dev), libc::minor(st.st_dev), st.st_ino),
+        st.st_size as u64,
+    ))
 }
 
 impl Pool {
@@ -86,25 +89,25 @@ impl Pool {
             libc::madvise(base.cast(), bytes, libc::MADV_NOHUGEPAGE);
             libc::madvise(base.cast(), bytes, libc::MADV_DONTDUMP);
         }
-        let (inode, _) = inode_of(&fd)?;
+        let (file, _) = file_of(&fd)?;
         Ok(Self {
             fd,
             base,
             frames,
-            inode,
+            file,
             read_only: OnceLock::new(),
         })
     }
 
     /// A read-only view of a pool made by another process, from its descriptor.
     pub fn view(fd: OwnedFd) -> io::Result<Self> {
-        let (inode, bytes) = inode_of(&fd)?;
+        let (file, bytes) = file_of(&fd)?;
         let base = map(&fd, bytes as usize, libc::PROT_READ)?;
         Ok(Self {
             fd,
             base,
             frames: (bytes / PAGE) as u32,
-            inode,
+            file,
             read_only: OnceLock::new(),
         })
     }
@@ -136,9 +139,9 @@ impl Pool {
         self.frames
     }
 
-    /// Inode of the pool, by which its mappings are recognised.
-    pub fn inode(&self) -> u64 {
-        self.inode
+    /// The pool as a file, by which its mappings are recognised.
+    pub fn file(&self) -> FileId {
+        self.file
     }
 
     fn at(&self, frame: u32) -> *mut u8 {

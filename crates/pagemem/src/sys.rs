@@ -107,6 +107,31 @@ pub fn cpu_time() -> Duration {
     Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
 }
 
+/// Which file a mapping is of. An inode number alone means nothing: each file system has its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileId {
+    /// Device: major number in the upper, minor in the lower half.
+    pub device: u64,
+    /// Inode on it.
+    pub inode: u64,
+}
+
+impl FileId {
+    /// Anonymous memory.
+    pub const NONE: Self = Self {
+        device: 0,
+        inode: 0,
+    };
+
+    /// From the two numbers of a device.
+    pub fn new(major: u32, minor: u32, inode: u64) -> Self {
+        Self {
+            device: u64::from(major) << 32 | u64::from(minor),
+            inode,
+        }
+    }
+}
+
 /// A mapping as `PROCMAP_QUERY` tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vma {
@@ -118,8 +143,8 @@ pub struct Vma {
     pub flags: u64,
     /// Byte offset in the file.
     pub offset: u64,
-    /// Inode of the file, 0 for anonymous memory.
-    pub inode: u64,
+    /// The file.
+    pub file: FileId,
 }
 
 /// Readable, writable, not executable, private.
@@ -182,7 +207,7 @@ impl Maps {
                 end: q.vma_end,
                 flags: q.vma_flags & 15,
                 offset: q.vma_offset,
-                inode: q.inode,
+                file: FileId::new(q.dev_major, q.dev_minor, q.inode),
             })),
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(e) if e.raw_os_error() == Some(libc::ENOTTY) => {
@@ -268,14 +293,16 @@ pub fn parse_line(line: &str) -> Option<Vma> {
     let (start, end) = it.next()?.split_once('-')?;
     let perms = it.next()?.as_bytes();
     let offset = u64::from_str_radix(it.next()?, 16).ok()?;
-    let inode = it.nth(1)?.parse().ok()?;
+    let (major, minor) = it.next()?.split_once(':')?;
+    let number = |n: &str| u32::from_str_radix(n, 16).ok();
+    let file = FileId::new(number(major)?, number(minor)?, it.next()?.parse().ok()?);
     let bit = |i: usize, c: u8, v: u64| if perms.get(i) == Some(&c) { v } else { 0 };
     Some(Vma {
         start: u64::from_str_radix(start, 16).ok()?,
         end: u64::from_str_radix(end, 16).ok()?,
         flags: bit(0, b'r', 1) | bit(1, b'w', 2) | bit(2, b'x', 4) | bit(3, b's', 8),
         offset,
-        inode,
+        file,
     })
 }
 

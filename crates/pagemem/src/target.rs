@@ -14,7 +14,9 @@ use crate::arch::{self, nr};
 use crate::inject::{Op, Workshop, ASIDE_PAGES, MESSAGE_AT, OPS_MAX};
 use crate::pool::Pool;
 use crate::ptrace::{Events, NoEvents, StopError, Stopped, Strictness, Tracer};
-use crate::sys::{self, check, pidfd_getfd, pidfd_open, read_remote, Maps, PAGE, VMA_PRIVATE_RW};
+use crate::sys::{
+    self, check, pidfd_getfd, pidfd_open, read_remote, FileId, Maps, PAGE, VMA_PRIVATE_RW,
+};
 use crate::uffd::{Event, Uffd, Use};
 
 /// What became of a page; the values are `PageCode` of `pageone.engine.backend`.
@@ -120,7 +122,7 @@ pub struct Target {
     /// Descriptors of children's address spaces, from fork events, not yet known by pid.
     born: Vec<Uffd>,
     /// Inode of the pool whose frames it maps.
-    pool_inode: u64,
+    pool_file: FileId,
     /// Since when another tracer keeps us from stopping it.
     refused_since: Option<Instant>,
     core_dumps: CoreDumps,
@@ -134,7 +136,7 @@ pub struct Heir {
     guard: Option<Uffd>,
     limits: Limits,
     advised: Vec<(u64, u64, u64)>,
-    pool_inode: u64,
+    pool_file: FileId,
     core_dumps: CoreDumps,
 }
 
@@ -173,7 +175,7 @@ impl Heir {
             discarded: Vec::new(),
             advised: std::mem::take(&mut self.advised),
             born: Vec::new(),
-            pool_inode: self.pool_inode,
+            pool_file: self.pool_file,
             refused_since: None,
             core_dumps: self.core_dumps,
         })
@@ -304,7 +306,7 @@ impl Target {
         pid: i32,
         limits: Limits,
         follow_forks: bool,
-        pool_inode: u64,
+        pool_file: FileId,
     ) -> io::Result<Self> {
         let pidfd = pidfd_open(pid)?;
         // The first stop includes page faults in the workshop and may find the target busy: it may take longer.
@@ -338,7 +340,7 @@ impl Target {
             discarded: Vec::new(),
             advised: Vec::new(),
             born,
-            pool_inode,
+            pool_file,
             refused_since: None,
             core_dumps: CoreDumps::include_frames(pid),
         })
@@ -468,7 +470,7 @@ impl Target {
             guard: Some(guard),
             limits: self.limits,
             advised: self.advised.clone(),
-            pool_inode: self.pool_inode,
+            pool_file: self.pool_file,
             core_dumps: self.core_dumps,
         }
     }
@@ -497,7 +499,7 @@ impl Target {
             let mut maps = Maps::open(child)?;
             let mut at = 0;
             while let Some(v) = maps.at_or_after(at)? {
-                if v.inode == pool.inode() {
+                if v.file == pool.file() {
                     guard.register(v.start, v.end)?;
                 }
                 at = v.end;
@@ -517,7 +519,7 @@ impl Target {
             discarded: Vec::new(),
             advised: self.advised.clone(),
             born: Vec::new(),
-            pool_inode: self.pool_inode,
+            pool_file: self.pool_file,
             refused_since: None,
             core_dumps: self.core_dumps,
         })
@@ -658,14 +660,15 @@ impl Target {
     /// What remains is one that has pinned a page before it was moved and copies after it was compared; the kernel
     /// offers no way to see that (its count of pins is folded once a second).
     pub fn merge(&mut self, tracer: &mut Tracer, pool: &Pool, runs: &[Run]) -> Outcome {
-        let inode = pool.inode();
+        let file = pool.file();
         self.in_stops(
             tracer,
             Kind::Merge,
             runs,
             |t, tracer, stopped, batch, codes, out| {
-                let fits =
-                    |v: &sys::Vma| v.flags == VMA_PRIVATE_RW && (v.inode == 0 || v.inode == inode);
+                let fits = |v: &sys::Vma| {
+                    v.flags == VMA_PRIVATE_RW && (v.file == FileId::NONE || v.file == file)
+                };
                 t.exchange(tracer, stopped, batch, codes, out, fits, Some(pool))
             },
         )
@@ -678,7 +681,7 @@ impl Target {
             Kind::Zero,
             runs,
             |t, tracer, stopped, batch, codes, out| {
-                let fits = |v: &sys::Vma| v.flags == VMA_PRIVATE_RW && v.inode == 0;
+                let fits = |v: &sys::Vma| v.flags == VMA_PRIVATE_RW && v.file == FileId::NONE;
                 t.exchange(tracer, stopped, batch, codes, out, fits, None)
             },
         )
@@ -854,7 +857,7 @@ impl Target {
 
     /// Gives merged runs private anonymous memory with the same bytes.
     pub fn unmerge(&mut self, tracer: &mut Tracer, pool: &Pool, runs: &[Run]) -> Outcome {
-        let inode = pool.inode();
+        let file = pool.file();
         self.in_stops(
             tracer,
             Kind::Unmerge,
@@ -869,7 +872,7 @@ impl Target {
                         &mut maps,
                         r.addr,
                         r.pages,
-                        |v| v.inode == inode,
+                        |v| v.file == file,
                         part,
                         &mut edges,
                     );
@@ -1033,7 +1036,7 @@ impl Target {
 
     /// Removes the workshop and ends all watching. On an error the target is still guarded.
     pub fn detach(&mut self, tracer: &mut Tracer) -> io::Result<()> {
-        let strictness = if maps_file(self.pid, self.pool_inode) {
+        let strictness = if maps_file(self.pid, self.pool_file) {
             Strictness::All
         } else {
             // Nothing of it is exchanged any more: a thread that sleeps in the kernel does no harm.
@@ -1070,12 +1073,12 @@ impl Target {
     }
 }
 
-/// Whether process `pid` maps the file with this inode.
-pub fn maps_file(pid: i32, inode: u64) -> bool {
+/// Whether process `pid` maps this file.
+pub fn maps_file(pid: i32, file: FileId) -> bool {
     std::fs::read_to_string(format!("/proc/{}/maps", sys::memory_tid(pid))).is_ok_and(|s| {
         s.lines()
             .filter_map(crate::sys::parse_line)
-            .any(|v| v.inode == inode)
+            .any(|v| v.file == file)
     })
 }
 

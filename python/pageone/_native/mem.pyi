@@ -123,7 +123,9 @@ class Pool:
     frames: int
     """Number of frames that the pool can hold."""
     inode: int
-    """Inode of the memfd, by which its mappings are recognised in ``/proc/PID/maps``."""
+    """Inode of the memfd, by which, with its device, its mappings are recognised in ``/proc/PID/maps``."""
+    device: int
+    """Device of the memfd: major number in the upper, minor in the lower 32 bits."""
 
     def __new__(cls, frames: int) -> Pool: ...
     def fileno(self) -> int:

@@ -6,6 +6,7 @@ Runs without the site packages so that the process stays small: it loads the nat
 import contextlib
 import importlib.machinery
 import importlib.util
+import os
 import signal
 import sys
 
@@ -17,6 +18,9 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("-1000")  # without it, what its targets discard would not read as zeros; root may ask for this
+    with contextlib.suppress(OSError):
+        # A target stands still while this process waits for a processor; root may ask for an early turn.
+        os.setpriority(os.PRIO_PROCESS, 0, -10)
     loader = importlib.machinery.ExtensionFileLoader("_native", native)
     spec = importlib.util.spec_from_loader("_native", loader)
     if spec is None:

@@ -89,7 +89,7 @@ class LiveTarget:
     def regions(self) -> Regions:
         """See ``TargetMemory.regions``. Cost: one read of the maps, and of smaps when there is a new mapping."""
         try:
-            start, end, perms, offset, _, inode, name, names = mem.maps(self.pid)
+            start, end, perms, offset, device, inode, name, names = mem.maps(self.pid)
         except OSError as error:
             raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
         if any(n.startswith(_RINGS) for n in names) or preflight.pins_memory(self.pid):
@@ -100,7 +100,7 @@ class LiveTarget:
         low, high = self._workshop
         joined = (start > low) & (start < high) & (end > high) & (inode == 0)
         start = np.where(joined, np.uint64(high), start)
-        merged = inode == self._backend.pool.inode
+        merged = self._backend.is_pool(device, inode)
         self._merged = start[merged], end[merged]
         special = np.array([bool(_LEFT_ALONE.match(n)) for n in names] or [False])[name]
         private_rw = (perms & 15) == (_READ | _WRITE)
@@ -202,8 +202,8 @@ class LiveTarget:
         known, self._merged = self._merged, None
         if known is not None:
             return known
-        start, end, _, _, _, inode, _, _ = mem.maps(self.pid)
-        merged = inode == self._backend.pool.inode
+        start, end, _, _, device, inode, _, _ = mem.maps(self.pid)
+        merged = self._backend.is_pool(device, inode)
         return start[merged], end[merged]
 
     def present(self, start: U64, end: U64) -> PageRanges:
@@ -314,12 +314,12 @@ class LiveBackend:
         pages: list[U32] = []
         for pid in psutil.pids():
             try:
-                start, end, _, offset, _, inode, _, _ = mem.maps(process.memory_thread(pid))
+                start, end, _, offset, device, inode, _, _ = mem.maps(process.memory_thread(pid))
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EPERM) and not process.cannot_map_pool(pid, self._created):
                     complete = False
                 continue
-            ours = inode == self.pool.inode
+            ours = self.is_pool(device, inode)
             if pid in (os.getpid(), self.guardian.pid):
                 # Each has one mapping of the whole pool, which is not a use of any frame.
                 ours &= (end - start) != np.uint64(self.frames_max * PAGE_SIZE)
@@ -328,6 +328,11 @@ class LiveBackend:
                 pages.append(((end - start)[ours] // PAGE_SIZE).astype(np.uint32))
         empty = np.empty(0, np.uint32)
         return np.concatenate([*first, empty]), np.concatenate([*pages, empty]), complete
+
+    def is_pool(self, device: U64, inode: U64) -> npt.NDArray[np.bool_]:
+        """Tell which files, given as ``maps`` tells them, are the pool: an inode alone means nothing."""
+        found: npt.NDArray[np.bool_] = (inode == self.pool.inode) & (device == self.pool.device)
+        return found
 
     def cpu_s(self) -> float:
         """CPU-seconds of the guardian so far."""

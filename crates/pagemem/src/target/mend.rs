@@ -185,7 +185,7 @@ impl Target {
                 if v.start >= end {
                     break;
                 }
-                if v.inode == self.pool_inode {
+                if v.file == self.pool_file {
                     let (start, end) = (v.start.max(start), v.end.min(end));
                     pieces.push(Piece {
                         start,
