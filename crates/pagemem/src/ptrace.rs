@@ -126,6 +126,8 @@ pub struct Stopped {
     pub since: Instant,
     /// Whether job control had suspended it before: then it stays so.
     pub suspended: bool,
+    /// Nothing but the mending of discards may be done in this stop, for this reason.
+    pub only_mend: Option<StopError>,
     /// The thread that runs injected code, if one has; restored by [`Tracer::release`].
     pub worker: RefCell<Option<Worker>>,
 }
@@ -322,7 +324,10 @@ impl Tracer {
         let mut ended = BTreeSet::new();
         let mut failure = None;
         let mut suspended = false;
+        // Once a discard has been let happen, no thread may go on before it has been mended.
+        let mut read = false;
         'outer: loop {
+            let timeout = if read { timeout.max(MENDING) } else { timeout };
             match self.seize_new(pid, &mut seized, &mut stopped) {
                 Ok(true) => {}
                 // A running thread may create another before it stops: done when no new one is found. The kernel cuts
@@ -365,7 +370,7 @@ impl Tracer {
                 if stopped.len() == seized.len() {
                     break;
                 }
-                if since.elapsed() > timeout {
+                if since.elapsed() > if read { timeout.max(MENDING) } else { timeout } {
                     failure = Some(StopError::Timeout);
                     break 'outer;
                 }
@@ -379,6 +384,9 @@ impl Tracer {
                     let mut unstopped = seized.iter().filter(|t| !stopped.contains(t));
                     if since.elapsed() > PATIENCE || unstopped.all(|&t| sleeps_in_kernel(pid, t)) {
                         events.read_one();
+                        read = true;
+                        spins = 0;
+                        continue;
                     }
                 } else if strictness == Strictness::NoUserCode
                     && since.elapsed() > PATIENCE
@@ -403,11 +411,17 @@ impl Tracer {
         // A followed process is traced between stops, too, and would have to be put back to sleep.
         let may_be_suspended =
             strictness == Strictness::NoUserCode || !self.followed.contains(&pid);
+        let mut only_mend = None;
         if failure.is_none() && suspended && !may_be_suspended {
-            failure = Some(StopError::Timeout);
+            only_mend = Some(StopError::Timeout);
+        } else if failure.is_none()
+            && strictness == Strictness::All
+            && self.sharers.any(tids[0], pid)
+        {
+            only_mend = Some(StopError::Shared);
         }
-        if failure.is_none() && strictness == Strictness::All && self.sharers.any(tids[0], pid) {
-            failure = Some(StopError::Shared);
+        if !read {
+            failure = failure.or(only_mend.take());
         }
         for &tid in seized.iter().filter(|t| !stopped.contains(t)) {
             let held = if self.followed.contains(&pid) {
@@ -422,6 +436,7 @@ impl Tracer {
             tids,
             since,
             suspended,
+            only_mend,
             worker: RefCell::new(None),
         };
         match failure {
@@ -642,6 +657,8 @@ impl Tracer {
     }
 }
 
+/// How long threads that still run are waited for once a discard has been let happen.
+const MENDING: Duration = Duration::from_secs(1);
 /// Polls before sleeping: stops mostly come within microseconds.
 const SPINS: u32 = 30;
 /// How long threads that run are waited for before those that sleep in the kernel are looked at.

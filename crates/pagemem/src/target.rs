@@ -608,8 +608,18 @@ impl Target {
                 Err(StopError::Timeout) => codes.fill(Code::Timeout as u8),
                 Err(StopError::Gone) => codes.fill(Code::Gone as u8),
                 Err(StopError::Refused(_) | StopError::Shared) => codes.fill(Code::Refused as u8),
+                Ok(stopped) if stopped.only_mend.is_some() => {
+                    let code = match stopped.only_mend {
+                        Some(StopError::Timeout) => Code::Timeout,
+                        _ => Code::Refused,
+                    };
+                    codes.fill(code as u8);
+                    self.mend(tracer, &stopped);
+                    tracer.release(stopped);
+                }
                 Ok(stopped) if !self.workshop.intact(stopped.memory()) => {
                     codes.fill(Code::Gone as u8);
+                    self.mend(tracer, &stopped);
                     tracer.release(stopped);
                 }
                 // Looked at inside the stop: a request may have been submitted a moment ago.
@@ -636,6 +646,10 @@ impl Target {
                     out.pauses.push(tracer.release(stopped).as_secs_f64());
                     self.learn(kind, worked / pages as f64);
                 }
+            }
+            if !self.discarded.is_empty() {
+                // Read of, but no stop came about in time.
+                self.on_events(tracer);
             }
             out.codes.extend_from_slice(&codes);
         }
@@ -1043,8 +1057,11 @@ impl Target {
             Strictness::NoUserCode
         };
         match self.stop(tracer, Duration::from_secs(2), strictness) {
-            Ok(stopped) => {
-                let result = if self.workshop.intact(stopped.memory()) {
+            Ok(mut stopped) => {
+                let result = if let Some(e) = stopped.only_mend.take() {
+                    self.mend(tracer, &stopped);
+                    Err(e.into_io())
+                } else if self.workshop.intact(stopped.memory()) {
                     self.mend(tracer, &stopped);
                     self.workshop.remove(&stopped)
                 } else {
