@@ -73,6 +73,22 @@ static int over(void) {
     return atomic_load(&stop);
 }
 
+/* Says which mapping an address is in: what was wrong with it mostly follows. */
+static void tell_mapping(const void *address) {
+    FILE *maps = fopen("/proc/self/smaps", "r");
+    char line[512];
+    int inside = 0;
+    while (maps && fgets(line, sizeof line, maps)) {
+        unsigned long start, end;
+        if (sscanf(line, "%lx-%lx ", &start, &end) == 2) {
+            inside = (unsigned long)address >= start && (unsigned long)address < end;
+            if (inside) fprintf(stderr, "%p in %s", address, line);
+        } else if (inside && !strncmp(line, "VmFlags", 7)) {
+            fprintf(stderr, "%s", line);
+        }
+    }
+}
+
 static void wrong(const char *format, ...) {
     char line[400];
     va_list a;
@@ -104,8 +120,11 @@ static void fill_at(uint64_t *p, uint32_t page, uint32_t v) {
 
 static void check_at(const uint64_t *p, uint32_t page, uint32_t v) {
     for (unsigned i = 0; i < WORDS; i++)
-        if (((const volatile uint64_t *)p)[i] != word(page, v, i))
-            wrong("page %u version %u word %u: found %#llx", page, v, i, (unsigned long long)p[i]);
+        if (((const volatile uint64_t *)p)[i] != word(page, v, i)) {
+            unsigned long long found = p[i];
+            tell_mapping(p);
+            wrong("page %u version %u word %u: found %#llx, later %#llx", page, v, i, found, (unsigned long long)p[i]);
+        }
     atomic_fetch_add_explicit(&checked, 1, memory_order_relaxed);
 }
 
@@ -585,7 +604,11 @@ static void *watch_discards(void *argument) {
     (void)argument;
     while (!over()) {
         unsigned upto = atomic_load(&discarded_upto);
-        if (upto) check_at(at(upto - 1), upto - 1, ZERO);
+        if (!upto) continue;
+        /* A copy, judged only if the page was not about to be filled again meanwhile: this thread may have stood still. */
+        uint64_t copy[WORDS];
+        for (unsigned i = 0; i < WORDS; i++) copy[i] = ((const volatile uint64_t *)at(upto - 1))[i];
+        if (atomic_load(&discarded_upto) >= upto) check_at(copy, upto - 1, ZERO);
     }
     return NULL;
 }
@@ -606,7 +629,7 @@ static void discards(void) {
         usleep(20000);
         check_range(0, PAGES);
         atomic_store(&discarded_upto, 0);
-        usleep(2000);
+        usleep(100000); /* longer than any stop of the watching thread */
     }
     pthread_join(watcher, NULL);
     check_range(0, PAGES);

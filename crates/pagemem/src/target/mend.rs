@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::{Target, ANON, FIXED, FOR_ANONYMOUS};
 use crate::arch::{nr, Regs};
 use crate::inject::{Op, OPS_MAX};
-use crate::ptrace::{Events, StopError, Stopped, Strictness, Tracer};
+use crate::ptrace::{Events, NoEvents, StopError, Stopped, Strictness, Tracer};
 use crate::remedies;
 use crate::sys::{Maps, PAGE};
 
@@ -158,7 +158,13 @@ impl Target {
             ops.extend(self.advice_for(&run, FOR_ANONYMOUS));
         }
         let can = self.workshop.intact(stopped.memory());
-        if !can || self.run_ops(tracer, stopped, &mut ops).is_err() {
+        // Without reading events: a thread that still waits with one must stay where it is until the next stop.
+        if !can
+            || self
+                .workshop
+                .run(tracer, stopped, &mut ops, &mut NoEvents)
+                .is_err()
+        {
             return vec![false; pieces.len()];
         }
         pieces

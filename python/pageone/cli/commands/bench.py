@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
         name = f"{bench.__name__}.{info.name}"
         # Helpers import numpy, which takes longer than all the rest of the command line: they are not imported here.
         spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None or "\ndef register(" not in Path(spec.origin).read_text():
+        if spec is None or spec.origin is None or "\ndef register(" not in "\n" + Path(spec.origin).read_text():
             continue
         importlib.import_module(name).register(sub)
     app.add_typer(sub, name="bench")
