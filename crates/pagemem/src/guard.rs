@@ -286,7 +286,7 @@ impl Guardian {
         self.adopt_among(&near);
         if !self.heirs.is_empty() {
             self.heirs.retain(Heir::alive);
-            self.adopt_among(&all_processes());
+            self.adopt_among(&crate::sys::all_processes());
         }
     }
 
@@ -389,16 +389,4 @@ fn children_of(pid: i32) -> Vec<i32> {
         );
     }
     out
-}
-
-fn all_processes() -> Vec<i32> {
-    std::fs::read_dir("/proc").map_or_else(
-        |_| Vec::new(),
-        |entries| {
-            entries
-                .flatten()
-                .filter_map(|e| e.file_name().to_str()?.parse().ok())
-                .collect()
-        },
-    )
 }

@@ -35,7 +35,7 @@ impl Sharers {
         let new = newest.wrapping_sub(known.newest);
         let mut found: Vec<i32> = std::mem::take(&mut known.sharers);
         if first || !(0..=COUNT_UP_MAX).contains(&new) {
-            found = all_processes();
+            found = crate::sys::all_processes();
         } else {
             found.extend(known.newest + 1..=newest);
         }
@@ -52,18 +52,6 @@ impl Sharers {
 fn newest_pid() -> Option<i32> {
     let text = std::fs::read_to_string("/proc/loadavg").ok()?;
     text.split_ascii_whitespace().last()?.parse().ok()
-}
-
-fn all_processes() -> Vec<i32> {
-    std::fs::read_dir("/proc").map_or_else(
-        |_| Vec::new(),
-        |entries| {
-            entries
-                .flatten()
-                .filter_map(|e| e.file_name().to_str()?.parse().ok())
-                .collect()
-        },
-    )
 }
 
 fn thread_of(pid: i32, tid: i32) -> bool {

@@ -365,3 +365,16 @@ pub fn pinned(pid: i32) -> bool {
     };
     positive("VmPin:") || positive("VmLck:")
 }
+
+/// The ids of all processes that are there now.
+pub fn all_processes() -> Vec<i32> {
+    std::fs::read_dir("/proc").map_or_else(
+        |_| Vec::new(),
+        |entries| {
+            entries
+                .flatten()
+                .filter_map(|e| e.file_name().to_str()?.parse().ok())
+                .collect()
+        },
+    )
+}
