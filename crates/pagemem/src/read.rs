@@ -315,18 +315,37 @@ fn read_file(
     Ok(())
 }
 
+/// A buffer that begins on a page boundary, to read into.
+///
+/// The alignment is what makes reading cheap: on Zen 3 the kernel's copy (`rep movsb`) of a page to 16 bytes behind a
+/// page boundary, which is where `malloc` puts large blocks, takes four times as long as to any other place (2.5 µs
+/// against 0.65, measured).
+#[derive(Debug, Default)]
+pub struct PageBuffer(Vec<u8>);
+
+impl PageBuffer {
+    /// An empty buffer.
+    pub const fn new() -> PageBuffer {
+        PageBuffer(Vec::new())
+    }
+
+    /// `len` bytes from a page boundary on; what they hold is not defined. It grows as needed and never shrinks.
+    pub fn lend(&mut self, len: usize) -> &mut [u8] {
+        if self.0.len() < len + PAGE {
+            self.0 = vec![0; len + PAGE];
+        }
+        let aligned = self.0.as_ptr().align_offset(PAGE);
+        &mut self.0[aligned..aligned + len]
+    }
+}
+
 thread_local! {
     /// Scratch for a chunk, kept between calls: fresh memory would cost a page fault for each page read.
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<PageBuffer> = const { RefCell::new(PageBuffer::new()) };
 }
 
 fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [u8]) -> T) -> T {
-    SCRATCH.with_borrow_mut(|scratch| {
-        if scratch.len() < len {
-            scratch.resize(len, 0);
-        }
-        f(&mut scratch[..len])
-    })
+    SCRATCH.with_borrow_mut(|scratch| f(scratch.lend(len)))
 }
 
 /// Runs `work` on every item, from `threads` threads that take the next item when they are done with one. The first
@@ -377,8 +396,8 @@ fn chunk_pages(page_size: usize) -> usize {
     (CHUNK_BYTES / page_size).max(1)
 }
 
-/// Keys and codes of pages that lie in `bytes`, those whose code is not `CODE_GONE` already.
-fn keys_of_chunk(key: &Key, bytes: &[u8], page_size: usize, keys: &mut [u64], code: &mut [u8]) {
+/// Keys and codes of pages that have been read into `bytes`: those whose code is not `CODE_GONE` already.
+pub fn keys_of_read(key: &Key, bytes: &[u8], page_size: usize, keys: &mut [u64], code: &mut [u8]) {
     for ((page, key_out), code) in bytes.chunks_exact(page_size).zip(keys).zip(code) {
         *key_out = 0;
         if *code != CODE_GONE {
@@ -433,14 +452,14 @@ pub fn read_keys(
             let items: Vec<_> = parts.zip(keep.chunks_mut(step * page_size)).collect();
             each(items, threads, |((((part, at), keys), code), bytes)| {
                 source.read(at, part_of_known(part, at.len()), page_size, bytes, code)?;
-                keys_of_chunk(key, bytes, page_size, keys, code);
+                keys_of_read(key, bytes, page_size, keys, code);
                 Ok(())
             })
         }
         None => each(parts.collect(), threads, |(((part, at), keys), code)| {
             with_scratch(at.len() * page_size, |bytes| {
                 source.read(at, part_of_known(part, at.len()), page_size, bytes, code)?;
-                keys_of_chunk(key, bytes, page_size, keys, code);
+                keys_of_read(key, bytes, page_size, keys, code);
                 Ok(())
             })
         }),
@@ -471,7 +490,7 @@ pub fn keys_of(
         .collect();
     let outcome = each(items, threads, |((bytes, keys), code)| {
         code.fill(CODE_OK);
-        keys_of_chunk(key, bytes, page_size, keys, code);
+        keys_of_read(key, bytes, page_size, keys, code);
         Ok(())
     });
     debug_assert!(outcome.is_ok(), "no part of this can fail");
@@ -771,6 +790,15 @@ mod tests {
             [SAME, SAME, SAME, DIFFERENT, DIFFERENT, SAME, UNREADABLE, UNREADABLE]
         );
         assert_eq!(verdict[8..], [SAME; 92]);
+    }
+
+    #[test]
+    fn a_page_buffer_begins_on_a_page_boundary_whatever_its_size() {
+        let mut buffer = PageBuffer::new();
+        for len in [1, 100 * PAGE, 3, 1 << 20] {
+            let lent = buffer.lend(len);
+            assert_eq!((lent.len(), lent.as_ptr() as usize % PAGE), (len, 0));
+        }
     }
 
     #[test]
