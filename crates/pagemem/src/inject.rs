@@ -10,6 +10,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::arch::{self, nr, Regs};
+use crate::process::Process;
 use crate::ptrace::{self, Events, Stopped, Tracer, Wait, Worker};
 use crate::sys::{read_remote, write_remote, Vma, PAGE};
 
@@ -101,12 +102,12 @@ fn find_syscall(pid: i32) -> io::Result<u64> {
 
 /// Which thread runs injected code: one that no seccomp filter could kill for it, and not inside a call that only its
 /// own kernel state can restart, if there is.
-fn choose(stopped: &Stopped) -> io::Result<(i32, Regs)> {
+fn choose(process: &Process, stopped: &Stopped) -> io::Result<(i32, Regs)> {
     let mut fallback = None;
     let mut filtered = false;
     for &tid in stopped.tids.iter().take(16) {
         let Ok(regs) = Regs::get(tid) else { continue };
-        if under_seccomp(stopped.pid, tid) {
+        if process.under_seccomp(tid) {
             filtered = true;
             continue;
         }
@@ -121,15 +122,6 @@ fn choose(stopped: &Stopped) -> io::Result<(i32, Regs)> {
         } else {
             gone()
         }
-    })
-}
-
-/// Whether system calls of the thread are filtered, or that cannot be told.
-fn under_seccomp(pid: i32, tid: i32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).map_or(true, |s| {
-        s.lines()
-            .find_map(|l| l.strip_prefix("Seccomp:"))
-            .is_some_and(|mode| mode.trim() != "0")
     })
 }
 
@@ -209,9 +201,9 @@ fn one_call(tid: i32, regs: &Regs, insn: u64, number: u64, args: [u64; 6]) -> io
 
 impl Workshop {
     /// Makes a workshop in a stopped target.
-    pub fn create(stopped: &Stopped) -> io::Result<Self> {
+    pub fn create(process: &Process, stopped: &Stopped) -> io::Result<Self> {
         let insn = find_syscall(stopped.pid)?;
-        let (tid, mut regs) = choose(stopped)?;
+        let (tid, mut regs) = choose(process, stopped)?;
         leave_rseq(tid, &mut regs)?;
         let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
@@ -288,9 +280,9 @@ impl Workshop {
     }
 
     /// Removes the workshop from a stopped target.
-    pub fn remove(&self, stopped: &Stopped) -> io::Result<()> {
+    pub fn remove(&self, process: &Process, stopped: &Stopped) -> io::Result<()> {
         let insn = find_syscall(stopped.pid)?;
-        let (tid, mut regs) = choose(stopped)?;
+        let (tid, mut regs) = choose(process, stopped)?;
         leave_rseq(tid, &mut regs)?;
         one_call(
             tid,
@@ -314,13 +306,14 @@ impl Workshop {
     pub fn run(
         &self,
         tracer: &mut Tracer,
+        process: &Process,
         stopped: &Stopped,
         ops: &mut [Op],
         events: &mut dyn Events,
     ) -> io::Result<()> {
         assert!(ops.len() <= OPS_MAX);
         let pid = stopped.pid;
-        let (tid, regs) = self.hire(stopped)?;
+        let (tid, regs) = self.hire(process, stopped)?;
         write_remote(pid, self.base + OPS_AT, bytes_of(ops))?;
         let looping = regs.for_loop(
             self.base,
@@ -332,17 +325,15 @@ impl Workshop {
         // The order matters should this process die in between: from here on the thread runs the whole loop and
         // returns through the frame, which also holds its signal mask. Between lists it stands at the loop's end.
         looping.set(tid)?;
-        ptrace::set_signal_mask(tid, !(1 << (arch::REPORT_SIGNAL - 1)))?;
+        self.hold_signals(stopped, tid)?;
         let started = Instant::now();
         ptrace::resume(tid, 0)?;
         let done = self.base + arch::loop_done_offset();
         let mut spins = 0u32;
         let ended = loop {
-            if events.pending() {
-                // Moving a guarded range waits for its event to be read.
-                events.read_one();
-            }
             match ptrace::poll(tid) {
+                // Moving a guarded range waits for its event to be read.
+                Wait::Nothing if events.pending() => events.read_one(),
                 Wait::Nothing if started.elapsed() > LIST_TIMEOUT => break Err(gone()),
                 Wait::Nothing => {
                     spins += 1;
@@ -383,12 +374,23 @@ impl Workshop {
         Ok(())
     }
 
+    /// Keeps all signals but the loop's own from the worker until it gets its mask back.
+    fn hold_signals(&self, stopped: &Stopped, tid: i32) -> io::Result<()> {
+        if let Some(w) = &mut *stopped.worker.borrow_mut() {
+            if !w.masked {
+                ptrace::set_signal_mask(tid, !(1 << (arch::REPORT_SIGNAL - 1)))?;
+                w.masked = true;
+            }
+        }
+        Ok(())
+    }
+
     /// The thread that runs lists in this stop, with its registers as they were; its frame stands in the workshop.
-    fn hire(&self, stopped: &Stopped) -> io::Result<(i32, Regs)> {
+    fn hire(&self, process: &Process, stopped: &Stopped) -> io::Result<(i32, Regs)> {
         if let Some(w) = &*stopped.worker.borrow() {
             return Ok((w.tid, w.regs));
         }
-        let (tid, mut regs) = choose(stopped)?;
+        let (tid, mut regs) = choose(process, stopped)?;
         leave_rseq(tid, &mut regs)?;
         let mask = ptrace::signal_mask(tid)?;
         let frame = arch::signal_frame(tid, &regs, mask, self.base + FRAME_AT)?;
@@ -397,7 +399,8 @@ impl Workshop {
             tid,
             regs,
             mask,
-            cpu: ptrace::cpu_of(stopped.pid, tid),
+            cpu: process.cpu(),
+            masked: false,
         });
         Ok((tid, regs))
     }

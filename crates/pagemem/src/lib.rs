@@ -11,6 +11,7 @@ pub mod inject;
 pub mod maps;
 pub mod pagemap;
 pub mod pool;
+pub mod process;
 pub mod ptrace;
 pub mod read;
 pub mod remedies;

@@ -6,8 +6,10 @@
 //! a frame back: measured, `EPERM`.)
 
 use std::ffi::c_void;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
 use crate::sys::{check, FileId, PAGE};
@@ -18,7 +20,7 @@ pub const POOL_NAME: &std::ffi::CStr = c"pageone";
 /// A mapping of the pool in this process.
 #[derive(Debug)]
 pub struct Pool {
-    fd: OwnedFd,
+    fd: File,
     base: *mut u8,
     frames: u32,
     file: FileId,
@@ -91,7 +93,7 @@ impl Pool {
         }
         let (file, _) = file_of(&fd)?;
         Ok(Self {
-            fd,
+            fd: fd.into(),
             base,
             frames,
             file,
@@ -104,7 +106,7 @@ impl Pool {
         let (file, bytes) = file_of(&fd)?;
         let base = map(&fd, bytes as usize, libc::PROT_READ)?;
         Ok(Self {
-            fd,
+            fd: fd.into(),
             base,
             frames: (bytes / PAGE) as u32,
             file,
@@ -166,43 +168,61 @@ impl Pool {
 
     /// Copies the pages at `addrs` of process `pid` into `frames` (same length); `ok[i]` is 0 where it worked.
     ///
-    /// The frames must be free: nothing may map them.
+    /// The frames must be free: nothing may map them. Through a buffer that stays in the cache and `pwrite`, which gives
+    /// a new page its bytes at once: reading into the mapping takes a fault for each page, and the kernel zeroes it
+    /// first (measured, a page: 2.9 against 4.0 µs; with `fallocate` before 4.8, with `MADV_POPULATE_WRITE` 4.1).
     pub fn fill(&self, pid: i32, addrs: &[u64], frames: &[u32], ok: &mut [u8]) {
         assert!(addrs.len() == frames.len() && frames.len() == ok.len());
-        const PER_CALL: usize = 512;
+        const PER_CALL: usize = 64;
+        let page = PAGE as usize;
+        let mut buffer = vec![0u8; PER_CALL * page];
         let mut i = 0;
         while i < addrs.len() {
-            let mut local: Vec<libc::iovec> = Vec::new();
-            let mut remote: Vec<libc::iovec> = Vec::new();
-            let mut n = 0;
-            while i + n < addrs.len() && n < PER_CALL {
-                let (a, p) = (addrs[i + n], self.at(frames[i + n]));
-                let len = PAGE as usize;
-                push(&mut remote, a as *mut c_void, len);
-                push(&mut local, p.cast(), len);
-                n += 1;
+            let n = PER_CALL.min(addrs.len() - i);
+            let mut remote: Vec<libc::iovec> = Vec::with_capacity(n);
+            for &a in &addrs[i..i + n] {
+                push(&mut remote, a as *mut c_void, page);
             }
-            // SAFETY: `local` describes whole frames inside our mapping, free by contract, so nothing else reads them as
-            // Rust memory; `remote` is only interpreted in the other process.
-            let got = unsafe {
-                libc::process_vm_readv(
-                    pid,
-                    local.as_ptr(),
-                    local.len() as u64,
-                    remote.as_ptr(),
-                    remote.len() as u64,
-                    0,
-                )
+            let local = libc::iovec {
+                iov_base: buffer.as_mut_ptr().cast(),
+                iov_len: n * page,
             };
-            let done = (got.max(0) as usize) / PAGE as usize;
-            ok[i..i + done.min(n)].fill(0);
-            if done < n {
-                ok[i + done] = 2;
-                i += done + 1;
+            // SAFETY: `local` is a live buffer of at least that length, borrowed by nobody else; `remote` is only
+            // interpreted in the other process.
+            let got = unsafe {
+                libc::process_vm_readv(pid, &local, 1, remote.as_ptr(), remote.len() as u64, 0)
+            };
+            let read = (got.max(0) as usize) / page;
+            let mut at = 0;
+            while at < read {
+                let first = frames[i + at];
+                let mut run = 1;
+                while at + run < read && frames[i + at + run] == first.wrapping_add(run as u32) {
+                    run += 1;
+                }
+                let bytes = &buffer[at * page..(at + run) * page];
+                let code = if self.write(first, bytes).is_ok() {
+                    0
+                } else {
+                    2
+                };
+                ok[i + at..i + at + run].fill(code);
+                at += run;
+            }
+            if read < n {
+                ok[i + read] = 2;
+                i += read + 1;
             } else {
                 i += n;
             }
         }
+    }
+
+    /// Writes whole frames from `first` on.
+    fn write(&self, first: u32, bytes: &[u8]) -> io::Result<()> {
+        let pages = (bytes.len() / PAGE as usize) as u64;
+        assert!(u64::from(first) + pages <= u64::from(self.frames));
+        self.fd.write_all_at(bytes, u64::from(first) * PAGE)
     }
 
     /// Gives the memory of frames `[first, first + count)` back to the system. Nothing may map them.

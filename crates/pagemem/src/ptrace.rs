@@ -10,6 +10,7 @@ use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
 use crate::arch::Regs;
+use crate::process::Process;
 use crate::sharers::Sharers;
 use crate::sys::check;
 
@@ -141,8 +142,10 @@ pub struct Worker {
     pub regs: Regs,
     /// Its signal mask.
     pub mask: u64,
-    /// Its CPU time before.
+    /// CPU time of the process before.
     pub cpu: Duration,
+    /// Whether its signals are held back already.
+    pub masked: bool,
 }
 
 impl Stopped {
@@ -152,25 +155,13 @@ impl Stopped {
         self.tids.first().copied().unwrap_or(self.pid)
     }
 
-    /// CPU time that the target has spent on injected code in this stop.
-    pub fn injected(&self) -> Duration {
+    /// CPU time that the target has spent on injected code in this stop: only the worker has run.
+    pub fn injected(&self, process: &Process) -> Duration {
         let worker = self.worker.borrow();
-        worker.as_ref().map_or(Duration::ZERO, |w| {
-            cpu_of(self.pid, w.tid).saturating_sub(w.cpu)
-        })
+        worker
+            .as_ref()
+            .map_or(Duration::ZERO, |w| process.cpu().saturating_sub(w.cpu))
     }
-}
-
-/// CPU time of a thread so far; exact for one that is stopped.
-pub fn cpu_of(pid: i32, tid: i32) -> Duration {
-    let text = read_small(&format!("/proc/{pid}/task/{tid}/schedstat"));
-    let text = String::from_utf8_lossy(&text);
-    Duration::from_nanos(
-        text.split_ascii_whitespace()
-            .next()
-            .and_then(|n| n.parse().ok())
-            .unwrap_or(0),
-    )
 }
 
 /// The beginning of a small file of /proc, in one read; empty if it cannot be read.
@@ -313,12 +304,13 @@ impl Tracer {
     /// event is read only after all threads, also new ones, have been interrupted.
     pub fn stop(
         &mut self,
-        pid: i32,
+        process: &Process,
         timeout: Duration,
         strictness: Strictness,
         events: &mut dyn Events,
     ) -> Result<Stopped, StopError> {
         let since = Instant::now();
+        let pid = process.pid;
         let mut seized = BTreeSet::new();
         let mut stopped = BTreeSet::new();
         let mut ended = BTreeSet::new();
@@ -328,7 +320,7 @@ impl Tracer {
         let mut read = false;
         'outer: loop {
             let timeout = if read { timeout.max(MENDING) } else { timeout };
-            match self.seize_new(pid, &mut seized, &mut stopped) {
+            match self.seize_new(process, &mut seized, &mut stopped) {
                 Ok(true) => {}
                 // A running thread may create another before it stops: done when no new one is found. The kernel cuts
                 // the list short where a thread ends while it is read, so it is held against the number of threads.
@@ -368,6 +360,10 @@ impl Tracer {
                     }
                 }
                 if stopped.len() == seized.len() {
+                    // Mostly these were all; with threads that begin or end meanwhile, the list is read again.
+                    if ended.is_empty() && process.thread_count() == seized.len() {
+                        break 'outer;
+                    }
                     break;
                 }
                 if since.elapsed() > if read { timeout.max(MENDING) } else { timeout } {
@@ -376,7 +372,7 @@ impl Tracer {
                 }
                 let mut unstopped = seized.iter().filter(|t| !stopped.contains(t));
                 if events.pending() {
-                    if let Err(e) = self.seize_new(pid, &mut seized, &mut stopped) {
+                    if let Err(e) = self.seize_new(process, &mut seized, &mut stopped) {
                         failure = Some(e);
                         break 'outer;
                     }
@@ -451,17 +447,18 @@ impl Tracer {
     /// Seizes and interrupts threads not yet in `seized`; whether there were any.
     fn seize_new(
         &mut self,
-        pid: i32,
+        process: &Process,
         seized: &mut BTreeSet<i32>,
         stopped: &mut BTreeSet<i32>,
     ) -> Result<bool, StopError> {
+        let pid = process.pid;
         let options = if self.followed.contains(&pid) {
             FOLLOW_OPTIONS
         } else {
             0
         };
         let mut new = false;
-        for tid in threads(pid).map_err(|_| StopError::Gone)? {
+        for tid in process.threads().map_err(|_| StopError::Gone)? {
             if seized.contains(&tid) {
                 continue;
             }
@@ -539,8 +536,9 @@ impl Tracer {
     }
 
     /// Lets a stopped thread go, back into suspension if it was found in it.
-    fn let_go(&mut self, pid: i32, tid: i32, suspended: bool, ran: bool) {
-        self.waits.restart(tid);
+    fn let_go(&mut self, pid: i32, tid: i32, suspended: bool, ran: Option<&Regs>) {
+        self.waits.restart(tid, ran);
+        let ran = ran.is_some();
         if !self.followed.contains(&pid) {
             let _ = ptrace(libc::PTRACE_DETACH, tid, 0);
             return;
@@ -563,13 +561,13 @@ impl Tracer {
     pub fn release(&mut self, stopped: Stopped) -> Duration {
         let mut worker = None;
         if let Some(w) = stopped.worker.take() {
-            worker = Some(w.tid);
             // Mask first: until the registers are back the thread would still leave through its frame.
             let _ = set_signal_mask(w.tid, w.mask);
             let _ = w.regs.set(w.tid);
+            worker = Some(w);
         }
         for &tid in &stopped.tids {
-            let ran = worker == Some(tid);
+            let ran = worker.as_ref().filter(|w| w.tid == tid).map(|w| &w.regs);
             self.let_go(stopped.pid, tid, stopped.suspended, ran);
         }
         let pause = stopped.since.elapsed();
@@ -613,7 +611,7 @@ impl Tracer {
             self.held.insert(child, (child, Held::Straggler));
         }
         // It may have been found stopped before (nothing is reported twice): let it go as far as it can.
-        self.let_go(child, child, false, false);
+        self.let_go(child, child, false, None);
     }
 
     /// Remembers a signal that was taken from a thread while it ran injected code.
@@ -647,7 +645,7 @@ impl Tracer {
                     self.held.insert(tid, (pid, Held::Waiting));
                 }
                 (Wait::Interrupted | Wait::Suspended, Held::Straggler) => {
-                    self.waits.restart(tid);
+                    self.waits.restart(tid, None);
                     let _ = ptrace(libc::PTRACE_DETACH, tid, 0);
                     self.held.remove(&tid);
                 }
@@ -700,8 +698,11 @@ struct Waits(BTreeMap<i32, (Regs, Instant)>);
 const WAITS_MAX: usize = 4096;
 
 impl Waits {
-    fn restart(&mut self, tid: i32) {
-        let Ok(regs) = Regs::get(tid) else { return };
+    /// Has the wait of stopped thread `tid` go on, if it is in one; its registers are asked for unless known.
+    fn restart(&mut self, tid: i32, regs: Option<&Regs>) {
+        let Ok(regs) = regs.map_or_else(|| Regs::get(tid), |r| Ok(*r)) else {
+            return;
+        };
         let Some(timeout) = regs.interrupted_wait() else {
             self.0.remove(&tid);
             return;

@@ -4,10 +4,15 @@
 //! one memory (`kcmp`), so everybody is asked once, and after that only processes that are new.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 /// What is known of each target.
 #[derive(Debug, Default)]
-pub struct Sharers(BTreeMap<i32, Known>);
+pub struct Sharers {
+    known: BTreeMap<i32, Known>,
+    load: Option<File>,
+}
 
 #[derive(Debug, Default)]
 struct Known {
@@ -23,15 +28,15 @@ impl Sharers {
     /// Whether any process but `pid` has the memory of its thread `tid`. Costs one read of `/proc/loadavg`, and
     /// about a microsecond for each process made since last asked; the first time for every process there is.
     pub fn any(&mut self, tid: i32, pid: i32) -> bool {
-        let Some(newest) = newest_pid() else {
+        let Some(newest) = self.newest_pid() else {
             return false;
         };
-        let first = !self.0.contains_key(&pid);
+        let first = !self.known.contains_key(&pid);
         if first {
-            self.0
+            self.known
                 .retain(|p, _| std::path::Path::new(&format!("/proc/{p}")).exists());
         }
-        let known = self.0.entry(pid).or_default();
+        let known = self.known.entry(pid).or_default();
         let new = newest.wrapping_sub(known.newest);
         let mut found: Vec<i32> = std::mem::take(&mut known.sharers);
         if first || !(0..=COUNT_UP_MAX).contains(&new) {
@@ -46,12 +51,17 @@ impl Sharers {
             .collect();
         !known.sharers.is_empty()
     }
-}
 
-/// The newest process id given out in our namespace.
-fn newest_pid() -> Option<i32> {
-    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
-    text.split_ascii_whitespace().last()?.parse().ok()
+    /// The newest process id given out in our namespace.
+    fn newest_pid(&mut self) -> Option<i32> {
+        if self.load.is_none() {
+            self.load = File::open("/proc/loadavg").ok();
+        }
+        let mut text = [0u8; 128];
+        let n = self.load.as_ref()?.read_at(&mut text, 0).ok()?;
+        let text = std::str::from_utf8(&text[..n]).ok()?;
+        text.split_ascii_whitespace().last()?.parse().ok()
+    }
 }
 
 fn thread_of(pid: i32, tid: i32) -> bool {

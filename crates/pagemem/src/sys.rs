@@ -174,6 +174,7 @@ const PROCMAP_QUERY: libc::c_ulong = 0xc068_6611; // _IOWR('f', 17, struct procm
 const COVERING_OR_NEXT: u64 = 0x10;
 
 /// The mappings of one process, asked one by one (`PROCMAP_QUERY`, Linux 6.11) or, on older kernels, from the text.
+#[derive(Debug)]
 pub struct Maps {
     file: File,
     text: Option<Vec<Vma>>,
@@ -313,6 +314,7 @@ pub fn tracks_writes(pid: i32, addr: u64) -> bool {
 
 /// Asks whether pages of a process are in mappings whose writes are tracked, as those that we have armed are. Those with
 /// a userfaultfd of the program's own are not, nor any that it has mapped since.
+#[derive(Debug)]
 pub struct Tracked(File);
 
 impl Tracked {

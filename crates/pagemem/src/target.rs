@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::arch::{self, nr};
 use crate::inject::{Op, Workshop, ASIDE_PAGES, MESSAGE_AT, OPS_MAX};
 use crate::pool::Pool;
+use crate::process::Process;
 use crate::ptrace::{Events, NoEvents, StopError, Stopped, Strictness, Tracer};
 use crate::sys::{
     self, check, pidfd_getfd, pidfd_open, read_remote, FileId, Maps, PAGE, VMA_PRIVATE_RW,
@@ -109,6 +110,7 @@ pub struct Target {
     pub pid: i32,
     /// Handle that cannot come to mean another process.
     pub pidfd: OwnedFd,
+    process: Process,
     workshop: Workshop,
     track: Option<Uffd>,
     /// Watches merged ranges.
@@ -167,6 +169,7 @@ impl Heir {
         Some(Target {
             pid: child,
             pidfd,
+            process: Process::open(child).ok()?,
             workshop: self.workshop,
             track: None,
             guard: self.guard.take()?,
@@ -313,15 +316,21 @@ impl Target {
         if !follow_forks {
             tracer.follow(pid);
         }
+        let process = Process::open(pid)?;
         let stopped = tracer
-            .stop(pid, Duration::from_secs(2), Strictness::All, &mut NoEvents)
+            .stop(
+                &process,
+                Duration::from_secs(2),
+                Strictness::All,
+                &mut NoEvents,
+            )
             .map_err(|e| {
                 tracer.unfollow(pid);
                 e.into_io()
             })?;
-        let made = Self::plant(tracer, &stopped, &pidfd, follow_forks);
+        let made = Self::plant(tracer, &process, &stopped, &pidfd, follow_forks);
         if let Err((_, Some(workshop))) = &made {
-            let _ = workshop.remove(&stopped);
+            let _ = workshop.remove(&process, &stopped);
         }
         if made.is_err() {
             tracer.unfollow(pid);
@@ -332,6 +341,7 @@ impl Target {
         Ok(Self {
             pid,
             pidfd,
+            process,
             workshop,
             track: Some(track),
             guard,
@@ -349,16 +359,17 @@ impl Target {
     #[allow(clippy::type_complexity)]
     fn plant(
         tracer: &mut Tracer,
+        process: &Process,
         stopped: &Stopped,
         pidfd: &OwnedFd,
         follow_forks: bool,
     ) -> Result<(Workshop, Uffd, Uffd), (io::Error, Option<Workshop>)> {
-        let workshop = Workshop::create(stopped).map_err(|e| (e, None))?;
+        let workshop = Workshop::create(process, stopped).map_err(|e| (e, None))?;
         let fail = |e| (e, Some(workshop));
         let open = Op::new(nr::USERFAULTFD, &[crate::uffd::OPEN_FLAGS]);
         let mut ops = [open, open];
         workshop
-            .run(tracer, stopped, &mut ops, &mut NoEvents)
+            .run(tracer, process, stopped, &mut ops, &mut NoEvents)
             .map_err(fail)?;
         let fetched: Vec<io::Result<OwnedFd>> = ops
             .iter()
@@ -373,7 +384,7 @@ impl Target {
             .map(|o| Op::new(nr::CLOSE, &[o.result as u64]))
             .collect();
         workshop
-            .run(tracer, stopped, &mut close, &mut NoEvents)
+            .run(tracer, process, stopped, &mut close, &mut NoEvents)
             .map_err(fail)?;
         let mut fetched = fetched.into_iter();
         let mut next = || fetched.next().expect("two descriptors");
@@ -480,9 +491,10 @@ impl Target {
     pub fn guard_child(&self, tracer: &mut Tracer, child: i32, pool: &Pool) -> io::Result<Self> {
         let pidfd = pidfd_open(child)?;
         tracer.follow(child);
+        let process = Process::open(child)?;
         let stopped = tracer
             .stop(
-                child,
+                &process,
                 Duration::from_secs(2),
                 Strictness::All,
                 &mut NoEvents,
@@ -493,17 +505,19 @@ impl Target {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
             let guard = Uffd::new(
-                self.fetch_uffd(tracer, &stopped, &pidfd)?,
+                self.fetch_uffd(tracer, &process, &stopped, &pidfd)?,
                 Use::Guard { forks: false },
             )?;
-            let mut maps = Maps::open(child)?;
-            let mut at = 0;
-            while let Some(v) = maps.at_or_after(at)? {
-                if v.file == pool.file() {
-                    guard.register(v.start, v.end)?;
+            process.with_maps(|maps| {
+                let mut at = 0;
+                while let Some(v) = maps.at_or_after(at)? {
+                    if v.file == pool.file() {
+                        guard.register(v.start, v.end)?;
+                    }
+                    at = v.end;
                 }
-                at = v.end;
-            }
+                Ok(())
+            })?;
             Ok(guard)
         };
         let guard = { planted }();
@@ -511,6 +525,7 @@ impl Target {
         Ok(Self {
             pid: child,
             pidfd,
+            process,
             workshop: self.workshop,
             track: None,
             guard: guard?,
@@ -529,19 +544,20 @@ impl Target {
     fn fetch_uffd(
         &self,
         tracer: &mut Tracer,
+        process: &Process,
         stopped: &Stopped,
         pidfd: &OwnedFd,
     ) -> io::Result<OwnedFd> {
         let mut ops = [Op::new(nr::USERFAULTFD, &[crate::uffd::OPEN_FLAGS])];
         self.workshop
-            .run(tracer, stopped, &mut ops, &mut NoEvents)?;
+            .run(tracer, process, stopped, &mut ops, &mut NoEvents)?;
         if ops[0].result < 0 {
             return Err(io::Error::from_raw_os_error(-ops[0].result as i32));
         }
         let fd = pidfd_getfd(pidfd, ops[0].result as i32);
         let mut close = [Op::new(nr::CLOSE, &[ops[0].result as u64])];
         self.workshop
-            .run(tracer, stopped, &mut close, &mut NoEvents)?;
+            .run(tracer, process, stopped, &mut close, &mut NoEvents)?;
         fd
     }
 
@@ -551,7 +567,7 @@ impl Target {
             .stop(tracer, Duration::from_secs(2), Strictness::All)
             .map_err(StopError::into_io)?;
         let track = self
-            .fetch_uffd(tracer, &stopped, &self.pidfd)
+            .fetch_uffd(tracer, &self.process, &stopped, &self.pidfd)
             .and_then(|fd| Uffd::new(fd, Use::Track));
         tracer.release(stopped);
         self.track = Some(track?);
@@ -569,7 +585,7 @@ impl Target {
             discarded: &mut self.discarded,
             born: &mut self.born,
         };
-        tracer.stop(self.pid, timeout, strictness, &mut watch)
+        tracer.stop(&self.process, timeout, strictness, &mut watch)
     }
 
     /// Does `work` for batches of `runs` inside stops sized to the pause budget.
@@ -624,8 +640,9 @@ impl Target {
                 }
                 // Looked at inside the stop: a request may have been submitted a moment ago.
                 Ok(stopped)
-                    if !Maps::open(stopped.memory())
-                        .and_then(|mut m| m.has_rings())
+                    if !self
+                        .process
+                        .with_maps(Maps::has_rings)
                         .is_ok_and(|rings| !rings) =>
                 {
                     codes.fill(Code::Refused as u8);
@@ -642,7 +659,7 @@ impl Target {
                         }
                     }
                     let worked = begun.elapsed().as_secs_f64();
-                    out.injected += stopped.injected().as_secs_f64();
+                    out.injected += stopped.injected(&self.process).as_secs_f64();
                     out.pauses.push(tracer.release(stopped).as_secs_f64());
                     self.learn(kind, worked / pages as f64);
                 }
@@ -713,18 +730,11 @@ impl Target {
         fits: impl Fn(&sys::Vma) -> bool,
         pool: Option<&Pool>,
     ) -> io::Result<()> {
-        let mut maps = Maps::open(self.pid)?;
-        let tracked = sys::Tracked::open(self.pid)?;
         let mut edges = BTreeSet::new();
-        let mut at = 0;
-        for r in batch {
-            let part = &mut codes[at..at + r.pages as usize];
-            classify(&mut maps, r.addr, r.pages, &fits, part, &mut edges);
-            at += r.pages as usize;
-        }
+        self.classify(batch, fits, codes, &mut edges)?;
         // What the program has mapped anew, or watches itself, has been looked at by nobody.
         for (r, first) in cut(&good_runs(batch, codes), &edges) {
-            if !tracked.is(r.addr) {
+            if !self.process.tracks(r.addr) {
                 codes[first..first + r.pages as usize].fill(Code::Gone as u8);
             }
         }
@@ -773,13 +783,35 @@ impl Target {
                 Some(at)
             })
             .collect();
+        let total: u64 = pieces.iter().map(|(r, _)| bytes(r)).sum();
+        // After the pieces: what was moved aside is freed, and the mappings get back the advice that the old ones had
+        // (which costs nothing where the old ones are back).
+        let wanted = if pool.is_some() {
+            FOR_FRAMES
+        } else {
+            FOR_ANONYMOUS
+        };
+        let tail: Vec<Op> = std::iter::once(self.workshop.clear_aside(total))
+            .chain(
+                spans(pieces)
+                    .iter()
+                    .flat_map(|(span, _)| self.advice_for(span, wanted)),
+            )
+            .collect();
+        let fits = STEPS * pieces.len() + tail.len() + 8 <= OPS_MAX;
+        let (tail, mut apart) = if fits {
+            (tail, Vec::new())
+        } else {
+            (Vec::new(), tail)
+        };
         let ops = match pool {
             Some(pool) => {
-                let mut calls = Vec::with_capacity(STEPS * pieces.len());
+                let mut calls = Vec::with_capacity(STEPS * pieces.len() + tail.len());
                 for (i, (r, _)) in pieces.iter().enumerate() {
                     let result = |step: usize| self.workshop.result_at(1 + STEPS * i + step);
                     calls.extend(exchange_for_frames(r, aside[i], self.received_at(), result));
                 }
+                calls.extend(tail);
                 self.run_with_descriptor(tracer, stopped, pool.for_targets()?, calls)?
             }
             None => {
@@ -787,15 +819,16 @@ impl Target {
                     .iter()
                     .zip(&aside)
                     .flat_map(|((r, _), at)| exchange_for_nothing(r, *at))
+                    .chain(tail)
                     .collect();
                 self.run_ops(tracer, stopped, &mut calls)?;
                 calls
             }
         };
+        if !apart.is_empty() {
+            self.run_ops(tracer, stopped, &mut apart)?;
+        }
         let mut kept: Vec<(Run, usize)> = Vec::new();
-        let release = self
-            .workshop
-            .clear_aside(pieces.iter().map(|(r, _)| bytes(r)).sum());
         let mut back: Vec<Run> = Vec::new();
         for ((r, first), step) in pieces.iter().zip(ops.chunks_exact(STEPS)) {
             let range = *first..*first + r.pages as usize;
@@ -813,22 +846,9 @@ impl Target {
                 }
             }
         }
-        let mut last: Vec<Op> = Vec::new();
-        last.push(release);
-        for (span, _) in spans(&kept) {
-            last.extend(self.advice_for(
-                &span,
-                if pool.is_some() {
-                    FOR_FRAMES
-                } else {
-                    FOR_ANONYMOUS
-                },
-            ));
-        }
         for (r, first) in &kept {
             settled[*first..*first + r.pages as usize].fill(true);
         }
-        self.run_ops(tracer, stopped, &mut last)?;
         // What was moved, also there and back, has lost its registration.
         for r in &back {
             let _ = self.retrack(r.addr, r.addr + bytes(r));
@@ -854,6 +874,25 @@ impl Target {
         Ok(())
     }
 
+    /// Which pages of a batch may be changed, by the mapping they are in; `edges` as of [`classify`].
+    fn classify(
+        &self,
+        batch: &[Run],
+        fits: impl Fn(&sys::Vma) -> bool,
+        codes: &mut [u8],
+        edges: &mut BTreeSet<u64>,
+    ) -> io::Result<()> {
+        self.process.with_maps(|maps| {
+            let mut at = 0;
+            for r in batch {
+                let part = &mut codes[at..at + r.pages as usize];
+                classify(maps, r.addr, r.pages, &fits, part, edges);
+                at += r.pages as usize;
+            }
+            Ok(())
+        })
+    }
+
     /// Runs a list in the stopped target, reading events that it causes.
     fn run_ops(
         &mut self,
@@ -866,7 +905,8 @@ impl Target {
             discarded: &mut self.discarded,
             born: &mut self.born,
         };
-        self.workshop.run(tracer, stopped, ops, &mut watch)
+        self.workshop
+            .run(tracer, &self.process, stopped, ops, &mut watch)
     }
 
     /// Gives merged runs private anonymous memory with the same bytes.
@@ -877,28 +917,15 @@ impl Target {
             Kind::Unmerge,
             runs,
             |t, tracer, stopped, batch, codes, _| {
-                let mut maps = Maps::open(t.pid)?;
                 let mut edges = BTreeSet::new();
-                let mut at = 0;
-                for r in batch {
-                    let part = &mut codes[at..at + r.pages as usize];
-                    classify(
-                        &mut maps,
-                        r.addr,
-                        r.pages,
-                        |v| v.file == file,
-                        part,
-                        &mut edges,
-                    );
-                    at += r.pages as usize;
-                }
+                t.classify(batch, |v| v.file == file, codes, &mut edges)?;
                 for part in cut(&good_runs(batch, codes), &edges).chunks(UNSHARE_MAX) {
                     let runs: Vec<Run> = part.iter().map(|(r, _)| *r).collect();
-                    let mut prots = Vec::with_capacity(runs.len());
-                    for r in &runs {
-                        let v = maps.at_or_after(r.addr)?;
-                        prots.push(v.map_or(PROT_RW, |v| v.flags & 7));
-                    }
+                    let prots: Vec<u64> = t.process.with_maps(|maps| {
+                        runs.iter()
+                            .map(|r| Ok(maps.at_or_after(r.addr)?.map_or(PROT_RW, |v| v.flags & 7)))
+                            .collect()
+                    })?;
                     let done = t.unshare(tracer, stopped, &runs, &prots);
                     for (i, (r, first)) in part.iter().enumerate() {
                         if !done.as_ref().is_ok_and(|d| d[i]) {
@@ -1063,7 +1090,7 @@ impl Target {
                     Err(e.into_io())
                 } else if self.workshop.intact(stopped.memory()) {
                     self.mend(tracer, &stopped);
-                    self.workshop.remove(&stopped)
+                    self.workshop.remove(&self.process, &stopped)
                 } else {
                     Ok(())
                 };

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pageone.demo.measure import pause_ms, pss_bytes, settled_available_bytes
+from pageone.demo.measure import pause_ms, pss_bytes, settled_available_bytes, stolen_s
 from pageone.demo.workers import Worker, WorkerSpec, start_workers
 from pageone.engine import Engine, MergeReport
 from pageone.errors import PageOneError
@@ -38,6 +38,7 @@ class DemoResult:
     pss_after: int
     available_before: int
     available_after: int
+    stolen_s: float  #: that the hypervisor took while merging, on all processors
 
     @property
     def cpu_s_per_gib(self) -> float:
@@ -62,6 +63,7 @@ class DemoResult:
             "engine_cpu_s_per_gib": self.cpu_s_per_gib,
             "pss_before_bytes": self.pss_before,
             "pss_after_bytes": self.pss_after,
+            "stolen_s": self.stolen_s,
             "refused": dict(report.refused),
             "machine": machine(),
         }
@@ -100,7 +102,10 @@ def run_demo(
         with Engine(min_run=MIN_RUN) as engine:
             for worker in workers:
                 engine.attach(worker.pid)
+            stolen = stolen_s()
             report = engine.merge_once(progress=progress)
+            stolen = stolen_s() - stolen
+            step("waiting until the kernel counts what is free")
             pss_after, available_after = pss_bytes(pids), settled_available_bytes()
             step("every worker checks every byte")
             if _check_all(workers) != built:
@@ -113,7 +118,7 @@ def run_demo(
                 raise PageOneError("a worker does not see its own writes")
             if len({crc["common"] for crc in written}) != len(workers):
                 raise PageOneError("a worker sees the writes of another")
-    return DemoResult(len(workers), report, pss_before, pss_after, available_before, available_after)
+    return DemoResult(len(workers), report, pss_before, pss_after, available_before, available_after, stolen)
 
 
 def _check_all(workers: list[Worker]) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ use crate::arch::{nr, Regs};
 use crate::inject::{Op, OPS_MAX};
 use crate::ptrace::{Events, NoEvents, StopError, Stopped, Strictness, Tracer};
 use crate::remedies;
-use crate::sys::{Maps, PAGE};
+use crate::sys::PAGE;
 
 /// How long a stop for mending may take; it waits only for threads that are busy inside the kernel.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -110,7 +110,7 @@ impl Target {
                 }
             })
             .collect();
-        let pieces = self.merged_pieces(stopped.memory(), &discarded, |start, end| {
+        let pieces = self.merged_pieces(&discarded, |start, end| {
             freeing.iter().any(|f| f.2 < end && start < f.3)
         });
         let mut all_mapped = true;
@@ -162,7 +162,7 @@ impl Target {
         if !can
             || self
                 .workshop
-                .run(tracer, stopped, &mut ops, &mut NoEvents)
+                .run(tracer, &self.process, stopped, &mut ops, &mut NoEvents)
                 .is_err()
         {
             return vec![false; pieces.len()];
@@ -175,34 +175,29 @@ impl Target {
     }
 
     /// The parts of `ranges` that still are mappings of frames, with the protection that they have now.
-    fn merged_pieces(
-        &self,
-        tid: i32,
-        ranges: &[(u64, u64)],
-        freed: impl Fn(u64, u64) -> bool,
-    ) -> Vec<Piece> {
+    fn merged_pieces(&self, ranges: &[(u64, u64)], freed: impl Fn(u64, u64) -> bool) -> Vec<Piece> {
         let mut pieces = Vec::new();
-        let Ok(mut maps) = Maps::open(tid) else {
-            return pieces;
-        };
-        for &(start, end) in ranges {
-            let mut at = start;
-            while let Ok(Some(v)) = maps.at_or_after(at) {
-                if v.start >= end {
-                    break;
+        let _ = self.process.with_maps(|maps| {
+            for &(start, end) in ranges {
+                let mut at = start;
+                while let Some(v) = maps.at_or_after(at)? {
+                    if v.start >= end {
+                        break;
+                    }
+                    if v.file == self.pool_file {
+                        let (start, end) = (v.start.max(start), v.end.min(end));
+                        pieces.push(Piece {
+                            start,
+                            end,
+                            prot: v.flags & 7,
+                            freed: freed(start, end),
+                        });
+                    }
+                    at = v.end;
                 }
-                if v.file == self.pool_file {
-                    let (start, end) = (v.start.max(start), v.end.min(end));
-                    pieces.push(Piece {
-                        start,
-                        end,
-                        prot: v.flags & 7,
-                        freed: freed(start, end),
-                    });
-                }
-                at = v.end;
             }
-        }
+            Ok(())
+        });
         pieces
     }
 
