@@ -6,7 +6,7 @@ to copy a page into a frame.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,10 +64,29 @@ class Members:
 
 @dataclass
 class Planned:
-    """What is to be done: pages to give back to the zero page, and pages to map to frames, both in order."""
+    """What is to be done: pages to give back to the zero page, and pages to map to frames, both in order.
+
+    Frames that are not allocated yet are numbers from ``NEW_FRAME`` on; :meth:`Decider.fill` makes them real ones.
+    """
 
     zero: U64
     members: Members
+
+    def waves(self, frames: int) -> Iterator[Members]:
+        """Yield the members in parts of at most ``frames`` new frames; those with an old one come first.
+
+        A part is filled and mapped before the next: the frames are made of memory that the part before has just freed.
+        So merging needs little memory, and the pages are near: allocating pages that nobody had for long cost up to 10
+        instead of 3 microseconds each on the virtual machine where this was measured.
+        """
+        members = self.members
+        fresh = members.frames >= NEW_FRAME
+        wave = np.zeros(len(members.places), np.int64)
+        wave[fresh] = np.searchsorted(distinct(members.frames[fresh]), members.frames[fresh]) // frames
+        order = np.argsort(wave, kind="stable")
+        ends = np.cumsum(np.bincount(wave, minlength=1))  # one wave at least: zero pages are dropped with the first
+        for low, high in zip(np.concatenate(([0], ends[:-1])), ends, strict=True):
+            yield members.take(order[low:high])
 
 
 class Decider:
@@ -166,10 +185,10 @@ class Decider:
             members.frames[mine] = choice[turn]
 
     def plan(self, zero: U64, members: Members, tally: Tally) -> Planned:
-        """Decide what is done: huge pages, mappings, frames. Pages not chosen are held."""
+        """Decide what is done: huge pages, mappings. Pages not chosen are held."""
         zero, members = self._spare_huge(np.sort(zero), members, tally)
         members = self._afford(members, tally)
-        return Planned(zero, self._fill(members, tally))
+        return Planned(zero, members)
 
     def _hold(self, members: Members, keep: Bools) -> Members:
         """Hold the pages not kept; then let go the contents without a frame of which one page is left."""
@@ -244,7 +263,7 @@ class Decider:
             return members
         return self._hold(members, np.repeat(chosen, pages))
 
-    def _fill(self, members: Members, tally: Tally) -> Members:
+    def fill(self, members: Members, tally: Tally) -> Members:
         """Allocate the planned frames and copy a page of their content into each."""
         fresh = members.frames >= NEW_FRAME
         if not fresh.any():

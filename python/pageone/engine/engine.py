@@ -56,6 +56,7 @@ Progress = Callable[[str, int, int], None]
 __all__ = ["Engine", "Progress", "Target"]
 
 BATCH_PAGES = 8192  #: pages of one job: 32 MiB, some milliseconds of reading
+WAVE_FRAMES = 8192  #: new frames filled, and mapped, at a time: 32 MiB
 REQUEST_PAGES = 16384  #: pages of one request to merge; the backend splits it further to keep its stops short
 DETACH_TRIES = 20  #: a target that does not stop in time is asked again so often
 LET_GO_SHARE = 8  #: let go frames that nobody reads any more once one in so many of a target's merged pages was written
@@ -618,11 +619,33 @@ class Engine:
     # ------------------------------------------------------------------ merge
 
     def _merge(self, planned: Planned, tally: Tally, progress: Progress | None) -> None:
-        """Have it done, and book what came of it."""
-        zero, members = planned.zero, planned.members
-        total = len(zero) + len(members.places)
+        """Have it done, and book what came of it: wave after wave, so that each is given what the last has freed."""
+        total = len(planned.zero) + len(planned.members.places)
         if not total:
             return
+        before = {target: target._mappings for target in self._targets.values()}
+        zero, done = planned.zero, 0
+        for members in planned.waves(WAVE_FRAMES):
+            with self._phase(tally, "plan"):
+                filled = self._decider.fill(members, tally)
+
+            def tell(part: float, done: int = done, size: int = len(zero) + len(members.places)) -> None:
+                if progress is not None:
+                    progress("merge", done + int(part * size), total)
+
+            results = self._map(zero, filled, tell)
+            with self._phase(tally, "plan"):
+                self._book_results(results, zero, filled, tally)
+            done += len(zero) + len(members.places)
+            zero = zero[:0]
+        with self._phase(tally, "plan"):
+            for target, mappings in before.items():
+                if target.attached and self._refresh(target):
+                    # what the kernel says: it joins neighbouring mappings of one file, and splits those around a run
+                    tally.mappings_added += max(0, target._mappings - mappings)
+
+    def _map(self, zero: U64, members: Members, tell: Callable[[float], None]) -> list[_Done]:
+        """Have the workers drop zero pages and map frames; ``tell`` is told the share of it that is done."""
         first, pages = plan.merge_runs(members.places, members.frames)
         start, frame = members.places[first], members.frames[first].astype(np.uint32)
         zfirst, zpages = runs(zero)
@@ -635,37 +658,29 @@ class Engine:
             jobs.append(self._job(target, zstart[zmine], zpages[zmine], start[mine], pages[mine], frame[mine]))
         waiting = self._workers.take_all()
         self._workers.push(jobs)
-
-        def tell(done: int) -> None:
-            if progress is not None:
-                progress("merge", done * total // len(jobs), total)
-
         try:
-            results: list[_Done] = self._workers.drain(None, tell)
+            results: list[_Done] = self._workers.drain(None, lambda done: tell(done / max(1, len(jobs))))
+            return results
         finally:
             self._workers.push(waiting)
-        with self._phase(tally, "plan"):
-            zcodes = np.full(len(zero), PageCode.TIMEOUT, np.uint8)
-            codes = np.full(len(members.places), PageCode.TIMEOUT, np.uint8)
-            for done in results:
-                tally.cpu_s["merge"] += done.cpu_s + done.outside_cpu_s
-                for outcome in done.outcomes:
-                    self._book(done.target, outcome)
-                    tally.pauses.append(outcome.pauses_s)
-                zcodes[target_of(zero) == done.target._number] = done.zero_codes
-                codes[target_of(members.places) == done.target._number] = done.codes
-            dropped = zero[zcodes == PageCode.DONE]
-            tally.dropped += len(dropped)
-            self._apply(dropped, Event.ZERO)
-            self._book_merged(members.take(codes == PageCode.DONE), tally)
-            self._settle(zero, zcodes, tally)
-            self._settle(members.places, codes, tally)
-            for done in results:
-                target, before = done.target, done.target._mappings
-                if target.attached and self._refresh(target):
-                    # what the kernel says: it joins neighbouring mappings of one file, and splits those around a run
-                    tally.mappings_added += max(0, target._mappings - before)
-            self._frames.watch(distinct(members.frames).astype(np.uint32))
+
+    def _book_results(self, results: list[_Done], zero: U64, members: Members, tally: Tally) -> None:
+        zcodes = np.full(len(zero), PageCode.TIMEOUT, np.uint8)
+        codes = np.full(len(members.places), PageCode.TIMEOUT, np.uint8)
+        for done in results:
+            tally.cpu_s["merge"] += done.cpu_s + done.outside_cpu_s
+            for outcome in done.outcomes:
+                self._book(done.target, outcome)
+                tally.pauses.append(outcome.pauses_s)
+            zcodes[target_of(zero) == done.target._number] = done.zero_codes
+            codes[target_of(members.places) == done.target._number] = done.codes
+        dropped = zero[zcodes == PageCode.DONE]
+        tally.dropped += len(dropped)
+        self._apply(dropped, Event.ZERO)
+        self._book_merged(members.take(codes == PageCode.DONE), tally)
+        self._settle(zero, zcodes, tally)
+        self._settle(members.places, codes, tally)
+        self._frames.watch(distinct(members.frames).astype(np.uint32))
 
     def _job(self, target: Target, zstart: U64, zpages: I64, start: U64, pages: I64, frame: U32) -> Callable[[], _Done]:
         """Return the job of one target: its requests, one after the other, in a worker."""
