@@ -28,6 +28,9 @@ pub const CHUNK_BYTES: usize = 256 << 10;
 /// `UIO_MAXIOV`: remote ranges of one `process_vm_readv`.
 const IOV_MAX: usize = 1024;
 
+/// Pages between two for which both entries are still looked up in one call: what lies between costs less than a call.
+const ENTRIES_GAP: usize = 24;
+
 /// The page was read.
 pub const CODE_OK: u8 = 0;
 /// The page was read and all its bytes are zero.
@@ -105,14 +108,12 @@ impl Process {
                 .enumerate()
                 .for_each(|(page, &entry)| sort(page, entry));
         } else {
-            let mut first = 0;
-            while first < at.len() {
-                let run = run_length(&at[first..], PAGE);
-                let end = at[first].saturating_add((run * PAGE) as u64);
-                let entries = pagemap::entries(pagemap.as_raw_fd(), &[at[first]], &[end])?;
-                (0..run).for_each(|i| sort(first + i, entries.get(i).copied().unwrap_or(0)));
-                first += run;
-            }
+            let mut entries = Vec::with_capacity(at.len());
+            entries_of(pagemap, at, &mut entries)?;
+            entries
+                .iter()
+                .enumerate()
+                .for_each(|(page, &entry)| sort(page, entry));
         }
         self.read_pinned(&pinned, at, out, code)?;
         read_unpinned(mem, &rest, at, out, code)
@@ -177,6 +178,26 @@ impl Process {
     }
 }
 
+/// Appends the pagemap entry of each page at `at`. Pages that follow each other closely are looked up in one call.
+fn entries_of(pagemap: &File, at: &[u64], entries: &mut Vec<u64>) -> io::Result<()> {
+    let mut first = 0;
+    while first < at.len() {
+        let near = |pair: &&[u64]| {
+            pair[0] < pair[1] && pair[1] - pair[0] <= ENTRIES_GAP as u64 * PAGE_SIZE
+        };
+        let last = first + at[first..].windows(2).take_while(near).count();
+        let (low, high) = (at[first], at[last].saturating_add(PAGE_SIZE));
+        let found = pagemap::entries(pagemap.as_raw_fd(), &[low], &[high])?;
+        let entry = |&at: &u64| {
+            let place = ((at - low) / PAGE_SIZE) as usize;
+            found.get(place).copied().unwrap_or(0)
+        };
+        entries.extend(at[first..=last].iter().map(entry));
+        first = last + 1;
+    }
+    Ok(())
+}
+
 /// Adds a page to ranges, to the last where it continues it.
 fn extend(ranges: &mut Vec<libc::iovec>, at: usize) {
     match ranges.last_mut() {
@@ -237,6 +258,24 @@ fn run_length(at: &[u64], page_size: usize) -> usize {
 }
 
 impl Source {
+    /// Writes the pagemap entry of each page at `at` into `entries`: nothing for a file or a process that is gone.
+    ///
+    /// To look them up chunk by chunk and hand them to [`Source::read`] costs least: the kernel then finds what it
+    /// knows of the pages still in the cache.
+    ///
+    /// # Errors
+    /// As [`Source::read`].
+    pub fn entries(&self, at: &[u64], entries: &mut Vec<u64>) -> io::Result<()> {
+        entries.clear();
+        match self {
+            Source::Process(Process {
+                files: Some((pagemap, _)),
+                ..
+            }) => entries_of(pagemap, at, entries),
+            _ => Ok(()),
+        }
+    }
+
     /// Reads the pages at `at` into `out`, one behind the other, and tells in `code` (`CODE_OK`, `CODE_GONE`) which
     /// could be read; what is in `out` for a page that is gone is not defined. Consecutive positions cost least.
     /// `known`: the pagemap entries of the pages, where the caller has just read them; a file's are not looked at.

@@ -1,5 +1,6 @@
 """The native core. Private: use the public packages ``pageone.one``, ``pageone.live``, ``pageone.ksm``."""
 
+from pageone._native import census as census
 from pageone._native import contenders as contenders
 from pageone._native import ksm as ksm
 from pageone._native import mem as mem

@@ -1,18 +1,19 @@
 """The count: which pages hold equal bytes. Exact: a key only routes, all bytes of every duplicate are compared.
 
-For: :mod:`pageone.scan`. It reads sources in batches and numbers their contents with the SD tree; it knows neither
-reports nor the command line.
+For: :mod:`pageone.scan`. It hands batches of sources to the native count (``pageone._native.census``) and settles what
+that leaves in doubt; it knows neither reports nor the command line.
 
-For each batch: read, key of each page, number of each key from the tree; a page whose key is new becomes its content's
-*model*; any other is read again with its model, and all bytes are compared. (Keeping the bytes of a batch until then
-costs more: a buffer that leaves the second-level cache makes reading three times as slow.) A page that has changed by
-then is counted as unstable; so is a model, and the page at hand takes its place.
+The native count reads each page once. A page whose key is new becomes its content's *model*; any other is compared with
+its model, all bytes, while they are in the cache. Where they differ, here both are read again: a page that has changed
+is counted as unstable; so is a model, and the page at hand takes its place; two contents with one key are told apart by
+their bytes.
 Memory: 4 bytes a page for its content, 4 for the model and 28 in the tree for each distinct content, 4 for counts.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import threading
 from collections.abc import Callable, Sequence
@@ -21,8 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
+from pageone._native import census as native
 from pageone._native import mem
-from pageone.one import KeyTree
 from pageone.scan.sources import Source
 
 U8 = npt.NDArray[np.uint8]
@@ -33,12 +34,10 @@ Bools = npt.NDArray[np.bool_]
 
 #: What a page has in place of the number of a content.
 ZERO, UNSTABLE = 0xFFFF_FFFF, 0xFFFF_FFFE
-#: Numbers are dense, but each thread may hold some back: room for them.
-_SLACK = 1 << 20
 #: Bytes of a batch: so large that numpy's calls weigh little.
 BATCH_BYTES = 16 << 20
 
-_OK, _ZERO, _GONE = 0, 1, 2
+_OK, _GONE = 0, 2
 _SAME = 0
 
 
@@ -65,16 +64,21 @@ class Census:
         self.base = np.concatenate((np.zeros(1, np.int64), np.cumsum([len(s) for s in self.sources], dtype=np.int64)))
         total = int(self.base[-1])
         self.total = total
-        self.ids = np.empty(total, np.uint32)
+        seed = secrets.token_bytes(32)
+        mask = (1 << truncate) - 1
+        size = self.sources[0].page_size if self.sources else 4096
+        self._native: native.Census | None = native.Census(
+            [(*source.handle, source.start, source.first) for source in self.sources], size, seed, mask, remember
+        )
+        self.ids = self._native.ids
         # Not touched before it is used, so a page without a twin costs no count.
-        self.extra = np.zeros(total + _SLACK, np.uint32)
-        self.model = np.zeros(total + _SLACK, np.uint32)
-        self.remembered = np.zeros(total, np.uint64) if remember else None
+        self.extra = self._native.extra
+        self.model = self._native.model
+        self.remembered = self._native.keys
         self.collided = 0
         self._progress = progress or (lambda pages: None)
-        self._key = mem.Key(secrets.token_bytes(32))
-        self._mask = np.uint64((1 << truncate) - 1)
-        self._tree: KeyTree | None = KeyTree()
+        self._key = mem.Key(seed)
+        self._mask = np.uint64(mask)
         self._shared: list[tuple[U32, U64]] = []
         self._late: list[tuple[int, I64, U32, U64]] = []
         self._contents: dict[bytes, int] = {}
@@ -83,16 +87,19 @@ class Census:
     # --- the run ----------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Read and count everything. Cost: what reading costs, and 0.2-0.4 µs a page."""
+        """Read and count everything. Cost: what reading costs, and 0.1-0.2 µs a page."""
+        self._each(self._batch, self._work())
+        # With several threads a content may be met before its first thread has written down its model.
+        while self._late:
+            self._verify(*self._late.pop())
+        self._native = None  # the tree goes, the columns stay
+
+    def _work(self) -> list[tuple[int, int, int]]:
         work = []
         for number, source in enumerate(self.sources):
             step = max(1, BATCH_BYTES // source.page_size)
             work += [(number, low, min(low + step, len(source))) for low in range(0, len(source), step)]
-        self._each(self._batch, work)
-        # With several threads a content may be met before its first thread has written down its model.
-        while self._late:
-            self._verify(*self._late.pop())
-        self._tree = None
+        return work
 
     def _each(self, do: Callable[[int, int, int], None], work: list[tuple[int, int, int]]) -> None:
         if self.threads <= 1 or len(work) <= 1:
@@ -111,41 +118,15 @@ class Census:
     def _batch(self, number: int, low: int, high: int) -> None:
         source = self.sources[number]
         base = int(self.base[number])
-        page = np.arange(low, high)
-        at = source.positions(page)
-        entries = None
-        if source.pid is not None:
-            entries = source.entries(low, high)
-        try:
-            keys, code = source.keys(at, self._key, None, entries)
-        except OSError as error:
+        assert self._native is not None, "counted once"
+        (page, ids, keys), (shared, entries), error = self._native.count(number, low, high)
+        if len(page):
+            self._verify(number, page.astype(np.int64) - base, ids, keys)
+        if len(shared):
+            self._shared.append((shared, entries & np.uint64(mem.ENTRY_FRAME)))
+        if error:
             with self._lock:
-                source.notes.append(f"{source.name}: reading stopped: {error.strerror}")
-            self.ids[base + low : base + high] = UNSTABLE
-            self._progress(high - low)
-            return
-        if self.remembered is not None:
-            self.remembered[base + low : base + high] = keys
-        ids = np.full(high - low, UNSTABLE, np.uint32)
-        ids[code == _ZERO] = ZERO
-        rows = np.flatnonzero(code == _OK)
-        if len(rows):
-            assert self._tree is not None
-            keys &= self._mask
-            got, is_new = self._tree.intern(keys[rows])
-            self.model[got[is_new]] = rows[is_new] + (base + low + 1)
-            ids[rows] = got
-        self.ids[base + low : base + high] = ids
-        if entries is not None:
-            shared = np.flatnonzero((entries & np.uint64(mem.ENTRY_EXCLUSIVE)) == 0)
-            if len(shared):
-                frame = entries[shared] & np.uint64(mem.ENTRY_FRAME)
-                self._shared.append(((shared + (base + low)).astype(np.uint32), frame))
-        if len(rows):
-            again = np.flatnonzero(~is_new)
-            if len(again):
-                rows = rows[again]
-                self._verify(number, page[rows], got[again], keys[rows])
+                source.notes.append(f"{source.name}: reading stopped: {os.strerror(error)}")
         self._progress(high - low)
 
     # --- all bytes --------------------------------------------------------------------------------------------
@@ -160,11 +141,15 @@ class Census:
             page, ids, keys, model = page[~late], ids[~late], keys[~late], model[~late]
         verdict = self._compare(number, page, model)
         same = verdict == _SAME
-        # The GIL is held: no count of another thread is lost.
-        np.add.at(self.extra, ids[same], 1)
+        self._add(ids[same])
         if not same.all():
             with self._lock:
                 self._differing(number, page[~same], ids[~same], keys[~same], model[~same])
+
+    def _add(self, ids: U32) -> None:
+        # Atomic: other threads count meanwhile.
+        assert self._native is not None
+        self._native.add(ids)
 
     def _compare(self, number: int, page: I64, model: I64) -> U8:
         verdict = np.full(len(page), _GONE, np.uint8)
@@ -218,7 +203,7 @@ class Census:
             self._verify(number, page[again], ids[again], keys[again])
         rest = np.flatnonzero(~done & ~again)
         verdict = self._compare(number, page[rest], model[rest])
-        np.add.at(self.extra, ids[rest[verdict == _SAME]], 1)
+        self._add(ids[rest[verdict == _SAME]])
         # What is left has the key of another content: told apart by its bytes, in a table of bytes.
         size = self.sources[number].page_size
         for i in rest[verdict != _SAME].tolist():
@@ -274,9 +259,5 @@ class Census:
             assert self.remembered is not None
             changed[base + low : base + high] = (keys != self.remembered[base + low : base + high]) | (code == _GONE)
 
-        work = []
-        for number, source in enumerate(self.sources):
-            step = max(1, BATCH_BYTES // source.page_size)
-            work += [(number, low, min(low + step, len(source))) for low in range(0, len(source), step)]
-        self._each(batch, work)
+        self._each(batch, self._work())
         return changed

@@ -100,21 +100,11 @@ class Source:
         within = (page - self.first[extent]).astype(np.uint64)
         return self.start[extent] + within * np.uint64(self.page_size)
 
-    def entries(self, low: int, high: int) -> U64:
-        """Return the pagemap entries of pages ``low`` to ``high`` of a process."""
-        first, last = (int(e) for e in self.extent_of(np.array([low, high - 1])))
-        inside = np.arange(first, last + 1)
-        begin = np.maximum(self.first[inside], low)
-        end = np.minimum(self.first[inside + 1], high)
-        size = np.uint64(self.page_size)
-        at = self.start[inside] + (begin - self.first[inside]).astype(np.uint64) * size
-        return mem.pagemap_entries(self.fd, at, at + (end - begin).astype(np.uint64) * size)
-
-    def keys(self, at: U64, key: mem.Key, keep: U8 | None = None, entries: U64 | None = None) -> tuple[U64, U8]:
+    def keys(self, at: U64, key: mem.Key, keep: U8 | None = None) -> tuple[U64, U8]:
         """Read pages: their keys and read codes, the bytes in ``keep``."""
         if self.pid is None:
             return mem.file_keys(self.fd, at, self.page_size, key, 1, keep)
-        return mem.read_keys(self.pid, at, key, 1, keep, entries)
+        return mem.read_keys(self.pid, at, key, 1, keep)
 
     @property
     def handle(self) -> tuple[bool, int]:
@@ -200,8 +190,10 @@ def process(pid: int) -> Source:
     try:
         return _resident(pid, name, fd, (start, end, perms, offset, dev, inode, which), list(names))
     except OSError as error:
-        os.close(fd)
         raise TargetError(f"process {pid} ({command}): {error.strerror}") from None
+    finally:
+        # Not kept: a thousand processes would need more descriptors than a program may have.
+        os.close(fd)
 
 
 def _resident(pid: int, name: str, fd: int, maps: tuple[U64, U64, U8, U64, U64, U64, U32], names: list[str]) -> Source:
@@ -211,14 +203,17 @@ def _resident(pid: int, name: str, fd: int, maps: tuple[U64, U64, U8, U64, U64, 
     private = ((perms & mem.PERM_SHARED) == 0) & ((perms & mem.PERM_READ) != 0) & ~special
     mergeable = private & ((perms & mem.PERM_WRITE) != 0) & (inode == 0) & ~left_alone
 
-    # One walk of the private mappings tells anonymous, zero, swapped and file pages; one more of the shared ones.
-    low, high, categories = mem.pagemap_scan(
-        fd,
-        start[private],
-        end[private],
-        anyof=mem.PAGE_IS_PRESENT | mem.PAGE_IS_SWAPPED,
-        returned=mem.PAGE_IS_PRESENT | mem.PAGE_IS_SWAPPED | mem.PAGE_IS_FILE | mem.PAGE_IS_PFNZERO | mem.PAGE_IS_HUGE,
-    )
+    # Whether a page is of a file is asked only where it may be: it costs a look at each page's own record.
+    anonymous = inode == 0
+    asked = mem.PAGE_IS_PRESENT | mem.PAGE_IS_SWAPPED
+    told = asked | mem.PAGE_IS_PFNZERO | mem.PAGE_IS_HUGE
+    walks = [
+        mem.pagemap_scan(fd, start[which_maps], end[which_maps], anyof=asked, returned=told | more)
+        for which_maps, more in ((private & anonymous, 0), (private & ~anonymous, mem.PAGE_IS_FILE))
+    ]
+    low, high, categories = (np.concatenate(column) for column in zip(*walks, strict=True))
+    order = np.argsort(low, kind="stable")
+    low, high, categories = low[order], high[order], categories[order]
     pages = ((high - low) // PAGE_SIZE).astype(np.int64)
     present = (categories & mem.PAGE_IS_PRESENT) != 0
     of_file = (categories & mem.PAGE_IS_FILE) != 0
@@ -263,7 +258,6 @@ def _resident(pid: int, name: str, fd: int, maps: tuple[U64, U64, U8, U64, U64, 
         zero_mapped=int(pages[zero].sum()),
         swapped=swapped,
         mappings=len(start),
-        fd=fd,
     )
 
 

@@ -1,0 +1,38 @@
+"""Stubs of `pageone._native.census`."""
+
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+
+@final
+class Census:
+    """Counts pages. ``targets``: (is a process, PID or descriptor, position and first page of each extent).
+
+    ``ids``, ``extra``, ``model``, ``keys`` are views, not copies; what they hold is said in ``pageone.scan.census``.
+    """
+
+    def __new__(
+        cls,
+        targets: list[tuple[bool, int, npt.NDArray[np.uint64], npt.NDArray[np.int64]]],
+        page_size: int,
+        seed: bytes,
+        mask: int,
+        remember: bool,
+    ) -> Census: ...
+    def count(
+        self, target: int, low: int, high: int
+    ) -> tuple[
+        tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint64]],
+        tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]],
+        int,
+    ]: ...
+    def add(self, ids: npt.NDArray[np.uint32]) -> None: ...
+    @property
+    def ids(self) -> npt.NDArray[np.uint32]: ...
+    @property
+    def extra(self) -> npt.NDArray[np.uint32]: ...
+    @property
+    def model(self) -> npt.NDArray[np.uint32]: ...
+    @property
+    def keys(self) -> npt.NDArray[np.uint64] | None: ...
