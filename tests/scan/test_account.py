@@ -38,6 +38,18 @@ def test_runs_of_duplicates_need_a_mapping_or_two_each(tmp_path: Path) -> None:
     assert report.pageone["net_bytes"] == 4 * PAGE - 8 * account.MAPPING_BYTES
 
 
+def test_runs_shorter_than_asked_for_are_left_out_and_what_that_leaves_alone_too(tmp_path: Path) -> None:
+    # 1 2 3 twice; 4 5 in a run of two once, behind the first 1 2 3, and once each alone: no run of 4 or 5 is left.
+    report = scan(files=[image(tmp_path / "a", [1, 2, 3, 4, 5, 50, 1, 2, 3, 51, 4, 52, 5])], min_run=3)
+    assert report.duplicate_pages == 5
+    assert report.pageone["merged_pages"] == 6
+    assert report.pageone["runs"] == 2
+    assert report.pageone["short_run_pages"] == 2
+    assert report.saveable_bytes == 3 * PAGE
+    with pytest.raises(UsageError, match="min_run"):
+        scan(files=[tmp_path / "a"], min_run=0)
+
+
 def test_the_cap_on_sharers_costs_a_frame_for_each_256_pages(tmp_path: Path) -> None:
     report = scan(files=[image(tmp_path / "a", [7] * 600)])
     assert report.distinct_pages == 1

@@ -94,6 +94,29 @@ def _read_alone(pid: int, at: int, pages: int) -> None:
             raise RuntimeError(f"process_vm_readv returned {done}")
 
 
+def _read_file_alone(path: str, size: int, threads: int) -> None:
+    """Read a file, half a MiB a call, and do nothing with it: what two threads can gain at most."""
+    import mmap
+    import os
+    import threading
+
+    step = 512 << 10
+    fd = os.open(path, os.O_RDONLY)
+
+    def part(low: int, high: int) -> None:
+        buffer = memoryview(mmap.mmap(-1, step))
+        for at in range(low, high, step):
+            os.preadv(fd, [buffer], at)
+
+    parts = [threading.Thread(target=part, args=(size * i // threads, size * (i + 1) // threads))
+             for i in range(threads)]  # fmt: skip
+    for thread in parts:
+        thread.start()
+    for thread in parts:
+        thread.join()
+    os.close(fd)
+
+
 def measure(mebibytes: int, repeats: int) -> dict[str, Any]:
     """Return all figures. Writes an image of ``mebibytes`` into a temporary file and starts targets as large."""
     import tempfile
@@ -128,7 +151,7 @@ def measure(mebibytes: int, repeats: int) -> dict[str, Any]:
                 file.write(rng.bytes(16 << 20))
         with open(small, "wb") as file:
             file.write(rng.bytes(16 << 20))
-        one, two, ratio, cpu_rate = [], [], [], []
+        one, two, ratio, cpu_rate, alone_ratio = [], [], [], [], []
         census(lambda: sources.file(path), 1)()
         for _ in range(repeats):
             wall, cpu = timed(census(lambda: sources.file(path), 1))
@@ -137,10 +160,14 @@ def measure(mebibytes: int, repeats: int) -> dict[str, Any]:
             cpu_rate.append(size / cpu / 1e9)
             two.append(size / wall_two / 1e9)
             ratio.append(wall / wall_two)
+            read, _ = timed(lambda: _read_file_alone(path, size, 1))
+            read_two, _ = timed(lambda: _read_file_alone(path, size, 2))
+            alone_ratio.append(read / read_two)
         result["file_gb_per_second"] = _spread(one)
         result["file_gb_per_cpu_second"] = _spread(cpu_rate)
         result["file_two_threads_gb_per_second"] = _spread(two)
         result["file_two_threads_speedup"] = _spread(ratio)
+        result["file_read_alone_two_threads_speedup"] = _spread(alone_ratio)
         done = subprocess.run([sys.executable, "-c", _MEMORY, path, small], capture_output=True, text=True, check=True)
         result["bytes_per_page"] = float(done.stdout)
 

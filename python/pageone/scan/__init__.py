@@ -28,6 +28,7 @@ def scan(
     page_size: int = 4096,
     threads: int = 1,
     watch: float = 0.0,
+    min_run: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScanReport:
     """Count equal pages of processes and blocks of files, exactly, and tell what merging them would save.
@@ -38,6 +39,7 @@ def scan(
         page_size: bytes of a block of a file; 4096 with processes.
         threads: threads that read and count.
         watch: seconds until a second look that tells which pages have changed; 0 for none.
+        min_run: promise nothing of PageONE for equal pages in runs shorter than this, the engine's option of that name.
         progress: called with ``(pages done, pages in all)`` after each batch, from any thread.
 
     A target that cannot be used, or goes meanwhile, is named in ``report.problems``, and the rest goes on. Raises
@@ -57,6 +59,8 @@ def scan(
         raise UsageError(f"page size {page_size}: the pages of processes have {sources.PAGE_SIZE} bytes")
     if threads < 1:
         raise UsageError(f"threads {threads}: at least one is needed")
+    if min_run < 1:
+        raise UsageError(f"min_run {min_run}: a run has at least one page")
     if not 0 <= watch < 1e9:
         raise UsageError(f"watch {watch}: a number of seconds, 0 for no second look")
 
@@ -93,7 +97,7 @@ def scan(
         if watch > 0:
             time.sleep(watch)
             changed = census.look_again()
-        report = account(census, changed)
+        report = account(census, changed, min_run)
         for source in found:
             if source.pid is not None and not os.path.exists(f"/proc/{source.pid}"):
                 problems.append(f"{source.name}: ended while it was scanned")

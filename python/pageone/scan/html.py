@@ -25,7 +25,7 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100p
 h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { font-size: 1.15rem; margin: 2.2rem 0 .2rem }
 .lead { font-size: 1.25rem; margin: .6rem 0 } .note { color: #666; font-size: .9rem; margin: .2rem 0 }
 .tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0 }
-.tile { border: 1px solid #ddd; border-radius: 8px; padding: .6rem 1rem; min-width: 9rem }
+.tile { border: 1px solid #ddd; border-radius: 8px; padding: .6rem .9rem; flex: 1 1 7rem }
 .tile b { display: block; font-size: 1.35rem } .tile span { color: #666; font-size: .85rem }
 table { border-collapse: collapse; font-size: .92rem } td, th { padding: .2rem .8rem .2rem 0; text-align: right }
 td:first-child, th:first-child { text-align: left } th { border-bottom: 1px solid #bbb; font-weight: 600 }
@@ -44,7 +44,8 @@ def _layout(figure: Any, height: int, **more: Any) -> Any:
         **more,
     )
     figure.update_xaxes(automargin=True)
-    figure.update_yaxes(automargin=True)
+    # A space between the names and what is drawn.
+    figure.update_yaxes(automargin=True, ticksuffix="  ")
     return figure
 
 
@@ -149,7 +150,8 @@ def _runs(go: Any, report: ScanReport) -> Any:
             y=[row["pages"] * report.page_size / MIB for row in rows],
             marker_color=_COLOUR["duplicates"],
             text=[f"{row['runs']:,} runs" for row in rows],
-            textposition="auto",
+            textposition="outside",
+            cliponaxis=False,
             hovertemplate="runs of %{x} pages: %{y:.1f} MiB in %{text}<extra></extra>",
         )
     )
@@ -175,7 +177,11 @@ def _volatility(go: Any, report: ScanReport) -> Any:
             hovertemplate="%{y}: %{x:.1f} MiB " + label + "<extra></extra>",
         )
     return _layout(
-        figure, 110 + 30 * len(rows), barmode="stack", xaxis_title="MiB", legend={"orientation": "h", "y": 1.2}
+        figure,
+        150 + 30 * len(rows),
+        barmode="stack",
+        xaxis_title="MiB",
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"},
     )
 
 

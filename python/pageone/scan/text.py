@@ -69,6 +69,8 @@ def show(report: ScanReport, console: Console) -> None:
         )
     if pageone["over_budget_pages"]:
         details.append(f"{pageone['over_budget_pages']:,} pages left out: the budget of mappings of their targets")
+    if pageone["short_run_pages"]:
+        details.append(f"{pageone['short_run_pages']:,} equal pages left out: in runs shorter than is asked for")
     if report.sharing == "frames" or report.sharing == "assumed":
         shared = report.already_shared
         details.append(

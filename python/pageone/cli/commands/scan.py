@@ -91,6 +91,9 @@ def register(app: typer.Typer) -> None:
         watch: Annotated[
             float, typer.Option(metavar="SECONDS", help="Look twice, so long apart: which pages change?")
         ] = 0.0,
+        min_run: Annotated[
+            int, typer.Option(metavar="PAGES", help="Count on PageONE for runs of so many equal pages only.")
+        ] = 1,
         as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
         html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a report with plots.")] = None,
         compare: Annotated[
@@ -114,7 +117,15 @@ def register(app: typer.Typer) -> None:
         errors = Console(stderr=True)
         report = _with_progress(
             errors,
-            lambda progress: run(pids, files, page_size=page_size, threads=threads, watch=watch, progress=progress),
+            lambda progress: run(
+                pids,
+                files,
+                page_size=page_size,
+                threads=threads,
+                watch=watch,
+                min_run=min_run,
+                progress=progress,
+            ),
         )
         if html is not None:
             from pageone.scan.html import write
