@@ -86,9 +86,9 @@ impl Process {
         ask(&mut maps)
     }
 
-    /// Whether the page at `addr` is in a mapping whose writes are tracked.
-    pub fn tracks(&self, addr: u64) -> bool {
-        self.tracked.is(addr)
+    /// Which pages of `[start, end)` were written since they were last asked for; see [`Tracked::written`].
+    pub fn written(&self, start: u64, end: u64, found: impl FnMut(u64, u64)) -> io::Result<()> {
+        self.tracked.written(start, end, found)
     }
 
     /// Whether system calls of thread `tid` are filtered, or that cannot be told.

@@ -325,29 +325,52 @@ impl Tracked {
 
     /// Whether the page at `addr` is; changes nothing.
     pub fn is(&self, addr: u64) -> bool {
+        self.written(addr, addr + PAGE, |_, _| ()).is_ok()
+    }
+
+    /// Tells `found` the ranges, among `[start, end)`, that were written since their writes were last asked for; changes
+    /// nothing. An error where a mapping among them is not tracked.
+    pub fn written(&self, start: u64, end: u64, mut found: impl FnMut(u64, u64)) -> io::Result<()> {
         const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
         const CHECK_WPASYNC: u64 = 2;
         const WRITTEN: u64 = 2;
-        let end = addr + PAGE;
-        // size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, anyof, return mask
-        let mut a = [
-            96,
-            CHECK_WPASYNC,
-            addr,
-            end,
-            0,
-            0,
-            0,
-            0,
-            0,
-            WRITTEN,
-            0,
-            WRITTEN,
-        ];
-        // SAFETY: the kernel reads and writes one `pm_scan_arg` of the size stated in its first field; without a vector
-        // it writes nothing else.
-        check(unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, a.as_mut_ptr()) } as i64)
-            .is_ok()
+        const REGIONS: usize = 32;
+        let mut at = start;
+        loop {
+            let mut regions = [[0u64; 3]; REGIONS];
+            let vector = regions.as_mut_ptr() as u64;
+            // size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, anyof, return mask
+            let mut a = [
+                96,
+                CHECK_WPASYNC,
+                at,
+                end,
+                0,
+                vector,
+                REGIONS as u64,
+                0,
+                0,
+                WRITTEN,
+                0,
+                WRITTEN,
+            ];
+            // SAFETY: the kernel reads and writes one `pm_scan_arg` of the size stated in its first field, and at most
+            // `vec_len` regions of three words each into a live array of that many.
+            let n = check(
+                unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, a.as_mut_ptr()) } as i64,
+            )? as usize;
+            for &[from, to, _] in &regions[..n] {
+                found(from.max(start), to.min(end));
+            }
+            // Only a full vector ends a walk early.
+            if n < REGIONS {
+                return Ok(());
+            }
+            at = a[4].max(regions[REGIONS - 1][1]);
+            if at >= end {
+                return Ok(());
+            }
+        }
     }
 }
 

@@ -613,6 +613,7 @@ impl Target {
             return out;
         }
         let mut cursor = (0, 0);
+        let mut looked = false;
         loop {
             let batch = next_batch(runs, &mut cursor, self.batch[kind as usize] as u32);
             if batch.is_empty() {
@@ -638,18 +639,21 @@ impl Target {
                     self.mend(tracer, &stopped);
                     tracer.release(stopped);
                 }
-                // Looked at inside the stop: a request may have been submitted a moment ago.
+                // Looked at inside a stop, for a request may have been submitted a moment ago. Once is enough: one that
+                // is submitted after this stop writes to its pages, in the eyes of the tracking, when it pins them.
                 Ok(stopped)
-                    if !self
-                        .process
-                        .with_maps(Maps::has_rings)
-                        .is_ok_and(|rings| !rings) =>
+                    if !looked
+                        && !self
+                            .process
+                            .with_maps(Maps::has_rings)
+                            .is_ok_and(|rings| !rings) =>
                 {
                     codes.fill(Code::Refused as u8);
                     self.mend(tracer, &stopped);
                     tracer.release(stopped);
                 }
                 Ok(stopped) => {
+                    looked = true;
                     let begun = Instant::now();
                     self.mend(tracer, &stopped);
                     if let Err(_error) = work(self, tracer, &stopped, &batch, &mut codes, &mut out)
@@ -732,10 +736,17 @@ impl Target {
     ) -> io::Result<()> {
         let mut edges = BTreeSet::new();
         self.classify(batch, fits, codes, &mut edges)?;
-        // What the program has mapped anew, or watches itself, has been looked at by nobody.
+        // What was written since the engine looked is not at rest. That tells also of a page that something outside of
+        // the target's threads is about to write, a device or another process: whoever pins a page to write it faults
+        // it in for writing first.
         for (r, first) in cut(&good_runs(batch, codes), &edges) {
-            if !self.process.tracks(r.addr) {
-                codes[first..first + r.pages as usize].fill(Code::Gone as u8);
+            let range = first..first + r.pages as usize;
+            let page = |a: u64| first + ((a - r.addr) / PAGE) as usize;
+            let mark = |from, to| codes[page(from)..page(to)].fill(Code::Written as u8);
+            let end = r.addr + u64::from(r.pages) * PAGE;
+            if self.process.written(r.addr, end, mark).is_err() {
+                // Mapped anew by the program, or watched by itself: it has been looked at by nobody.
+                codes[range].fill(Code::Gone as u8);
             }
         }
         // A page that differs fails its whole piece: the others are tried again without it.

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pageone.engine import plan
-from pageone.engine.arrays import distinct
+from pageone.engine.arrays import distinct, grouped
 from pageone.engine.backend import Backend, ReadCode
 from pageone.engine.frames import NO_FRAME, Frames
 from pageone.engine.index import Index, frame_of, is_frame, place_of
@@ -159,9 +159,7 @@ class Decider:
         if not len(members.places):
             return
         frames = self._frames
-        content, index, inverse, count = np.unique(
-            members.ids, return_index=True, return_inverse=True, return_counts=True
-        )
+        content, index, inverse, count = grouped(members.ids)
         primary = members.frames[index].astype(np.int64)
         crowded = frames.mapped[primary] + count > self._limits.max_sharing
         if frames.blocks:
@@ -199,8 +197,7 @@ class Decider:
         fresh = members.frames >= NEW_FRAME
         if not fresh.any():
             return members
-        content, inverse, count = np.unique(members.ids[fresh], return_inverse=True, return_counts=True)
-        del content
+        _, _, inverse, count = grouped(members.ids[fresh])
         lone = np.zeros(len(fresh), np.bool_)
         lone[np.flatnonzero(fresh)[count[inverse] < 2]] = True
         # a content that has a frame already may have one page on a new one
@@ -219,7 +216,7 @@ class Decider:
         if not huge.any():
             return zero, members
         shift = np.uint64(9)
-        block, inverse, count = np.unique(places[huge] >> shift, return_inverse=True, return_counts=True)
+        block, _, inverse, count = grouped(places[huge] >> shift)
         span = (block[:, None] << shift) + np.arange(plan.PAGES_PER_HUGE, dtype=np.uint64)[None, :]
         slots = self._pages.slots(span.ravel())
         around = np.where(slots >= 0, state(self._pages.status[slots]), 0).reshape(span.shape)
@@ -268,7 +265,7 @@ class Decider:
         fresh = members.frames >= NEW_FRAME
         if not fresh.any():
             return members
-        wanted, source, inverse = np.unique(members.frames[fresh], return_index=True, return_inverse=True)
+        wanted, source, inverse, _ = grouped(members.frames[fresh])
         got = self._frames.take(len(wanted))
         real = np.full(len(wanted), NO_FRAME, np.uint32)
         real[: len(got)] = got

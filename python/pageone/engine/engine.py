@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pageone.engine import plan
-from pageone.engine.arrays import distinct, runs
+from pageone.engine.arrays import distinct, grouped, runs
 from pageone.engine.backend import PAGE_SIZE, Backend, Outcome, PageCode, PageFlag, ReadCode
 from pageone.engine.decide import Decider, Limits, Members, Planned
 from pageone.engine.frames import NO_FRAME, NO_ID, Frames
@@ -652,7 +652,7 @@ class Engine:
         zstart = zero[zfirst]
         owner, zowner = target_of(start), target_of(zstart)
         jobs: list[Callable[[], _Done]] = []
-        for number in np.union1d(owner, zowner):
+        for number in distinct(np.concatenate((owner, zowner))):
             mine, zmine = owner == number, zowner == number
             target = self._targets[int(number)]
             jobs.append(self._job(target, zstart[zmine], zpages[zmine], start[mine], pages[mine], frame[mine]))
@@ -722,12 +722,12 @@ class Engine:
         owner = target_of(members.places)
         for number in distinct(owner):
             self._targets[int(number)]._merged += int((owner == number).sum())
-        new, index = np.unique(frames, return_index=True)
+        new, index, _, _ = grouped(frames)
         new_ids = members.ids[index]
         fresh = books.id[new] == NO_ID
         new, new_ids = new[fresh], new_ids[fresh]
         books.id[new] = new_ids
-        content, inverse, count = np.unique(new_ids, return_inverse=True, return_counts=True)
+        content, _, inverse, count = grouped(new_ids)
         has = is_frame(where[content])
         several = (count > 1) | has
         if several.any():
