@@ -3,6 +3,7 @@
 //! ```text
 //!  63              32 31                            3 2    1   0
 //! | index            | bit position, or fingerprint  |LEAF|TAG|FLAG|
+//!                      CLASS, in a leaf
 //! ```
 //!
 //! * inner: `index` is a node, the field above is the *critical bit*, the bit position that the node branches on;
@@ -10,6 +11,7 @@
 //! * leaf: `index` is an object's id, the field holds the object's key bits `TOP..PREFIX`; with the place in the
 //!   root table they are the whole prefix of the key, so that a search which ends here knows whether the prefixes
 //!   agree, and where they do not, without reading anything else.
+//! * class, a leaf with `CLASS`: `index` is a node that stands for all objects with this prefix (see `class.rs`).
 //! * `FLAG`: the leaf below is removed; its removal is complete when the edge is gone. Only leaf edges have it.
 //! * `TAG`: frozen for ever; the node that holds the edge is leaving the tree.
 
@@ -19,12 +21,13 @@ pub(crate) const TOP: u32 = if cfg!(loom) { 1 } else { 10 };
 /// Key bits that a leaf edge and its place in the root table hold together.
 pub const PREFIX: u32 = TOP + FIELD_BITS;
 
-const FIELD_BITS: u32 = 29;
+const FIELD_BITS: u32 = 28;
 const FIELD: u64 = (1 << FIELD_BITS) - 1;
 const FIELD_SHIFT: u32 = 3;
+const CLASS: u64 = 1 << (FIELD_SHIFT + FIELD_BITS);
 
 /// The largest bit position that a node can branch on.
-pub(crate) const MAX_POSITION: u32 = FIELD as u32;
+pub(crate) const MAX_POSITION: u32 = (1 << (FIELD_BITS + 1)) - 1;
 
 pub(crate) const FLAG: u64 = 1;
 pub(crate) const TAG: u64 = 2;
@@ -71,7 +74,19 @@ pub(crate) fn index(word: u64) -> u32 {
 
 #[inline]
 pub(crate) fn position(word: u64) -> u32 {
-    (word >> FIELD_SHIFT & FIELD) as u32
+    (word as u32) >> FIELD_SHIFT
+}
+
+/// The edge to the class `node`, in the place of the edge to an object with the same prefix.
+#[inline]
+pub(crate) fn class(node: u32, leaf: u64) -> u64 {
+    (node as u64) << 32 | leaf & FIELD << FIELD_SHIFT | LEAF | CLASS
+}
+
+/// Whether a leaf edge leads to a class.
+#[inline]
+pub(crate) fn is_class(word: u64) -> bool {
+    word & CLASS != 0
 }
 
 /// The bits `TOP..PREFIX` of a prefix.
@@ -113,6 +128,9 @@ mod tests {
             assert_eq!(fingerprint_diff(l, prefix ^ (1 << (63 - at))), Some(at));
             assert_eq!(fingerprint_bit(l, at) as u64, prefix >> (63 - at) & 1);
         }
+        let c = class(9, l);
+        assert!(is_leaf(c) && is_class(c) && !is_empty(c) && !is_class(l) && !is_class(EMPTY));
+        assert_eq!((index(c), fingerprint_diff(c, prefix)), (9, None));
         assert!(is_empty(EMPTY) && is_empty(MOVED) && is_empty(EMPTY | TAG));
         assert_ne!(UNINIT, inner(0, TOP));
     }

@@ -61,8 +61,8 @@ struct Seat {
     state: AtomicU64,
     /// Whether there is something in `local` that others could use.
     useful: AtomicU32,
-    /// Objects inserted less objects removed by the owners of this seat.
-    len: AtomicI64,
+    /// Objects inserted less objects removed by the owners of this seat, by the root that they hang below.
+    len: [AtomicI64; 2],
     local: UnsafeCell<Local>,
 }
 
@@ -76,7 +76,7 @@ impl Block {
         let seat = || Seat {
             state: AtomicU64::new(EMPTY),
             useful: AtomicU32::new(0),
-            len: AtomicI64::new(0),
+            len: [AtomicI64::new(0), AtomicI64::new(0)],
             local: UnsafeCell::default(),
         };
         Box::new(Block {
@@ -212,10 +212,10 @@ impl Domain {
         }
     }
 
-    /// Objects inserted less objects removed; exact when nobody is at work.
-    pub(crate) fn len(&self) -> usize {
+    /// Objects inserted less objects removed below a root; exact when nobody is at work.
+    pub(crate) fn len(&self, root: usize) -> usize {
         self.seats()
-            .map(|s| s.len.load(Ordering::Relaxed))
+            .map(|s| s.len[root].load(Ordering::Relaxed))
             .sum::<i64>()
             .max(0) as usize
     }
@@ -441,10 +441,10 @@ impl<R: Fn(u32)> Pin<'_, R> {
         self.bag().boxes.push(garbage);
     }
 
-    /// Counts an object in (1) or out (-1).
+    /// Counts an object in (1) or out (-1), below a root.
     #[inline]
-    pub(crate) fn count(&mut self, change: i64) {
-        let len = &self.seat.len;
+    pub(crate) fn count(&mut self, root: usize, change: i64) {
+        let len = &self.seat.len[root];
         len.store(len.load(Ordering::Relaxed) + change, Ordering::Relaxed);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::arena::Arena;
 use crate::edge::PREFIX;
-use crate::epoch::Full;
+use crate::epoch::{Full, Pin};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::tree::{prefetch, Shape, Space, Trie, GROUP};
 
@@ -60,12 +60,27 @@ impl Keys {
 }
 
 impl Space for Keys {
+    const CLASSES: bool = false;
     type Query = Query;
 
     #[inline]
     fn prefix(&self, q: &Query) -> u64 {
         q.spread
     }
+
+    fn whole(&self, q: &mut Query) -> u64 {
+        q.spread
+    }
+
+    fn whole_of(&self, id: u32) -> u64 {
+        self.spread(self.key(id))
+    }
+
+    fn equal(&self, q: &Query, id: u32) -> bool {
+        self.key(id) == q.key
+    }
+
+    fn prefetch_whole(&self, _q: &Query) {}
 
     #[inline]
     fn bit(&self, q: &mut Query, at: u32) -> usize {
@@ -79,7 +94,7 @@ impl Space for Keys {
     }
 
     #[inline]
-    fn place(&self, id: u32, q: &mut Query, _differ: u32) -> bool {
+    fn place(&self, id: u32, q: &mut Query, _differ: Option<u32>) -> bool {
         self.keys.reserve(id);
         // SAFETY: reserved in the line above.
         unsafe { self.keys.get(id) }.store(q.key, Ordering::Relaxed);
@@ -96,14 +111,7 @@ impl Space for Keys {
         prefetch(unsafe { self.keys.ptr(id) });
     }
 
-    fn prefetch(&self, _q: &Query, _id: u32, _both: bool) -> bool {
-        false
-    }
-
-    #[inline]
-    fn prefetch_query(&self, _q: &Query) -> bool {
-        true
-    }
+    fn prefetch(&self, _q: &Query, _id: u32, _both: bool) {}
 }
 
 /// Figures of a tree; see [`KeyTree::stats`] and [`crate::SdTree::stats`].
@@ -138,16 +146,24 @@ impl KeyTree {
         }
     }
 
-    /// Calls `f` with batches of at most [`GROUP`] queries that are warm in the caches, seated.
-    fn batches(&self, keys: &[u64], mut f: impl FnMut(usize, &mut [Query])) {
+    /// Calls `f` with the queries one by one, in groups that are warm in the caches.
+    fn each<'t, R: Fn(u32)>(
+        &'t self,
+        pin: &mut Pin<'t, R>,
+        keys: &[u64],
+        mut f: impl FnMut(&mut Pin<'t, R>, usize, &mut Query),
+    ) {
         let mut group = [Query { key: 0, spread: 0 }; GROUP];
         for (b, part) in keys.chunks(GROUP).enumerate() {
             for (q, &key) in group.iter_mut().zip(part) {
                 *q = self.space.query(key);
+                self.trie.prefetch_place(pin, q.spread);
             }
             let group = &mut group[..part.len()];
-            self.trie.warm(&self.space, group);
-            f(b * GROUP, group);
+            self.trie.warm(&self.space, pin, group);
+            for (i, q) in (b * GROUP..).zip(group) {
+                f(pin, i, q);
+            }
         }
     }
 
@@ -164,13 +180,10 @@ impl KeyTree {
         for (s, part) in keys.chunks(SITTING).enumerate() {
             let mut pin = self.trie.pin(&self.space);
             let mut full = Ok(());
-            self.batches(part, |start, group| {
-                for (i, q) in group.iter_mut().enumerate() {
-                    let at = s * SITTING + start + i;
-                    match self.trie.insert(&self.space, &mut pin, q) {
-                        Ok(done) => (ids[at], new[at]) = done,
-                        Err(e) => full = Err(e),
-                    }
+            self.each(&mut pin, part, |pin, i, q| {
+                match self.trie.insert(&self.space, pin, q) {
+                    Ok(done) => (ids[s * SITTING + i], new[s * SITTING + i]) = done,
+                    Err(e) => full = Err(e),
                 }
             });
             full?;
@@ -186,11 +199,9 @@ impl KeyTree {
         assert_eq!(keys.len(), ids.len(), "slices of one length");
         for (s, part) in keys.chunks(SITTING).enumerate() {
             let mut pin = self.trie.pin(&self.space);
-            self.batches(part, |start, group| {
-                for (i, q) in group.iter_mut().enumerate() {
-                    let found = self.trie.find(&self.space, &mut pin, q);
-                    ids[s * SITTING + start + i] = found.map_or(-1, i64::from);
-                }
+            self.each(&mut pin, part, |pin, i, q| {
+                let found = self.trie.find(&self.space, pin, q);
+                ids[s * SITTING + i] = found.map_or(-1, i64::from);
             });
         }
     }
@@ -204,11 +215,9 @@ impl KeyTree {
         assert_eq!(keys.len(), removed.len(), "slices of one length");
         for (s, part) in keys.chunks(SITTING).enumerate() {
             let mut pin = self.trie.pin(&self.space);
-            self.batches(part, |start, group| {
-                for (i, q) in group.iter_mut().enumerate() {
-                    let id = self.trie.remove(&self.space, &mut pin, q);
-                    removed[s * SITTING + start + i] = id.is_some();
-                }
+            self.each(&mut pin, part, |pin, i, q| {
+                let id = self.trie.remove(&self.space, pin, q);
+                removed[s * SITTING + i] = id.is_some();
             });
         }
     }
@@ -219,7 +228,7 @@ impl KeyTree {
         let mut items = Vec::with_capacity(self.len());
         let mut pin = self.trie.pin(&self.space);
         self.trie
-            .walk(&mut pin, |id, _| items.push((self.space.key(id), id)));
+            .walk(&mut pin, |id| items.push((self.space.key(id), id)));
         items
     }
 

@@ -8,6 +8,7 @@
 #![deny(missing_docs)]
 
 mod arena;
+mod class;
 mod edge;
 mod epoch;
 mod freeze;

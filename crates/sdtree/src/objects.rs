@@ -1,23 +1,17 @@
 //! The SD tree for byte strings: the trie, an order of keys, and a store of objects put together.
 
 use crate::arena::Arena;
-use crate::edge::PREFIX;
-use crate::epoch::Full;
+use crate::epoch::{Full, Pin};
 use crate::keys::{Stats, SITTING};
 use crate::order::{Order, SampledMixed};
 use crate::primitive::{AtomicU32, Ordering};
 use crate::store::{Fixed, Rows, Store, Variable, MAX_OBJECT};
 use crate::tree::{prefetch, Space, Trie, GROUP};
 
-/// Bits that [`Order::second`] gives.
-const SECOND: u32 = 30;
-const SECOND_MASK: u32 = (1 << SECOND) - 1;
-/// In `meta`, and in a query: the second bits are known.
-const KNOWN: u32 = 1 << SECOND;
 /// In `meta`: the object is in the tree, or about to be.
-const ALIVE: u32 = 1 << 31;
-/// The first key bit after the second: of the length, or of the bytes.
-const DEEP: u32 = PREFIX + SECOND;
+const ALIVE: u32 = 1;
+/// The first key bit after those of [`Order::whole`]: of the length, or of the bytes.
+const DEEP: u32 = 64;
 /// Bits of the length in a key.
 const LENGTH: u32 = 32;
 
@@ -25,7 +19,7 @@ const LENGTH: u32 = 32;
 struct Objects<S, O> {
     store: S,
     order: O,
-    /// By id: second key bits, [`KNOWN`], [`ALIVE`].
+    /// By id: [`ALIVE`].
     meta: Arena<AtomicU32>,
 }
 
@@ -34,24 +28,21 @@ struct Objects<S, O> {
 struct Query {
     bytes: *const [u8],
     first: u64,
-    /// Second key bits and [`KNOWN`].
-    second: u32,
-    /// The id whose place holds the object already, or `u32::MAX`.
-    placed: u32,
-    /// All its lines have been asked for.
-    touched: bool,
+    /// [`Order::whole`], if `known`.
+    whole: u64,
+    known: bool,
 }
 
 impl<S: Store, O: Order> Objects<S, O> {
-    /// `bytes` must outlive the query.
+    /// `bytes` must outlive the query. With `eager` all of it is read at once.
     #[inline]
-    fn query(&self, bytes: &[u8]) -> Query {
+    fn query(&self, bytes: &[u8], eager: bool) -> Query {
+        let whole = if eager { self.order.whole(bytes) } else { 0 };
         Query {
             bytes,
             first: self.order.first(bytes),
-            second: 0,
-            placed: u32::MAX,
-            touched: false,
+            whole,
+            known: eager,
         }
     }
 
@@ -67,35 +58,11 @@ impl<S: Store, O: Order> Objects<S, O> {
         // SAFETY: ids come from leaf edges or from `place`, which reserves them.
         unsafe { self.meta.get(id) }
     }
-
-    #[inline]
-    fn second(&self, q: &mut Query) -> u32 {
-        if q.second & KNOWN == 0 {
-            q.second = self.order.second(Self::bytes_of(q)) & SECOND_MASK | KNOWN;
-            if q.placed != u32::MAX {
-                self.meta(q.placed).fetch_or(q.second, Ordering::Relaxed);
-            }
-        }
-        q.second & SECOND_MASK
-    }
-
-    /// The second bits of object `id`, computed once.
-    #[inline]
-    fn second_of(&self, id: u32, bytes: &[u8]) -> u32 {
-        let meta = self.meta(id).load(Ordering::Relaxed);
-        if meta & KNOWN != 0 {
-            return meta & SECOND_MASK;
-        }
-        let second = self.order.second(bytes) & SECOND_MASK;
-        // Whoever comes computes the same.
-        self.meta(id).fetch_or(second | KNOWN, Ordering::Relaxed);
-        second
-    }
 }
 
-/// Asks for all lines of an object.
+/// Asks for the first lines of an object that will be read whole.
 #[inline]
-fn prefetch_all(bytes: &[u8]) {
+fn prefetch_head(bytes: &[u8]) {
     /// Beyond this, the hardware has seen the stream.
     const AHEAD: usize = 256;
     for at in (0..bytes.len().min(AHEAD)).step_by(64) {
@@ -104,6 +71,7 @@ fn prefetch_all(bytes: &[u8]) {
 }
 
 impl<S: Store, O: Order> Space for Objects<S, O> {
+    const CLASSES: bool = true;
     type Query = Query;
 
     #[inline]
@@ -111,9 +79,38 @@ impl<S: Store, O: Order> Space for Objects<S, O> {
         q.first
     }
 
+    #[inline]
+    fn whole(&self, q: &mut Query) -> u64 {
+        if !q.known {
+            q.whole = self.order.whole(Self::bytes_of(q));
+            q.known = true;
+        }
+        q.whole
+    }
+
+    fn whole_of(&self, id: u32) -> u64 {
+        // SAFETY: the id comes from a leaf edge that was read under the pin.
+        self.order.whole(unsafe { self.store.bytes(id) })
+    }
+
+    #[inline]
+    fn equal(&self, q: &Query, id: u32) -> bool {
+        // SAFETY: the id comes from a leaf edge, or a class, that was read under the pin.
+        let theirs = unsafe { self.store.bytes(id) };
+        let ours = Self::bytes_of(q);
+        ours.len() == theirs.len() && mix::first_diff(ours, theirs).is_none()
+    }
+
+    #[inline]
+    fn prefetch_whole(&self, q: &Query) {
+        if !q.known {
+            prefetch_head(Self::bytes_of(q));
+        }
+    }
+
     fn bit(&self, q: &mut Query, at: u32) -> usize {
         if at < DEEP {
-            return (self.second(q) >> (DEEP - 1 - at) & 1) as usize;
+            return (self.whole(q) >> (DEEP - 1 - at) & 1) as usize;
         }
         let mut at = (at - DEEP) as usize;
         let bytes = Self::bytes_of(q);
@@ -130,12 +127,6 @@ impl<S: Store, O: Order> Space for Objects<S, O> {
     }
 
     fn compare(&self, q: &mut Query, id: u32) -> Option<u32> {
-        // Told apart without reading the other one, where the search has come through second bits.
-        let meta = self.meta(id).load(Ordering::Relaxed);
-        if q.second & meta & KNOWN != 0 && (q.second ^ meta) & SECOND_MASK != 0 {
-            let d = (q.second ^ meta) & SECOND_MASK;
-            return Some(PREFIX + d.leading_zeros() - (32 - SECOND));
-        }
         // SAFETY: the id comes from a leaf edge that was read under the pin.
         let theirs = unsafe { self.store.bytes(id) };
         // SAFETY: as in `bytes_of`; nothing below changes `q.bytes`.
@@ -144,9 +135,9 @@ impl<S: Store, O: Order> Space for Objects<S, O> {
         if differ.is_none() && ours.len() == theirs.len() {
             return None;
         }
-        let d = self.second(q) ^ self.second_of(id, theirs);
+        let d = self.whole(q) ^ self.order.whole(theirs);
         if d != 0 {
-            return Some(PREFIX + d.leading_zeros() - (32 - SECOND));
+            return Some(d.leading_zeros());
         }
         if S::VARIABLE && ours.len() != theirs.len() {
             return Some(DEEP + ((ours.len() ^ theirs.len()) as u32).leading_zeros());
@@ -156,22 +147,21 @@ impl<S: Store, O: Order> Space for Objects<S, O> {
         Some(DEEP + if S::VARIABLE { LENGTH } else { 0 } + bit)
     }
 
-    fn place(&self, id: u32, q: &mut Query, differ: u32) -> bool {
+    fn place(&self, id: u32, q: &mut Query, differ: Option<u32>) -> bool {
         self.meta.reserve(id);
         q.bytes = self.store.place(id, q.bytes);
-        q.placed = id;
+        self.meta(id).store(ALIVE, Ordering::Release);
         if !S::COPIES {
-            self.meta(id).store(ALIVE | q.second, Ordering::Release);
             return false;
         }
         // The bytes may have been written to by others while they were read and copied; the copy is what counts.
-        self.meta(id).store(ALIVE, Ordering::Release);
-        let first = self.order.first(Self::bytes_of(q));
-        // Past the prefix, what was computed before is not computed again to be compared: the search is.
-        let changed = first != q.first || differ >= PREFIX;
-        q.first = first;
-        q.second = 0;
-        changed
+        let before = (q.first, q.whole);
+        *q = self.query(Self::bytes_of(q), differ.is_some());
+        match differ {
+            None => q.first != before.0,
+            // What is past `whole` is not computed again to be compared: the search is.
+            Some(differ) => (q.first, q.whole) != before || differ >= DEEP,
+        }
     }
 
     fn removed(&self, id: u32) {
@@ -184,32 +174,16 @@ impl<S: Store, O: Order> Space for Objects<S, O> {
 
     #[inline]
     fn prefetch_record(&self, id: u32) {
-        prefetch(self.meta(id));
         self.store.prefetch_record(id);
     }
 
     #[inline]
-    fn prefetch(&self, q: &Query, id: u32, both: bool) -> bool {
-        let meta = self.meta(id).load(Ordering::Relaxed);
-        if q.second & meta & KNOWN != 0 && (q.second ^ meta) & SECOND_MASK != 0 {
-            return false;
-        }
+    fn prefetch(&self, q: &Query, id: u32, both: bool) {
         if both {
             // SAFETY: the id comes from a leaf edge that was read under the pin.
-            prefetch_all(unsafe { self.store.bytes(id) });
+            prefetch_head(unsafe { self.store.bytes(id) });
         }
-        if !q.touched {
-            prefetch_all(Self::bytes_of(q));
-        }
-        q.second & KNOWN == 0
-    }
-
-    #[inline]
-    fn prefetch_query(&self, q: &Query) -> bool {
-        if q.second & KNOWN == 0 && !q.touched {
-            prefetch_all(Self::bytes_of(q));
-        }
-        q.second & KNOWN != 0
+        prefetch_head(Self::bytes_of(q));
     }
 }
 
@@ -325,61 +299,56 @@ impl<S: Store, O: Order> SdTree<S, O> {
         }
     }
 
+    /// Asks for what [`Order::first`] will read of object `i`, or for its head if it will be read `whole`.
     #[inline]
-    fn touch<B: Batch + ?Sized>(&self, batch: &B, range: std::ops::Range<usize>, whole: bool) {
-        for i in range {
-            let bytes = batch.get(i);
-            if whole {
-                prefetch_all(bytes);
-            } else {
-                self.objects
-                    .order
-                    .lines(bytes.len(), |at| prefetch(bytes.as_ptr().wrapping_add(at)));
-            }
+    fn touch<B: Batch + ?Sized>(&self, batch: &B, i: usize, whole: bool) {
+        let bytes = batch.get(i);
+        if whole {
+            prefetch_head(bytes);
+        } else {
+            self.objects
+                .order
+                .lines(bytes.len(), |at| prefetch(bytes.as_ptr().wrapping_add(at)));
         }
     }
 
-    /// Calls `f` with groups of queries that are warm in the caches: first number, queries.
+    /// Calls `f` with the queries of a range one by one, in groups that are warm in the caches.
     #[inline]
-    fn groups<B: Batch + ?Sized>(
-        &self,
+    fn each<'t, B: Batch + ?Sized, R: Fn(u32)>(
+        &'t self,
+        pin: &mut Pin<'t, R>,
         batch: &B,
         range: std::ops::Range<usize>,
-        mut f: impl FnMut(usize, &mut [Query]),
+        mut f: impl FnMut(&mut Pin<'t, R>, usize, &mut Query),
     ) {
         let mut group = [Query {
             bytes: &[],
             first: 0,
-            second: 0,
-            placed: u32::MAX,
-            touched: false,
+            whole: 0,
+            known: false,
         }; GROUP];
-        self.touch(
-            batch,
-            range.start..range.end.min(range.start + GROUP),
-            false,
-        );
+        for i in range.start..range.end.min(range.start + GROUP) {
+            self.touch(batch, i, false);
+        }
         let mut start = range.start;
-        // Whether the group under way has been asked for whole: where most of a group needed it, the next one gets it,
-        // so that its bytes come while this one is worked on.
-        let mut whole = false;
+        // Where most of a group were of classes, the next one is read whole at once, in one pass.
+        let mut eager = false;
         while start < range.end {
             let end = range.end.min(start + GROUP);
             for i in start..end {
-                group[i - start] = self.objects.query(batch.get(i));
-                group[i - start].touched = whole;
+                let q = &mut group[i - start];
+                *q = self.objects.query(batch.get(i), eager);
+                self.trie.prefetch_place(pin, q.first);
             }
             let group = &mut group[..end - start];
-            let next = end..range.end.min(end + GROUP);
-            if !whole {
-                self.touch(batch, next.clone(), false);
+            eager = 2 * self.trie.warm(&self.objects, pin, group) > group.len();
+            for (i, q) in (start..).zip(group) {
+                // One by one: many requests at once would wait for each other.
+                if i + GROUP < range.end {
+                    self.touch(batch, i + GROUP, eager);
+                }
+                f(pin, i, q);
             }
-            let was = whole;
-            whole = 2 * self.trie.warm(&self.objects, group) > group.len();
-            if whole || was {
-                self.touch(batch, next, whole);
-            }
-            f(start, group);
             start = end;
         }
     }
@@ -412,12 +381,10 @@ impl<S: Store, O: Order> SdTree<S, O> {
         for sitting in Self::sittings(n) {
             let mut pin = self.trie.pin(&self.objects);
             let mut result = Ok(());
-            self.groups(batch, sitting, |start, group| {
-                for (i, q) in group.iter_mut().enumerate() {
-                    match self.trie.insert(&self.objects, &mut pin, q) {
-                        Ok(done) => (ids[start + i], new[start + i]) = done,
-                        Err(full) => result = Err(full),
-                    }
+            self.each(&mut pin, batch, sitting, |pin, i, q| {
+                match self.trie.insert(&self.objects, pin, q) {
+                    Ok(done) => (ids[i], new[i]) = done,
+                    Err(full) => result = Err(full),
                 }
             });
             result?;
@@ -447,11 +414,9 @@ impl<S: Store, O: Order> SdTree<S, O> {
         assert_eq!(batch.len(), ids.len(), "a slice of the batch's length");
         for sitting in Self::sittings(batch.len()) {
             let mut pin = self.trie.pin(&self.objects);
-            self.groups(batch, sitting, |start, group| {
-                for (i, q) in group.iter_mut().enumerate() {
-                    let found = self.trie.find(&self.objects, &mut pin, q);
-                    ids[start + i] = found.map_or(-1, i64::from);
-                }
+            self.each(&mut pin, batch, sitting, |pin, i, q| {
+                let found = self.trie.find(&self.objects, pin, q);
+                ids[i] = found.map_or(-1, i64::from);
             });
         }
     }
@@ -465,10 +430,8 @@ impl<S: Store, O: Order> SdTree<S, O> {
         assert_eq!(batch.len(), removed.len(), "a slice of the batch's length");
         for sitting in Self::sittings(batch.len()) {
             let mut pin = self.trie.pin(&self.objects);
-            self.groups(batch, sitting, |start, group| {
-                for (i, q) in group.iter_mut().enumerate() {
-                    removed[start + i] = self.trie.remove(&self.objects, &mut pin, q).is_some();
-                }
+            self.each(&mut pin, batch, sitting, |pin, i, q| {
+                removed[i] = self.trie.remove(&self.objects, pin, q).is_some();
             });
         }
     }
@@ -498,7 +461,7 @@ impl<S: Store, O: Order> SdTree<S, O> {
     pub fn ids(&self) -> Vec<u32> {
         let mut ids = Vec::with_capacity(self.len());
         let mut pin = self.trie.pin(&self.objects);
-        self.trie.walk(&mut pin, |id, _| ids.push(id));
+        self.trie.walk(&mut pin, |id| ids.push(id));
         ids
     }
 
@@ -510,7 +473,7 @@ impl<S: Store, O: Order> SdTree<S, O> {
                 let alive = self.objects.meta(id).load(Ordering::Acquire) & ALIVE != 0;
                 if alive {
                     // SAFETY: alive under the pin.
-                    let mut q = self.objects.query(unsafe { self.objects.store.bytes(id) });
+                    let mut q = self.objects.query(unsafe { self.objects.store.bytes(id) }, false);
                     self.trie.remove(&self.objects, &mut pin, &mut q);
                 }
             }

@@ -1,14 +1,15 @@
 //! How keys are ordered: what the first key bits of an object are. The one part that decides the depth of the tree
 //! and how much of an object a search reads; it never decides what is equal.
 //!
-//! The key of an object is the bit string
+//! An object is looked for by the first [`crate::PREFIX`] bits of `first(bytes)`. Objects that have these in common
+//! are a class; all of a class but the one that came first are looked for by the bit string
 //!
 //! ```text
-//! first(bytes): PREFIX bits | second(bytes): 30 bits | length: 32 bits (variable length only) | the bytes themselves
+//! whole(bytes): 64 bits | length: 32 bits (variable length only) | the bytes themselves
 //! ```
 //!
-//! `first` and `second` are functions of the bytes, so equal objects have equal keys; the bytes at the end make keys
-//! of different objects differ whatever the two functions do. Bits are computed only when a search comes to them.
+//! `first` and `whole` are functions of the bytes, so equal objects have equal keys; the bytes at the end make keys
+//! of different objects differ whatever the two functions do. `whole` is computed only where a search comes to it.
 
 use mix::Key;
 
@@ -16,8 +17,8 @@ use mix::Key;
 pub trait Order: Send + Sync {
     /// The first key bits, the first most significant (the first [`crate::PREFIX`] are used).
     fn first(&self, bytes: &[u8]) -> u64;
-    /// 30 more key bits, in the low bits; asked for where the first agree on what differs.
-    fn second(&self, bytes: &[u8]) -> u32;
+    /// 64 bits that depend on all bytes; asked for where others have the same first bits.
+    fn whole(&self, bytes: &[u8]) -> u64;
     /// Calls `touch` with the byte offset of each 64-byte line that [`Order::first`] will read of an object of `len`
     /// bytes, so that they can be brought to the caches; all of them if that is all the same.
     fn lines(&self, len: usize, touch: impl FnMut(usize));
@@ -30,7 +31,7 @@ const HEAD: usize = 256;
 /// Secret lines sampled between head and tail.
 const SECRET_LINES: usize = 1;
 
-/// The default: `first` mixes a sample of the object (head, last line, a secret line), `second` mixes all of it.
+/// The default: `first` mixes a sample of the object (head, last line, a secret line), `whole` mixes all of it.
 ///
 /// An object that differs from all others in its sample costs a few cache lines; one that does not costs one pass at
 /// the speed of memory. Both functions are keyed with a secret of the tree (see [`mix`]): who does not know it
@@ -85,8 +86,8 @@ impl Order for SampledMixed {
     }
 
     #[inline]
-    fn second(&self, bytes: &[u8]) -> u32 {
-        (mix::mix64(&self.second, bytes) >> 34) as u32
+    fn whole(&self, bytes: &[u8]) -> u64 {
+        mix::mix64(&self.second, bytes)
     }
 
     #[inline]
@@ -124,8 +125,8 @@ impl Order for Mixed {
     }
 
     #[inline]
-    fn second(&self, bytes: &[u8]) -> u32 {
-        (mix::mix64(&self.second, bytes) >> 34) as u32
+    fn whole(&self, bytes: &[u8]) -> u64 {
+        mix::mix64(&self.second, bytes)
     }
 
     #[inline]
@@ -156,8 +157,8 @@ impl Order for Raw {
     }
 
     #[inline]
-    fn second(&self, bytes: &[u8]) -> u32 {
-        (u128::from_be_bytes(Raw::word(bytes)) << crate::PREFIX >> 98) as u32
+    fn whole(&self, bytes: &[u8]) -> u64 {
+        (u128::from_be_bytes(Raw::word(bytes)) << crate::PREFIX >> 64) as u64
     }
 
     #[inline]
@@ -201,11 +202,11 @@ impl Order for AnyOrder {
     }
 
     #[inline]
-    fn second(&self, bytes: &[u8]) -> u32 {
+    fn whole(&self, bytes: &[u8]) -> u64 {
         match self {
-            AnyOrder::Sampled(o) => o.second(bytes),
-            AnyOrder::Mixed(o) => o.second(bytes),
-            AnyOrder::Raw => Raw.second(bytes),
+            AnyOrder::Sampled(o) => o.whole(bytes),
+            AnyOrder::Mixed(o) => o.whole(bytes),
+            AnyOrder::Raw => Raw.whole(bytes),
         }
     }
 

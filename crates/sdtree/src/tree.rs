@@ -16,10 +16,14 @@
 //! swings the lowest clean edge above to the sibling, taking a whole chain of such nodes out at once; who swings
 //! retires the chain, who flagged retires the id. Anyone who is stopped by a mark helps first.
 //!
+//! There are two such tables with their tries. Below the first objects are found by their first key bits; where two
+//! have all of these in common they become a class (see `class.rs`), whose members but one are below the second.
+//!
 //! An object seen through a frozen edge after its node has left was in the tree when the node left, which was after
 //! the search began; so finds need no second look.
 
 use crate::arena::Arena;
+use crate::class;
 use crate::edge::{self, EMPTY, FLAG, MARKS, MOVED, PREFIX, TAG, TOP, UNINIT};
 use crate::epoch::{Domain, Full, Kind, Pin};
 use crate::primitive::{zeroed_box, AtomicPtr, AtomicU64, AtomicUsize, Ordering, Zeroed};
@@ -32,6 +36,10 @@ const LOAD_BITS: u32 = 1;
 const CHECK_EVERY: u32 = if cfg!(loom) { 1 } else { 64 };
 /// Places moved to a new table at each look; four for each insert, so that a move ends long before the next one.
 const MOVE_EACH: usize = 4 * CHECK_EVERY as usize;
+/// The root below which objects are found by their first key bits.
+const FIRST: usize = 0;
+/// The root below which the members of classes are.
+const SECOND: usize = 1;
 /// Searches walked in step: enough to keep the line fill buffers of a core busy, few enough for its caches.
 pub(crate) const GROUP: usize = 32;
 
@@ -57,31 +65,69 @@ pub(crate) struct Step {
 
 /// The objects and how their keys read. The key of an object is a string of bits that depends on its bytes alone
 /// and differs from that of every different object; the tree asks for bits one at a time.
+///
+/// With `CLASSES` there are two keys: one of `PREFIX` bits for the first root, which different objects may have in
+/// common, and one for the second root. Without, there is one, and nothing is ever put below the second root.
 pub(crate) trait Space: Sync {
+    /// Whether objects with the same prefix become a class.
+    const CLASSES: bool;
     /// An object searched for, with what has been computed of its key.
     type Query;
     /// The first 64 key bits, the first one most significant; only `PREFIX` of them are used.
     fn prefix(&self, q: &Self::Query) -> u64;
-    /// Key bit `at >= PREFIX` of `q`.
+    /// The first 64 bits of the key for the second root. With `CLASSES` only, as the next three.
+    fn whole(&self, q: &mut Self::Query) -> u64;
+    /// The same of object `id`.
+    fn whole_of(&self, id: u32) -> u64;
+    /// Whether `q` equals object `id`: all the bytes.
+    fn equal(&self, q: &Self::Query, id: u32) -> bool;
+    /// `whole` of `q` will be asked for.
+    fn prefetch_whole(&self, q: &Self::Query);
+    /// Key bit `at >= PREFIX` of `q` (below the second root, if there are `CLASSES`).
     fn bit(&self, q: &mut Self::Query, at: u32) -> usize;
     /// Compares `q` with object `id`, whose first `PREFIX` key bits are the same: all the bytes. `None` if equal,
     /// else the first key bit in which they differ.
     fn compare(&self, q: &mut Self::Query, id: u32) -> Option<u32>;
     /// Puts the object of `q` in the place of `id`, which is nobody else's. Returns whether the search must start
-    /// anew: the bytes may have been written to while they were copied, and the key bits up to `differ`, where the
-    /// search ended, must be those of the copy.
-    fn place(&self, id: u32, q: &mut Self::Query, differ: u32) -> bool;
+    /// anew: the bytes may have been written to while they were copied, and the key bits that the search has asked
+    /// for, of the prefix and up to `differ` below the second root if it has come there, must be those of the copy.
+    fn place(&self, id: u32, q: &mut Self::Query, differ: Option<u32>) -> bool;
     /// `id` is in the tree no more, but may still be read.
     fn removed(&self, id: u32);
     /// `id` is read by nobody any more.
     fn release(&self, id: u32);
     /// What is kept about object `id` will be read by `prefetch`.
     fn prefetch_record(&self, id: u32);
-    /// Object `id` is about to be compared with `q`; if not `both`, it has been asked for just now. Returns whether
-    /// `q` will be read whole.
-    fn prefetch(&self, q: &Self::Query, id: u32, both: bool) -> bool;
-    /// Bits of `q` past the prefix will be asked for. Returns whether they are at hand.
-    fn prefetch_query(&self, q: &Self::Query) -> bool;
+    /// Object `id` is about to be compared with `q`; if not `both`, it has been asked for just now.
+    fn prefetch(&self, q: &Self::Query, id: u32, both: bool);
+}
+
+/// How a try to insert below a root has ended.
+enum Put {
+    /// The object has this id; whether it is new.
+    Done(u32, bool),
+    /// The object has changed under our eyes: from the start.
+    Again,
+    /// The object belongs to this class, which has been entered.
+    Class(u32),
+}
+
+/// What a try to remove below a root has found.
+enum Taken {
+    /// No such object.
+    Nothing,
+    /// It has been taken out.
+    Object(u32),
+    /// The object belongs to this class, which has been entered.
+    Class(u32),
+}
+
+/// What a try that failed has left for the next one.
+#[derive(Default)]
+struct Spare {
+    /// An id in whose place the object is.
+    id: Option<u32>,
+    node: Option<u32>,
 }
 
 /// The table of places above the trie.
@@ -100,6 +146,17 @@ struct Table {
 unsafe impl Send for Table {}
 
 impl Table {
+    /// A table of 2^bits empty places.
+    fn empty(bits: u32) -> Box<Table> {
+        Box::new(Table {
+            bits,
+            places: (0..1usize << bits).map(|_| AtomicU64::new(EMPTY)).collect(),
+            old: AtomicPtr::new(std::ptr::null_mut()),
+            left: AtomicUsize::new(0),
+            next: AtomicUsize::new(0),
+        })
+    }
+
     #[inline]
     fn number(&self, prefix: u64) -> usize {
         (prefix >> (64 - self.bits)) as usize
@@ -122,6 +179,9 @@ struct Walk {
     /// Those at an object whose prefix is theirs.
     hits: [(u16, u32); GROUP],
     hits_n: usize,
+    /// Those at a class that is theirs.
+    classes: [u16; GROUP],
+    classes_n: usize,
 }
 
 /// Asks for the line at `p` to be brought to the caches.
@@ -142,17 +202,18 @@ pub(crate) fn prefetch<T>(p: *const T) {
 pub struct Shape {
     /// Objects seen.
     pub objects: usize,
-    /// Mean number of edges from the root table (included) to an object.
+    /// Mean number of edges from the root table (included) to an object, those to its class among them.
     pub depth_mean: f64,
-    /// Largest number of edges from the root table (included) to an object.
+    /// Largest number of such edges; an upper bound of it where there are classes.
     pub depth_max: usize,
-    /// Key bits that the root table resolves in one step.
+    /// Key bits that the larger root table resolves in one step.
     pub table_bits: u32,
 }
 
 /// The trie without its objects: they are in a [`Space`], given to each call.
 pub(crate) struct Trie {
-    table: AtomicPtr<Table>,
+    /// The second is null until there is a class.
+    tables: [AtomicPtr<Table>; 2],
     nodes: Arena<Node>,
     domain: Domain,
 }
@@ -166,15 +227,11 @@ impl Trie {
     /// An empty trie, with a table right for `capacity` objects; it grows past that.
     pub(crate) fn new(capacity: usize) -> Self {
         let bits = capacity.max(1).ilog2().clamp(TOP, MAX_TABLE_BITS);
-        let table = Box::new(Table {
-            bits,
-            places: (0..1usize << bits).map(|_| AtomicU64::new(EMPTY)).collect(),
-            old: AtomicPtr::new(std::ptr::null_mut()),
-            left: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
-        });
         Trie {
-            table: AtomicPtr::new(Box::into_raw(table)),
+            tables: [
+                AtomicPtr::new(Box::into_raw(Table::empty(bits))),
+                AtomicPtr::new(std::ptr::null_mut()),
+            ],
             nodes: Arena::new(1),
             domain: Domain::new(),
         }
@@ -186,7 +243,7 @@ impl Trie {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.domain.len()
+        self.domain.len(FIRST) + self.domain.len(SECOND)
     }
 
     /// All ids ever given are below this.
@@ -196,17 +253,49 @@ impl Trie {
 
     /// Bytes allocated: tables, nodes, seats. Pinned, so that the tables stay.
     pub(crate) fn bytes<R: Fn(u32)>(&self, _pin: &Pin<'_, R>) -> usize {
-        let table = self.table();
-        // SAFETY: an old table is freed by epoch, and the caller is pinned.
-        let old = unsafe { table.old.load(Ordering::Acquire).as_ref() };
-        let places = table.places.len() + old.map_or(0, |t| t.places.len());
+        let mut places = 0;
+        for table in &self.tables {
+            let mut table = table.load(Ordering::Acquire);
+            // SAFETY: tables are freed by epoch, and the caller is pinned; the chain ends with null.
+            while let Some(t) = unsafe { table.as_ref() } {
+                places += t.places.len();
+                table = t.old.load(Ordering::Acquire);
+            }
+        }
         places * std::mem::size_of::<AtomicU64>() + self.nodes.bytes() + self.domain.bytes()
     }
 
+    /// The table of a root: the first, or the second of one who has seen a class.
     #[inline]
-    fn table(&self) -> &Table {
-        // SAFETY: never null; replaced tables are freed by epoch, and every caller is pinned (or owns the trie).
-        unsafe { &*self.table.load(Ordering::Acquire) }
+    fn table(&self, root: usize) -> &Table {
+        let table = self.tables[root].load(Ordering::Acquire);
+        debug_assert!(!table.is_null());
+        // SAFETY: not null: the first is made with the trie, the second before the first class is published; replaced
+        // tables are freed by epoch, and every caller is pinned (or owns the trie).
+        unsafe { &*table }
+    }
+
+    /// Makes the second table, if there is none.
+    fn make_second(&self) {
+        let table = &self.tables[SECOND];
+        if !table.load(Ordering::Acquire).is_null() {
+            return;
+        }
+        let new = Box::into_raw(Table::empty(TOP));
+        let null = std::ptr::null_mut();
+        if table
+            .compare_exchange(null, new, Ordering::AcqRel, Ordering::Acquire)
+            .is_err()
+        {
+            // SAFETY: made just now and seen by nobody else.
+            drop(unsafe { Box::from_raw(new) });
+        }
+    }
+
+    /// Asks for the place where a search for `prefix` will begin.
+    #[inline]
+    pub(crate) fn prefetch_place<R: Fn(u32)>(&self, _pin: &Pin<'_, R>, prefix: u64) {
+        prefetch(self.table(FIRST).place(prefix));
     }
 
     #[inline]
@@ -215,11 +304,16 @@ impl Trie {
         unsafe { self.nodes.get(edge::index(word)) }
     }
 
-    /// The place in the table for `prefix`, moved there from the old table if need be, and its word.
+    /// The place in a table for `prefix`, moved there from the old table if need be, and its word.
     #[inline]
-    fn root<R: Fn(u32)>(&self, pin: &mut Pin<'_, R>, prefix: u64) -> (&AtomicU64, u64) {
+    fn root<R: Fn(u32)>(
+        &self,
+        pin: &mut Pin<'_, R>,
+        root: usize,
+        prefix: u64,
+    ) -> (&AtomicU64, u64) {
         loop {
-            let table = self.table();
+            let table = self.table(root);
             let at = table.place(prefix);
             let word = at.load(Ordering::Acquire);
             match word {
@@ -231,26 +325,37 @@ impl Trie {
         }
     }
 
+    /// The first 64 bits of the key of `q` for a root.
     #[inline]
-    fn side<S: Space>(space: &S, q: &mut S::Query, prefix: u64, at: u32) -> usize {
+    fn key<S: Space>(space: &S, root: usize, q: &mut S::Query) -> u64 {
+        if root == FIRST {
+            space.prefix(q)
+        } else {
+            space.whole(q)
+        }
+    }
+
+    #[inline]
+    fn side<S: Space>(space: &S, q: &mut S::Query, key: u64, at: u32) -> usize {
         if at < PREFIX {
-            (prefix >> (63 - at) & 1) as usize
+            (key >> (63 - at) & 1) as usize
         } else {
             space.bit(q, at)
         }
     }
 
-    /// Walks to the leaf edge that `q` leads to, recording the path.
+    /// Walks to the leaf edge that `q`, with this key, leads to, recording the path.
     #[inline]
     fn seek<S: Space, R: Fn(u32)>(
         &self,
         space: &S,
         pin: &mut Pin<'_, R>,
+        root: usize,
+        key: u64,
         q: &mut S::Query,
         path: &mut Vec<Step>,
     ) {
-        let prefix = space.prefix(q);
-        let (at, mut word) = self.root(pin, prefix);
+        let (at, mut word) = self.root(pin, root, key);
         path.clear();
         path.push(Step {
             at,
@@ -258,7 +363,7 @@ impl Trie {
             other: at,
         });
         while !edge::is_leaf(word) {
-            let side = Self::side(space, q, prefix, edge::position(word));
+            let side = Self::side(space, q, key, edge::position(word));
             let node = self.node(word);
             word = node.0[side].load(Ordering::Acquire);
             path.push(Step {
@@ -269,6 +374,36 @@ impl Trie {
         }
     }
 
+    /// The leaf edge that `q`, with this key, leads to.
+    #[inline]
+    fn descend<S: Space, R: Fn(u32)>(
+        &self,
+        space: &S,
+        pin: &mut Pin<'_, R>,
+        root: usize,
+        key: u64,
+        q: &mut S::Query,
+    ) -> u64 {
+        let (_, mut word) = self.root(pin, root, key);
+        while !edge::is_leaf(word) {
+            let side = Self::side(space, q, key, edge::position(word));
+            word = self.node(word).0[side].load(Ordering::Acquire);
+        }
+        word
+    }
+
+    /// The first object of the class that the edge leads to, if it equals `q`.
+    #[inline]
+    fn first_of_class<S: Space>(&self, space: &S, q: &mut S::Query, word: u64) -> Option<u32> {
+        let node = self.node(word);
+        let first = class::first(node.0[0].load(Ordering::Acquire));
+        // Different wholes are of different bytes.
+        let equal = first != edge::NONE
+            && node.0[1].load(Ordering::Relaxed) == space.whole(q)
+            && space.equal(q, first);
+        equal.then_some(first)
+    }
+
     /// The id of the object equal to `q`.
     #[inline]
     pub(crate) fn find<S: Space, R: Fn(u32)>(
@@ -277,17 +412,30 @@ impl Trie {
         pin: &mut Pin<'_, R>,
         q: &mut S::Query,
     ) -> Option<u32> {
-        let prefix = space.prefix(q);
-        let (_, mut word) = self.root(pin, prefix);
-        while !edge::is_leaf(word) {
-            let side = Self::side(space, q, prefix, edge::position(word));
-            word = self.node(word).0[side].load(Ordering::Acquire);
+        let gone = |word: u64, key: u64| {
+            word & FLAG != 0 || edge::is_empty(word) || edge::fingerprint_diff(word, key).is_some()
+        };
+        let mut key = space.prefix(q);
+        let mut word = self.descend(space, pin, FIRST, key, q);
+        if gone(word, key) {
+            return None;
         }
-        let equal = word & FLAG == 0
-            && !edge::is_empty(word)
-            && edge::fingerprint_diff(word, prefix).is_none()
-            && space.compare(q, edge::index(word)).is_none();
-        equal.then(|| edge::index(word))
+        if S::CLASSES {
+            if !edge::is_class(word) {
+                let id = edge::index(word);
+                return space.equal(q, id).then_some(id);
+            }
+            if let Some(id) = self.first_of_class(space, q, word) {
+                return Some(id);
+            }
+            key = space.whole(q);
+            word = self.descend(space, pin, SECOND, key, q);
+            if gone(word, key) {
+                return None;
+            }
+        }
+        let id = edge::index(word);
+        space.compare(q, id).is_none().then_some(id)
     }
 
     /// Puts `q` into the tree unless an equal object is there. Returns the id, and whether it is new.
@@ -299,34 +447,90 @@ impl Trie {
         q: &mut S::Query,
     ) -> Result<(u32, bool), Full> {
         let mut path = std::mem::take(&mut pin.local().path);
-        let done = self.insert_on(space, pin, q, &mut path);
+        let mut spare = Spare::default();
+        let mut root = FIRST;
+        // The class entered: its node and its prefix.
+        let mut entered = (0, 0);
+        let done = loop {
+            let put = self.insert_below(space, pin, root, q, &mut path, &mut spare);
+            if root == SECOND && !matches!(put, Ok(Put::Done(_, true))) {
+                self.leave(space, pin, q, entered, 1, &mut path);
+                root = FIRST;
+            }
+            match put {
+                Ok(Put::Done(id, new)) => break Ok((id, new)),
+                Ok(Put::Again) => {}
+                Ok(Put::Class(node)) => (root, entered) = (SECOND, (node, space.prefix(q))),
+                Err(full) => break Err(full),
+            }
+        };
         pin.local().path = path;
         if let Ok((_, true)) = done {
-            pin.count(1);
+            pin.count(root, 1);
             let local = pin.local();
             local.since_check += 1;
             if local.since_check >= CHECK_EVERY {
                 local.since_check = 0;
-                self.check_size(pin);
+                self.check_size(pin, root);
             }
+        } else if let Some(id) = spare.id {
+            // Not given back at once: whoever asks for ids that nobody told it may be reading there.
+            space.removed(id);
+            pin.retire(Kind::Id, id);
+        }
+        if let Some(node) = spare.node {
+            pin.give_back(Kind::Node, node);
         }
         done
     }
 
-    fn insert_on<S: Space, R: Fn(u32)>(
+    /// Counts the caller out of class `node`, with the members that it has removed; cleans up after a class that has
+    /// died of it.
+    fn leave<S: Space, R: Fn(u32)>(
         &self,
         space: &S,
         pin: &mut Pin<'_, R>,
         q: &mut S::Query,
+        (node, prefix): (u32, u64),
+        members: u64,
         path: &mut Vec<Step>,
-    ) -> Result<(u32, bool), Full> {
-        // What a try that failed has left for the next one.
-        let mut id = None;
-        let mut spare = None;
-        let done = loop {
-            self.seek(space, pin, q, path);
+    ) {
+        // SAFETY: entered by the caller, so that it is published and not retired.
+        if class::leave(unsafe { &self.nodes.get(node).0[0] }, members) {
+            self.bury(space, pin, q, (node, prefix), path);
+        }
+    }
+
+    /// The node of a try: one that a former try has left, or a new one.
+    #[inline]
+    fn spare_node<R: Fn(u32)>(
+        &self,
+        pin: &mut Pin<'_, R>,
+        spare: &mut Spare,
+    ) -> Result<u32, Full> {
+        match spare.node {
+            Some(node) => Ok(node),
+            None => {
+                let node = pin.alloc(Kind::Node)?;
+                self.nodes.reserve(node);
+                Ok(*spare.node.insert(node))
+            }
+        }
+    }
+
+    fn insert_below<S: Space, R: Fn(u32)>(
+        &self,
+        space: &S,
+        pin: &mut Pin<'_, R>,
+        root: usize,
+        q: &mut S::Query,
+        path: &mut Vec<Step>,
+        spare: &mut Spare,
+    ) -> Result<Put, Full> {
+        let key = Self::key(space, root, q);
+        loop {
+            self.seek(space, pin, root, key, q, path);
             let last = path[path.len() - 1];
-            let prefix = space.prefix(q);
             let (step, differ) = if edge::is_empty(last.word) {
                 if last.word & MARKS != 0 {
                     continue;
@@ -334,11 +538,46 @@ impl Trie {
                 (last, None)
             } else {
                 let found = edge::index(last.word);
-                let differ =
-                    edge::fingerprint_diff(last.word, prefix).or_else(|| space.compare(q, found));
+                let differ = match edge::fingerprint_diff(last.word, key) {
+                    None if S::CLASSES && root == FIRST => {
+                        if edge::is_class(last.word) {
+                            if let Some(id) = self.first_of_class(space, q, last.word) {
+                                return Ok(Put::Done(id, false));
+                            }
+                            if class::enter(&self.node(last.word).0[0]) {
+                                return Ok(Put::Class(found));
+                            }
+                            // Dead: it must be gone before another can come.
+                            self.bury(space, pin, q, (found, key), path);
+                            continue;
+                        }
+                        if last.word & FLAG == 0 && space.equal(q, found) {
+                            return Ok(Put::Done(found, false));
+                        }
+                        if last.word & MARKS != 0 {
+                            self.help(pin, path);
+                            continue;
+                        }
+                        // The second of its class.
+                        let node = self.spare_node(pin, spare)?;
+                        self.make_second();
+                        // SAFETY: reserved by `spare_node`.
+                        let words = unsafe { &self.nodes.get(node).0 };
+                        // Published by the CAS below.
+                        words[0].store(class::new(found), Ordering::Relaxed);
+                        words[1].store(space.whole_of(found), Ordering::Relaxed);
+                        if self.swing(last.at, last.word, edge::class(node, last.word)) {
+                            spare.node = None;
+                            return Ok(Put::Class(node));
+                        }
+                        continue;
+                    }
+                    None => space.compare(q, found),
+                    differ => differ,
+                };
                 let Some(b) = differ else {
                     if last.word & FLAG == 0 {
-                        break Ok((found, false));
+                        return Ok(Put::Done(found, false));
                     }
                     // Equal, but removed: it must be gone before another can come.
                     self.help(pin, path);
@@ -355,60 +594,72 @@ impl Trie {
                 }
                 (path[i], Some(b))
             };
-            let id = match id {
+            let id = match spare.id {
                 Some(id) => id,
                 None => {
-                    let new = match pin.alloc(Kind::Id) {
-                        Ok(new) => new,
-                        Err(full) => break Err(full),
-                    };
-                    id = Some(new);
+                    let new = pin.alloc(Kind::Id)?;
+                    spare.id = Some(new);
                     // From here on the search reads the tree's own copy, if it keeps one.
-                    if space.place(new, q, differ.unwrap_or(0)) {
-                        continue;
+                    let below = (root == SECOND).then_some(differ.unwrap_or(0));
+                    if space.place(new, q, below) {
+                        return Ok(Put::Again);
                     }
                     new
                 }
             };
-            let leaf = edge::leaf(id, prefix);
+            let leaf = edge::leaf(id, key);
             let Some(b) = differ else {
                 if self.swing(step.at, EMPTY, leaf) {
-                    break Ok((id, true));
+                    return Ok(Put::Done(id, true));
                 }
                 continue;
             };
-            let node = match spare {
-                Some(node) => node,
-                None => match pin.alloc(Kind::Node) {
-                    Ok(node) => {
-                        self.nodes.reserve(node);
-                        *spare.insert(node)
-                    }
-                    Err(full) => break Err(full),
-                },
-            };
-            // SAFETY: reserved above.
+            let node = self.spare_node(pin, spare)?;
+            // SAFETY: reserved by `spare_node`.
             let edges = unsafe { &self.nodes.get(node).0 };
-            let side = Self::side(space, q, prefix, b);
+            let side = Self::side(space, q, key, b);
             // Published by the CAS below; nobody else sees the node before.
             edges[side].store(leaf, Ordering::Relaxed);
             edges[side ^ 1].store(step.word, Ordering::Relaxed);
             if self.swing(step.at, step.word, edge::inner(node, b)) {
-                spare = None;
-                break Ok((id, true));
-            }
-        };
-        if !matches!(done, Ok((_, true))) {
-            if let Some(id) = id {
-                // Not given back at once: whoever asks for ids that nobody told it may be reading there.
-                space.removed(id);
-                pin.retire(Kind::Id, id);
+                spare.node = None;
+                return Ok(Put::Done(id, true));
             }
         }
-        if let Some(node) = spare {
-            pin.give_back(Kind::Node, node);
+    }
+
+    /// Takes the edge to a class that has died out of the tree; `prefix` is that of its objects.
+    #[cold]
+    fn bury<S: Space, R: Fn(u32)>(
+        &self,
+        space: &S,
+        pin: &mut Pin<'_, R>,
+        q: &mut S::Query,
+        (node, prefix): (u32, u64),
+        path: &mut Vec<Step>,
+    ) {
+        let mut mine = false;
+        loop {
+            // Above a class there are no bits past the prefix, so that `q` is not asked for any.
+            self.seek(space, pin, FIRST, prefix, q, path);
+            let last = path[path.len() - 1];
+            // The number cannot come back as that of another class while this thread is pinned.
+            if !edge::is_class(last.word) || edge::index(last.word) != node {
+                break;
+            }
+            if last.word & MARKS != 0 {
+                self.help(pin, path);
+            } else if path.len() == 1 {
+                mine |= self.swing(last.at, last.word, EMPTY);
+            } else if self.swing(last.at, last.word, last.word | FLAG) {
+                mine = true;
+                self.help(pin, path);
+            }
         }
-        done
+        // As with ids: whoever has flagged the edge retires what it led to, when it is gone.
+        if mine {
+            pin.retire(Kind::Node, node);
+        }
     }
 
     #[inline]
@@ -430,35 +681,74 @@ impl Trie {
         q: &mut S::Query,
     ) -> Option<u32> {
         let mut path = std::mem::take(&mut pin.local().path);
-        let id = self.remove_on(space, pin, q, &mut path);
+        let gone = match self.remove_below(space, pin, FIRST, q, &mut path) {
+            Taken::Nothing => None,
+            Taken::Object(id) => Some((id, FIRST)),
+            Taken::Class(node) => {
+                let id = match self.remove_below(space, pin, SECOND, q, &mut path) {
+                    Taken::Object(id) => Some(id),
+                    _ => None,
+                };
+                let members = 1 + id.is_some() as u64;
+                let prefix = space.prefix(q);
+                self.leave(space, pin, q, (node, prefix), members, &mut path);
+                id.map(|id| (id, SECOND))
+            }
+        };
         pin.local().path = path;
-        if let Some(id) = id {
-            space.removed(id);
-            pin.retire(Kind::Id, id);
-            pin.count(-1);
-        }
-        id
+        let (id, root) = gone?;
+        space.removed(id);
+        pin.retire(Kind::Id, id);
+        pin.count(root, -1);
+        Some(id)
     }
 
-    fn remove_on<S: Space, R: Fn(u32)>(
+    fn remove_below<S: Space, R: Fn(u32)>(
         &self,
         space: &S,
         pin: &mut Pin<'_, R>,
+        root: usize,
         q: &mut S::Query,
         path: &mut Vec<Step>,
-    ) -> Option<u32> {
+    ) -> Taken {
+        let key = Self::key(space, root, q);
         let id = loop {
-            self.seek(space, pin, q, path);
+            self.seek(space, pin, root, key, q, path);
             let last = path[path.len() - 1];
-            if edge::is_empty(last.word) {
+            if edge::is_empty(last.word) || edge::fingerprint_diff(last.word, key).is_some() {
                 // Frozen and empty still is empty: it was when it was frozen, after this search began.
-                return None;
+                return Taken::Nothing;
             }
             let id = edge::index(last.word);
-            let differs = edge::fingerprint_diff(last.word, space.prefix(q)).is_some()
-                || space.compare(q, id).is_some();
-            if differs || last.word & FLAG != 0 {
-                return None;
+            if edge::is_class(last.word) {
+                let state = &self.node(last.word).0[0];
+                if let Some(first) = self.first_of_class(space, q, last.word) {
+                    // If another has taken it out, it was gone at that moment.
+                    let (taken, dead) = class::take_first(state, first);
+                    if dead {
+                        self.bury(space, pin, q, (id, key), path);
+                    }
+                    return if taken {
+                        Taken::Object(first)
+                    } else {
+                        Taken::Nothing
+                    };
+                }
+                // In a dead class there is nothing.
+                return if class::enter(state) {
+                    Taken::Class(id)
+                } else {
+                    Taken::Nothing
+                };
+            }
+            let equal = last.word & FLAG == 0
+                && if S::CLASSES && root == FIRST {
+                    space.equal(q, id)
+                } else {
+                    space.compare(q, id).is_none()
+                };
+            if !equal {
+                return Taken::Nothing;
             }
             if last.word & TAG != 0 {
                 self.help(pin, path);
@@ -467,7 +757,7 @@ impl Trie {
             if path.len() == 1 {
                 // Straight in the table: nothing else to take out.
                 if self.swing(last.at, last.word, EMPTY) {
-                    return Some(id);
+                    return Taken::Object(id);
                 }
                 continue;
             }
@@ -479,15 +769,16 @@ impl Trie {
         let mut first = true;
         loop {
             if !first {
-                self.seek(space, pin, q, path);
+                self.seek(space, pin, root, key, q, path);
                 let last = path[path.len() - 1];
-                if edge::is_empty(last.word) || edge::index(last.word) != id {
-                    return Some(id);
+                let here = !edge::is_class(last.word) && edge::index(last.word) == id;
+                if edge::is_empty(last.word) || !here {
+                    return Taken::Object(id);
                 }
             }
             first = false;
             if self.help(pin, path) {
-                return Some(id);
+                return Taken::Object(id);
             }
         }
     }
@@ -585,8 +876,8 @@ impl Trie {
 
     /// Doubles the table if it has become small, and moves some places if it is being doubled.
     #[cold]
-    fn check_size<R: Fn(u32)>(&self, pin: &mut Pin<'_, R>) {
-        let table = self.table();
+    fn check_size<R: Fn(u32)>(&self, pin: &mut Pin<'_, R>, root: usize) {
+        let table = self.table(root);
         // SAFETY: an old table is freed by epoch, and the caller is pinned.
         if let Some(old) = unsafe { table.old.load(Ordering::Acquire).as_ref() } {
             let n = old.places.len();
@@ -604,7 +895,9 @@ impl Trie {
                     self.migrate(pin, table, j);
                 }
             }
-        } else if table.bits < MAX_TABLE_BITS && self.len() > (1 << LOAD_BITS) << table.bits {
+        } else if table.bits < MAX_TABLE_BITS
+            && self.domain.len(root) > (1 << LOAD_BITS) << table.bits
+        {
             let here: *const Table = table;
             let new = Box::into_raw(Box::new(Table {
                 bits: table.bits + 1,
@@ -613,7 +906,7 @@ impl Trie {
                 left: AtomicUsize::new(1 << table.bits),
                 next: AtomicUsize::new(0),
             }));
-            let put = self.table.compare_exchange(
+            let put = self.tables[root].compare_exchange(
                 here.cast_mut(),
                 new,
                 Ordering::AcqRel,
@@ -626,64 +919,80 @@ impl Trie {
         }
     }
 
-    /// Brings what the searches for `queries` (at most [`GROUP`]) will read into the caches, all in step. It decides
-    /// nothing: a search that follows finds whatever is there then. Returns how many of them will read their object
-    /// whole.
-    pub(crate) fn warm<S: Space>(&self, space: &S, queries: &mut [S::Query]) -> usize {
+    /// Brings what the searches for `queries` (at most [`GROUP`]) will read into the caches, all in step; their places
+    /// in the table have been asked for. It decides nothing: a search that follows finds whatever is there then.
+    /// Returns how many of them belong to classes.
+    pub(crate) fn warm<S: Space, R: Fn(u32)>(
+        &self,
+        space: &S,
+        _pin: &Pin<'_, R>,
+        queries: &mut [S::Query],
+    ) -> usize {
         debug_assert!(queries.len() <= GROUP);
-        let table = self.table();
-        for q in queries.iter() {
-            prefetch(table.place(space.prefix(q)));
-        }
+        let table = self.table(FIRST);
         let mut walk = Walk {
             active: [(0, 0); GROUP],
             n: 0,
             hits: [(0, 0); GROUP],
             hits_n: 0,
+            classes: [0; GROUP],
+            classes_n: 0,
         };
         for (i, q) in queries.iter().enumerate() {
-            let word = table.place(space.prefix(q)).load(Ordering::Acquire);
-            self.look_ahead(space, q, i, word, &mut walk);
+            let key = space.prefix(q);
+            let word = table.place(key).load(Ordering::Acquire);
+            self.look_ahead(space, key, i, word, &mut walk);
         }
-        // Those that come to bits past the prefix wait until all have, so that their bytes have come.
-        let mut late = [(0u16, 0u64); GROUP];
-        let mut m = 0;
-        let mut whole = 0;
+        self.walk_on(space, FIRST, queries, &mut walk);
+        if S::CLASSES && walk.classes_n > 0 {
+            let table = self.table(SECOND);
+            let mine = walk.classes;
+            let mine = &mine[..walk.classes_n];
+            for (k, &i) in mine.iter().enumerate() {
+                if let Some(&next) = mine.get(k + 1) {
+                    space.prefetch_whole(&queries[next as usize]);
+                }
+                prefetch(table.place(space.whole(&mut queries[i as usize])));
+            }
+            for &i in mine {
+                let key = space.whole(&mut queries[i as usize]);
+                let word = table.place(key).load(Ordering::Acquire);
+                self.look_ahead(space, key, i as usize, word, &mut walk);
+            }
+            self.walk_on(space, SECOND, queries, &mut walk);
+        }
+        let mut last = edge::NONE;
+        for &(i, id) in &walk.hits[..walk.hits_n] {
+            space.prefetch(&queries[i as usize], id, id != last);
+            last = id;
+        }
+        walk.classes_n
+    }
+
+    /// Walks all that are at inner edges on, in step, until none is.
+    #[inline(always)]
+    fn walk_on<S: Space>(
+        &self,
+        space: &S,
+        root: usize,
+        queries: &mut [S::Query],
+        walk: &mut Walk,
+    ) {
         while walk.n > 0 {
             let now = std::mem::take(&mut walk.n);
             for k in 0..now {
                 let (i, word) = walk.active[k];
                 let q = &mut queries[i as usize];
-                let at = edge::position(word);
-                if at >= PREFIX && !space.prefetch_query(q) {
-                    late[m] = (i, word);
-                    m += 1;
-                    whole += 1;
-                    continue;
-                }
-                let side = Self::side(space, q, space.prefix(q), at);
+                let key = Self::key(space, root, q);
+                let side = Self::side(space, q, key, edge::position(word));
                 let word = self.node(word).0[side].load(Ordering::Acquire);
-                self.look_ahead(space, q, i as usize, word, &mut walk);
-            }
-            if walk.n == 0 {
-                for &(i, word) in &late[..std::mem::take(&mut m)] {
-                    let q = &mut queries[i as usize];
-                    let side = space.bit(q, edge::position(word));
-                    let word = self.node(word).0[side].load(Ordering::Acquire);
-                    self.look_ahead(space, q, i as usize, word, &mut walk);
-                }
+                self.look_ahead(space, key, i as usize, word, walk);
             }
         }
-        let mut last = edge::NONE;
-        for &(i, id) in &walk.hits[..walk.hits_n] {
-            whole += space.prefetch(&queries[i as usize], id, id != last) as usize;
-            last = id;
-        }
-        whole
     }
 
     #[inline(always)]
-    fn look_ahead<S: Space>(&self, space: &S, q: &S::Query, i: usize, word: u64, walk: &mut Walk) {
+    fn look_ahead<S: Space>(&self, space: &S, key: u64, i: usize, word: u64, walk: &mut Walk) {
         if word == UNINIT {
             return;
         }
@@ -691,21 +1000,34 @@ impl Trie {
             prefetch(self.node(word));
             walk.active[walk.n] = (i as u16, word);
             walk.n += 1;
-        } else if !edge::is_empty(word) && edge::fingerprint_diff(word, space.prefix(q)).is_none() {
-            space.prefetch_record(edge::index(word));
-            walk.hits[walk.hits_n] = (i as u16, edge::index(word));
-            walk.hits_n += 1;
+        } else if !edge::is_empty(word) && edge::fingerprint_diff(word, key).is_none() {
+            if edge::is_class(word) {
+                prefetch(self.node(word));
+                walk.classes[walk.classes_n] = i as u16;
+                walk.classes_n += 1;
+            } else {
+                space.prefetch_record(edge::index(word));
+                walk.hits[walk.hits_n] = (i as u16, edge::index(word));
+                walk.hits_n += 1;
+            }
         }
     }
 
-    /// Calls `f` with each object's id and depth, in the order of the keys. An object that is in the tree all the
-    /// while is seen once; what is inserted or removed meanwhile may or may not be seen.
-    pub(crate) fn walk<R: Fn(u32)>(&self, pin: &mut Pin<'_, R>, mut f: impl FnMut(u32, usize)) {
+    /// Calls `f` with each leaf edge below a root and its depth, in the order of the keys.
+    fn leaves<R: Fn(u32)>(
+        &self,
+        pin: &mut Pin<'_, R>,
+        root: usize,
+        mut f: impl FnMut(u64, usize),
+    ) {
+        if self.tables[root].load(Ordering::Acquire).is_null() {
+            return;
+        }
         let mut stack = Vec::new();
         // The first prefix not walked yet; the table may be doubled on the way, the steps then become smaller.
         let mut prefix = Some(0u64);
         while let Some(at) = prefix {
-            let table = self.table();
+            let table = self.table(root);
             let word = match table.place(at).load(Ordering::Acquire) {
                 UNINIT => {
                     self.migrate(pin, table, table.number(at) >> 1);
@@ -722,39 +1044,69 @@ impl Trie {
                         stack.push((node.0[side].load(Ordering::Acquire), depth + 1));
                     }
                 } else if !edge::is_empty(word) && word & FLAG == 0 {
-                    f(edge::index(word), depth);
+                    f(word, depth);
                 }
             }
             prefix = at.checked_add(1 << (64 - table.bits));
         }
     }
 
+    /// Calls `f` with each object's id, in the order of the keys. An object that is in the tree all the while is seen
+    /// once; what is inserted or removed meanwhile may or may not be seen.
+    pub(crate) fn walk<R: Fn(u32)>(&self, pin: &mut Pin<'_, R>, mut f: impl FnMut(u32)) {
+        self.leaves(pin, FIRST, |word, _| {
+            let mut id = edge::index(word);
+            if edge::is_class(word) {
+                id = class::first(self.node(word).0[0].load(Ordering::Acquire));
+            }
+            if id != edge::NONE {
+                f(id);
+            }
+        });
+        self.leaves(pin, SECOND, |word, _| f(edge::index(word)));
+    }
+
     pub(crate) fn shape<R: Fn(u32)>(&self, pin: &mut Pin<'_, R>) -> Shape {
-        let mut shape = Shape {
-            table_bits: self.table().bits,
-            ..Shape::default()
-        };
-        let mut total = 0usize;
-        self.walk(pin, |_, depth| {
-            shape.objects += 1;
-            total += depth;
+        let mut shape = Shape::default();
+        let (mut total, mut to_classes) = (0usize, 0usize);
+        self.leaves(pin, FIRST, |word, depth| {
+            let mut there = 1;
+            if edge::is_class(word) {
+                let state = self.node(word).0[0].load(Ordering::Acquire);
+                there = (class::first(state) != edge::NONE) as usize;
+                // The edges that the members have in common; those below the second root are added there.
+                total += class::members(state) as usize * depth;
+                to_classes = to_classes.max(depth);
+            }
+            shape.objects += there;
+            total += there * depth;
             shape.depth_max = shape.depth_max.max(depth);
         });
-        shape.depth_mean = if shape.objects == 0 {
-            0.0
-        } else {
-            total as f64 / shape.objects as f64
-        };
+        self.leaves(pin, SECOND, |_, depth| {
+            shape.objects += 1;
+            total += depth;
+            shape.depth_max = shape.depth_max.max(to_classes + depth);
+        });
+        if shape.objects > 0 {
+            shape.depth_mean = total as f64 / shape.objects as f64;
+        }
+        for table in &self.tables {
+            // SAFETY: tables are freed by epoch, and the caller is pinned.
+            let bits = unsafe { table.load(Ordering::Acquire).as_ref() }.map_or(0, |t| t.bits);
+            shape.table_bits = shape.table_bits.max(bits);
+        }
         shape
     }
 }
 
 impl Drop for Trie {
     fn drop(&mut self) {
-        let mut table = self.table.load(Ordering::Acquire);
-        while !table.is_null() {
-            // SAFETY: made by `Box::into_raw`; `&mut self` says that nobody else is here.
-            table = unsafe { Box::from_raw(table) }.old.load(Ordering::Acquire);
+        for table in &self.tables {
+            let mut table = table.load(Ordering::Acquire);
+            while !table.is_null() {
+                // SAFETY: made by `Box::into_raw`; `&mut self` says that nobody else is here.
+                table = unsafe { Box::from_raw(table) }.old.load(Ordering::Acquire);
+            }
         }
     }
 }

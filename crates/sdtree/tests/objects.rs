@@ -24,7 +24,7 @@ impl Order for Colliding {
     fn first(&self, _bytes: &[u8]) -> u64 {
         0x5555_5555_5555_5555
     }
-    fn second(&self, _bytes: &[u8]) -> u32 {
+    fn whole(&self, _bytes: &[u8]) -> u64 {
         7
     }
     fn lines(&self, _len: usize, _touch: impl FnMut(usize)) {}
