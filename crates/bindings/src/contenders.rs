@@ -1,8 +1,8 @@
 //! `_native.contenders`: the `contenders` crate, for `pageone bench tree`. Only with the feature `bench`.
 
-use ::contenders::{data, make, Peer, Rows, NAMES};
-use numpy::{PyArray1, PyReadonlyArray1};
-use pyo3::exceptions::{PyMemoryError, PyTypeError, PyValueError};
+use ::contenders::{data, make, on_cpu, Peer, Rows, NAMES};
+use numpy::{PyReadonlyArray1, PyReadwriteArray1};
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::ops::Range;
@@ -11,14 +11,6 @@ use std::time::Instant;
 
 /// Rows handed to a contender at a time.
 const BATCH: usize = 4096;
-
-/// Nanoseconds that this thread has been on a processor, as the scheduler counts them; 0 where it does not say.
-fn on_cpu() -> f64 {
-    std::fs::read_to_string("/proc/thread-self/schedstat")
-        .ok()
-        .and_then(|text| text.split(' ').next().and_then(|ns| ns.parse().ok()))
-        .unwrap_or(0.0)
-}
 
 /// What one pass over all rows took and counted.
 struct Pass {
@@ -72,32 +64,29 @@ fn kinds() -> Vec<&'static str> {
     data::KINDS.to_vec()
 }
 
-/// Rows of a family, end to end.
+/// Fills `rows`, rows of `size` bytes end to end, with members of a family, each `copies` times.
 #[pyfunction]
-fn rows<'py>(
-    py: Python<'py>,
+fn fill(
+    py: Python<'_>,
     kind: &str,
-    count: usize,
+    mut rows: PyReadwriteArray1<'_, u8>,
     copies: usize,
     size: usize,
     seed: u64,
-) -> PyResult<Bound<'py, PyArray1<u8>>> {
-    if count
-        .checked_mul(size)
-        .is_none_or(|n| n > isize::MAX as usize)
-        || size == 0
-    {
-        return Err(PyMemoryError::new_err(format!(
-            "{count} rows of {size} bytes"
-        )));
+) -> PyResult<()> {
+    let rows = rows
+        .as_slice_mut()
+        .map_err(|_| PyTypeError::new_err("rows must be C-contiguous"))?;
+    if size == 0 || rows.len() % size != 0 {
+        return Err(PyValueError::new_err("whole rows"));
     }
-    let made = py.detach(|| data::make(kind, count, copies, size, seed));
-    made.map(|v| PyArray1::from_vec(py, v)).ok_or_else(|| {
-        PyValueError::new_err(format!(
+    if !py.detach(|| data::fill_all(kind, rows, copies, size, seed)) {
+        return Err(PyValueError::new_err(format!(
             "no family {kind:?}; there are {}",
             data::KINDS.join(", ")
-        ))
-    })
+        )));
+    }
+    Ok(())
 }
 
 /// Measures one contender, once: all `rows` inserted (or found), found again, `misses` looked for, all removed. Returns
@@ -164,7 +153,7 @@ pub fn register(parent: &Bound<'_, PyModule>) -> PyResult<()> {
     let m = PyModule::new(parent.py(), "contenders")?;
     m.add_function(wrap_pyfunction!(names, &m)?)?;
     m.add_function(wrap_pyfunction!(kinds, &m)?)?;
-    m.add_function(wrap_pyfunction!(rows, &m)?)?;
+    m.add_function(wrap_pyfunction!(fill, &m)?)?;
     m.add_function(wrap_pyfunction!(measure, &m)?)?;
     parent.add_submodule(&m)
 }

@@ -1,16 +1,7 @@
 //! ns per page of the contenders on the families, for tuning. `cargo run --release -p contenders --example quick --
 //! PAGES COPIES KINDS CONTENDERS ROUNDS` (kinds and contenders comma-separated).
 
-use contenders::{data, make, Rows, NAMES};
-
-/// Nanoseconds that this thread has been on a processor: on a machine that others use, too, the wall clock says less.
-fn on_cpu() -> f64 {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
-    text.split(' ')
-        .next()
-        .and_then(|v| v.parse().ok())
-        .expect("a number")
-}
+use contenders::{data, make, on_cpu, Rows, NAMES};
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();

@@ -132,14 +132,38 @@ pub fn fill(kind: &str, row: &mut [u8], v: u64, seed: u64) -> bool {
     true
 }
 
-/// Makes `count` rows of `size` bytes, each member of the family `copies` times, far from each other.
-pub fn make(kind: &str, count: usize, copies: usize, size: usize, seed: u64) -> Option<Vec<u8>> {
-    let mut data = vec![0u8; count * size];
-    let distinct = (count / copies.max(1)).max(1) as u64;
-    for (i, row) in data.chunks_exact_mut(size).enumerate() {
-        if !fill(kind, row, i as u64 % distinct, seed) {
-            return None;
-        }
+/// Fills `rows`, rows of `size` bytes end to end, with members of a family, each `copies` times, far from each other.
+/// Returns false if there is no such family.
+pub fn fill_all(kind: &str, rows: &mut [u8], copies: usize, size: usize, seed: u64) -> bool {
+    let distinct = (rows.len() / size / copies.max(1)).max(1) as u64;
+    rows.chunks_exact_mut(size)
+        .enumerate()
+        .all(|(i, row)| fill(kind, row, i as u64 % distinct, seed))
+}
+
+/// Rows that begin at a page, as pages do.
+pub struct Aligned {
+    pages: Vec<Page>,
+    len: usize,
+}
+
+#[derive(Clone)]
+#[repr(align(4096))]
+struct Page(#[allow(dead_code)] [u8; 4096]);
+
+impl std::ops::Deref for Aligned {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the pages lie end to end and have no padding: at least `len` initialised bytes.
+        unsafe { std::slice::from_raw_parts(self.pages.as_ptr().cast(), self.len) }
     }
-    Some(data)
+}
+
+/// As [`fill_all`], `count` rows in memory of their own; `None` if there is no such family.
+pub fn make(kind: &str, count: usize, copies: usize, size: usize, seed: u64) -> Option<Aligned> {
+    let len = count * size;
+    let mut pages = vec![Page([0; 4096]); len.div_ceil(4096)];
+    // SAFETY: as in `deref`.
+    let rows = unsafe { std::slice::from_raw_parts_mut(pages.as_mut_ptr().cast::<u8>(), len) };
+    fill_all(kind, rows, copies, size, seed).then_some(Aligned { pages, len })
 }

@@ -62,7 +62,7 @@ mod imp {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::imp::Gate;
-    use crate::KeyTree;
+    use crate::{Fixed, KeyTree, Order, RowBatch, SdTree};
     use std::collections::HashSet;
     use std::sync::Arc;
 
@@ -72,32 +72,95 @@ mod tests {
         result[0]
     }
 
-    fn insert(tree: &KeyTree, key: u64) -> bool {
-        one(|new| tree.intern(&[key], &mut [0], new).expect("room"))
+    /// A set of keys, of whatever kind.
+    trait Set: Sync {
+        fn insert(&self, key: u64) -> bool;
+        fn remove(&self, key: u64) -> bool;
+        fn find(&self, key: u64) -> bool;
+        fn count(&self) -> (usize, usize);
     }
 
-    fn remove(tree: &KeyTree, key: u64) -> bool {
-        one(|gone| tree.remove(&[key], gone))
+    impl Set for KeyTree {
+        fn insert(&self, key: u64) -> bool {
+            one(|new| self.intern(&[key], &mut [0], new).expect("room"))
+        }
+        fn remove(&self, key: u64) -> bool {
+            one(|gone| KeyTree::remove(self, &[key], gone))
+        }
+        fn find(&self, key: u64) -> bool {
+            let mut id = [0];
+            KeyTree::find(self, &[key], &mut id);
+            id[0] >= 0
+        }
+        fn count(&self) -> (usize, usize) {
+            (self.items().len(), self.len())
+        }
     }
 
-    fn find(tree: &KeyTree, key: u64) -> bool {
-        let mut id = [0];
-        tree.find(&[key], &mut id);
-        id[0] >= 0
+    /// Eight keys in a row are a class.
+    struct Eights;
+
+    impl Eights {
+        fn spread(bytes: &[u8], of: u64) -> u64 {
+            let key = u64::from_le_bytes(bytes.try_into().expect("8 bytes"));
+            (key / of).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        }
+    }
+
+    impl Order for Eights {
+        fn first(&self, bytes: &[u8]) -> u64 {
+            Eights::spread(bytes, 8)
+        }
+        fn whole(&self, bytes: &[u8]) -> u64 {
+            Eights::spread(bytes, 1)
+        }
+        fn lines(&self, _len: usize, _touch: impl FnMut(usize)) {}
+    }
+
+    impl Set for SdTree<Fixed, Eights> {
+        fn insert(&self, key: u64) -> bool {
+            let key = key.to_le_bytes();
+            let row = RowBatch::new(&key, 8);
+            one(|new| self.intern(&row, &mut [0], new).expect("room"))
+        }
+        fn remove(&self, key: u64) -> bool {
+            let key = key.to_le_bytes();
+            one(|gone| SdTree::remove(self, &RowBatch::new(&key, 8), gone))
+        }
+        fn find(&self, key: u64) -> bool {
+            let key = key.to_le_bytes();
+            let mut id = [0];
+            SdTree::find(self, &RowBatch::new(&key, 8), &mut id);
+            id[0] >= 0
+        }
+        fn count(&self) -> (usize, usize) {
+            (self.ids().len(), self.len())
+        }
+    }
+
+    #[test]
+    fn a_thread_suspended_at_any_point_of_an_operation_blocks_nobody() {
+        let frozen = suspended(|n| KeyTree::new(0, &n.to_le_bytes()));
+        assert!(frozen >= 100, "the points are reached: {frozen} of 120");
+    }
+
+    #[test]
+    fn a_thread_suspended_at_any_point_of_an_operation_on_a_class_blocks_nobody() {
+        let frozen = suspended(|_| SdTree::with(Fixed::new(8), Eights, 0));
+        assert!(frozen >= 100, "the points are reached: {frozen} of 120");
     }
 
     /// The victim inserts and removes and is frozen at its n-th point, for each n; the others must finish all their
-    /// work, on the same keys and on those beside them, and be right about it.
-    #[test]
-    fn a_thread_suspended_at_any_point_of_an_operation_blocks_nobody() {
+    /// work, on the same keys and on those beside them, and be right about it. Returns how often it was frozen.
+    fn suspended<T: Set>(make: impl Fn(u32) -> T) -> u32 {
         let mut frozen = 0;
         for grow in [false, true] {
             for n in 1..=60u32 {
                 // 2,000 keys in 1,024 places make a trie below the table; 6,000 make it double under way.
                 let universe = if grow { 6000u64 } else { 2000 };
-                let tree = KeyTree::new(0, &n.to_le_bytes());
+                let tree = make(n);
                 for key in 0..2000 {
-                    insert(&tree, key);
+                    tree.insert(key);
                 }
                 let gate = Arc::new(Gate::default());
                 let (done_by_victim, rounds) = std::thread::scope(|s| {
@@ -105,9 +168,12 @@ mod tests {
                         gate.freeze_me_at(n);
                         let mut done = Vec::new();
                         for i in 0..40u64 {
-                            let key = i * 37 % 2000;
-                            done.push((key, -(remove(&tree, key) as i32)));
-                            done.push((key, insert(&tree, key) as i32));
+                            // All of a class, one after the other, then another one.
+                            let key = (i / 8 * 37 * 8 + i % 8) % 2000;
+                            done.push((key, -(tree.remove(key) as i32)));
+                            if i % 3 != 0 {
+                                done.push((key, tree.insert(key) as i32));
+                            }
                         }
                         done
                     });
@@ -117,21 +183,20 @@ mod tests {
                     frozen += gate.has_frozen() as u32;
                     // Single-handed from here on: the one key that the victim is at may be there or not; after the
                     // first operation on it that is known, too.
-                    let mut model: HashSet<u64> =
-                        (0..universe).filter(|&k| find(&tree, k)).collect();
+                    let mut model: HashSet<u64> = (0..universe).filter(|&k| tree.find(k)).collect();
                     let mut balance = vec![0i32; universe as usize];
                     for round in 0..3 {
                         for key in 0..universe {
                             if round % 2 == 1 {
-                                let gone = remove(&tree, key);
+                                let gone = tree.remove(key);
                                 assert_eq!(gone, model.remove(&key), "remove {key}, point {n}");
                                 balance[key as usize] -= gone as i32;
                             } else {
-                                let new = insert(&tree, key);
+                                let new = tree.insert(key);
                                 assert_eq!(new, model.insert(key), "insert {key}, point {n}");
                                 balance[key as usize] += new as i32;
                             }
-                            assert_eq!(find(&tree, key), model.contains(&key));
+                            assert_eq!(tree.find(key), model.contains(&key));
                         }
                     }
                     gate.let_go();
@@ -145,13 +210,14 @@ mod tests {
                 for key in 0..universe {
                     assert_eq!(
                         balance[key as usize],
-                        find(&tree, key) as i32,
+                        tree.find(key) as i32,
                         "key {key}, point {n}, grow {grow}"
                     );
                 }
-                assert_eq!(tree.items().len(), tree.len());
+                let (listed, counted) = tree.count();
+                assert_eq!(listed, counted);
             }
         }
-        assert!(frozen >= 100, "the points are reached: {frozen} of 120");
+        frozen
     }
 }

@@ -60,12 +60,16 @@ impl<S: Store, O: Order> Objects<S, O> {
     }
 }
 
-/// Asks for the first lines of an object that will be read whole.
+/// Bytes asked for of an object that will be read whole; beyond, the hardware has seen the stream.
+const HEAD: usize = 256;
+/// The same where objects are read whole one after the other: as much as a core can wait for at once, so that memory is
+/// busy while something else is done.
+const STREAM: usize = 1280;
+
+/// Asks for the first lines of an object.
 #[inline]
-fn prefetch_head(bytes: &[u8]) {
-    /// Beyond this, the hardware has seen the stream.
-    const AHEAD: usize = 256;
-    for at in (0..bytes.len().min(AHEAD)).step_by(64) {
+fn prefetch_lines(bytes: &[u8], len: usize) {
+    for at in (0..bytes.len().min(len)).step_by(64) {
         prefetch(bytes.as_ptr().wrapping_add(at));
     }
 }
@@ -104,7 +108,7 @@ impl<S: Store, O: Order> Space for Objects<S, O> {
     #[inline]
     fn prefetch_whole(&self, q: &Query) {
         if !q.known {
-            prefetch_head(Self::bytes_of(q));
+            prefetch_lines(Self::bytes_of(q), HEAD);
         }
     }
 
@@ -181,9 +185,9 @@ impl<S: Store, O: Order> Space for Objects<S, O> {
     fn prefetch(&self, q: &Query, id: u32, both: bool) {
         if both {
             // SAFETY: the id comes from a leaf edge that was read under the pin.
-            prefetch_head(unsafe { self.store.bytes(id) });
+            prefetch_lines(unsafe { self.store.bytes(id) }, HEAD);
         }
-        prefetch_head(Self::bytes_of(q));
+        prefetch_lines(Self::bytes_of(q), HEAD);
     }
 }
 
@@ -299,20 +303,24 @@ impl<S: Store, O: Order> SdTree<S, O> {
         }
     }
 
-    /// Asks for what [`Order::first`] will read of object `i`, or for its head if it will be read `whole`.
+    /// Asks for what [`Order::first`] will read of object `i`.
     #[inline]
-    fn touch<B: Batch + ?Sized>(&self, batch: &B, i: usize, whole: bool) {
+    fn touch<B: Batch + ?Sized>(&self, batch: &B, i: usize) {
         let bytes = batch.get(i);
-        if whole {
-            prefetch_head(bytes);
-        } else {
-            self.objects
-                .order
-                .lines(bytes.len(), |at| prefetch(bytes.as_ptr().wrapping_add(at)));
-        }
+        let apart = !bytes.as_ptr().addr().is_multiple_of(64);
+        self.objects.order.lines(bytes.len(), |at| {
+            let line = bytes.as_ptr().wrapping_add(at);
+            prefetch(line);
+            if apart {
+                prefetch(line.wrapping_add(63));
+            }
+        });
     }
 
     /// Calls `f` with the queries of a range one by one, in groups that are warm in the caches.
+    ///
+    /// All that waits for memory is spread evenly: beside each call of `f`, one object of the next group is mixed and
+    /// one further on is asked for, since many requests at once would wait for each other.
     #[inline]
     fn each<'t, B: Batch + ?Sized, R: Fn(u32)>(
         &'t self,
@@ -321,35 +329,44 @@ impl<S: Store, O: Order> SdTree<S, O> {
         range: std::ops::Range<usize>,
         mut f: impl FnMut(&mut Pin<'t, R>, usize, &mut Query),
     ) {
-        let mut group = [Query {
+        /// Objects between asking for one and mixing it.
+        const AHEAD: usize = 16;
+        let none = Query {
             bytes: &[],
             first: 0,
             whole: 0,
             known: false,
-        }; GROUP];
-        for i in range.start..range.end.min(range.start + GROUP) {
-            self.touch(batch, i, false);
-        }
-        let mut start = range.start;
-        // Where most of a group were of classes, the next one is read whole at once, in one pass.
+        };
+        let (mut group, mut next) = ([none; GROUP], [none; GROUP]);
+        // Where most of a group were of classes, objects are read whole at once, in one pass.
         let mut eager = false;
-        while start < range.end {
-            let end = range.end.min(start + GROUP);
-            for i in start..end {
-                let q = &mut group[i - start];
+        let step = |pin: &mut Pin<'t, R>, q: &mut Query, i: usize, eager: bool| {
+            if eager {
+                if i + 1 < range.end {
+                    prefetch_lines(batch.get(i + 1), STREAM);
+                }
+            } else if i + AHEAD < range.end {
+                self.touch(batch, i + AHEAD);
+            }
+            if i < range.end {
                 *q = self.objects.query(batch.get(i), eager);
                 self.trie.prefetch_place(pin, q.first);
             }
-            let group = &mut group[..end - start];
+        };
+        for i in range.start..range.end.min(range.start + AHEAD) {
+            self.touch(batch, i);
+        }
+        for (i, q) in (range.start..).zip(&mut next) {
+            step(pin, q, i, eager);
+        }
+        for start in range.clone().step_by(GROUP) {
+            std::mem::swap(&mut group, &mut next);
+            let group = &mut group[..GROUP.min(range.end - start)];
             eager = 2 * self.trie.warm(&self.objects, pin, group) > group.len();
-            for (i, q) in (start..).zip(group) {
-                // One by one: many requests at once would wait for each other.
-                if i + GROUP < range.end {
-                    self.touch(batch, i + GROUP, eager);
-                }
+            for ((i, q), next) in (start..).zip(group).zip(&mut next) {
+                step(pin, next, i + GROUP, eager);
                 f(pin, i, q);
             }
-            start = end;
         }
     }
 
@@ -473,7 +490,9 @@ impl<S: Store, O: Order> SdTree<S, O> {
                 let alive = self.objects.meta(id).load(Ordering::Acquire) & ALIVE != 0;
                 if alive {
                     // SAFETY: alive under the pin.
-                    let mut q = self.objects.query(unsafe { self.objects.store.bytes(id) }, false);
+                    let mut q = self
+                        .objects
+                        .query(unsafe { self.objects.store.bytes(id) }, false);
                     self.trie.remove(&self.objects, &mut pin, &mut q);
                 }
             }

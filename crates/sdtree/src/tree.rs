@@ -503,11 +503,7 @@ impl Trie {
 
     /// The node of a try: one that a former try has left, or a new one.
     #[inline]
-    fn spare_node<R: Fn(u32)>(
-        &self,
-        pin: &mut Pin<'_, R>,
-        spare: &mut Spare,
-    ) -> Result<u32, Full> {
+    fn spare_node<R: Fn(u32)>(&self, pin: &mut Pin<'_, R>, spare: &mut Spare) -> Result<u32, Full> {
         match spare.node {
             Some(node) => Ok(node),
             None => {
@@ -971,13 +967,7 @@ impl Trie {
 
     /// Walks all that are at inner edges on, in step, until none is.
     #[inline(always)]
-    fn walk_on<S: Space>(
-        &self,
-        space: &S,
-        root: usize,
-        queries: &mut [S::Query],
-        walk: &mut Walk,
-    ) {
+    fn walk_on<S: Space>(&self, space: &S, root: usize, queries: &mut [S::Query], walk: &mut Walk) {
         while walk.n > 0 {
             let now = std::mem::take(&mut walk.n);
             for k in 0..now {
@@ -1014,12 +1004,7 @@ impl Trie {
     }
 
     /// Calls `f` with each leaf edge below a root and its depth, in the order of the keys.
-    fn leaves<R: Fn(u32)>(
-        &self,
-        pin: &mut Pin<'_, R>,
-        root: usize,
-        mut f: impl FnMut(u64, usize),
-    ) {
+    fn leaves<R: Fn(u32)>(&self, pin: &mut Pin<'_, R>, root: usize, mut f: impl FnMut(u64, usize)) {
         if self.tables[root].load(Ordering::Acquire).is_null() {
             return;
         }

@@ -2,7 +2,7 @@
 //! call and its return (Herlihy and Wing). A set is linearizable if it is so for each key alone.
 #![cfg(not(loom))]
 
-use sdtree::KeyTree;
+use sdtree::{Fixed, KeyTree, Order, RowBatch, SdTree};
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -91,8 +91,88 @@ fn one(f: impl FnOnce(&mut [bool])) -> bool {
     result[0]
 }
 
+/// A set of keys, of whatever kind.
+trait Set: Sync {
+    fn insert(&self, key: u64) -> bool;
+    fn remove(&self, key: u64) -> bool;
+    fn find(&self, key: u64) -> bool;
+    fn len(&self) -> usize;
+}
+
+impl Set for KeyTree {
+    fn insert(&self, key: u64) -> bool {
+        one(|new| self.intern(&[key], &mut [0], new).expect("room"))
+    }
+    fn remove(&self, key: u64) -> bool {
+        one(|gone| KeyTree::remove(self, &[key], gone))
+    }
+    fn find(&self, key: u64) -> bool {
+        let mut id = [0];
+        KeyTree::find(self, &[key], &mut id);
+        id[0] >= 0
+    }
+    fn len(&self) -> usize {
+        KeyTree::len(self)
+    }
+}
+
+/// Keys that differ in the low two bits alone are a class; in it they are told apart at once, or by their bytes only.
+struct Classes {
+    seed: u64,
+    collide: bool,
+}
+
+impl Order for Classes {
+    fn first(&self, bytes: &[u8]) -> u64 {
+        let key = u64::from_le_bytes(bytes.try_into().expect("8 bytes"));
+        (key / 4 ^ self.seed).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+    fn whole(&self, bytes: &[u8]) -> u64 {
+        let key = u64::from_le_bytes(bytes.try_into().expect("8 bytes"));
+        if self.collide {
+            return 7;
+        }
+        (key ^ self.seed).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+    fn lines(&self, _len: usize, _touch: impl FnMut(usize)) {}
+}
+
+impl Set for SdTree<Fixed, Classes> {
+    fn insert(&self, key: u64) -> bool {
+        let key = key.to_le_bytes();
+        one(|new| {
+            self.intern(&RowBatch::new(&key, 8), &mut [0], new)
+                .expect("room")
+        })
+    }
+    fn remove(&self, key: u64) -> bool {
+        let key = key.to_le_bytes();
+        one(|gone| SdTree::remove(self, &RowBatch::new(&key, 8), gone))
+    }
+    fn find(&self, key: u64) -> bool {
+        let key = key.to_le_bytes();
+        let mut id = [0];
+        SdTree::find(self, &RowBatch::new(&key, 8), &mut id);
+        id[0] >= 0
+    }
+    fn len(&self) -> usize {
+        SdTree::len(self)
+    }
+}
+
 #[test]
 fn recorded_histories_of_three_threads_are_linearizable() {
+    histories(|seed| KeyTree::new(0, &seed.to_le_bytes()));
+}
+
+#[test]
+fn recorded_histories_in_classes_that_come_and_go_are_linearizable() {
+    for collide in [false, true] {
+        histories(|seed| SdTree::with(Fixed::new(8), Classes { seed, collide }, 0));
+    }
+}
+
+fn histories<T: Set>(make: impl Fn(u64) -> T) {
     let seed: u64 = std::env::var("PAGEONE_SEED")
         .ok()
         .and_then(|v| v.parse().ok())
@@ -106,14 +186,9 @@ fn recorded_histories_of_three_threads_are_linearizable() {
     let clock = AtomicU64::new(0);
     for round in 0..rounds {
         // Some keys beside them, so that there are nodes to be spliced; half of the rounds end in doubling the table.
-        let tree = KeyTree::new(0, &(seed + round).to_le_bytes());
-        let others: Vec<u64> = (KEYS..KEYS + if round % 2 == 0 { 3000 } else { 2040 }).collect();
-        tree.intern(
-            &others,
-            &mut vec![0; others.len()],
-            &mut vec![false; others.len()],
-        )
-        .expect("room");
+        let tree = make(seed + round);
+        let others = KEYS..KEYS + if round % 2 == 0 { 3000 } else { 2040 };
+        let count = others.clone().filter(|&key| tree.insert(key)).count();
         let histories: Vec<Vec<Event>> = std::thread::scope(|s| {
             let threads: Vec<_> = (0..3u64)
                 .map(|t| {
@@ -132,15 +207,9 @@ fn recorded_histories_of_three_threads_are_linearizable() {
                                 [Kind::Insert, Kind::Remove, Kind::Find][(r >> 50) as usize % 3];
                             let start = clock.fetch_add(1, Ordering::SeqCst);
                             let result = match kind {
-                                Kind::Insert => {
-                                    one(|new| tree.intern(&[key], &mut [0], new).expect("room"))
-                                }
-                                Kind::Remove => one(|gone| tree.remove(&[key], gone)),
-                                Kind::Find => {
-                                    let mut id = [0];
-                                    tree.find(&[key], &mut id);
-                                    id[0] >= 0
-                                }
+                                Kind::Insert => tree.insert(key),
+                                Kind::Remove => tree.remove(key),
+                                Kind::Find => tree.find(key),
                             };
                             let end = clock.fetch_add(1, Ordering::SeqCst);
                             events.push(Event {
@@ -160,6 +229,8 @@ fn recorded_histories_of_three_threads_are_linearizable() {
                 .map(|t| t.join().expect("no panic"))
                 .collect()
         });
+        let there: Vec<bool> = (0..KEYS).map(|key| tree.find(key)).collect();
+        assert_eq!(tree.len(), count + there.iter().filter(|&&t| t).count());
         for key in 0..KEYS {
             let mut events: Vec<Event> = histories
                 .iter()
@@ -168,10 +239,8 @@ fn recorded_histories_of_three_threads_are_linearizable() {
                 .copied()
                 .collect();
             events.sort_by_key(|e| e.start);
-            let mut id = [0];
-            tree.find(&[key], &mut id);
             assert!(
-                linearizable(&events, false, id[0] >= 0),
+                linearizable(&events, false, there[key as usize]),
                 "seed {seed} round {round} key {key}: {events:#?}"
             );
         }

@@ -30,6 +30,23 @@ impl Order for Colliding {
     fn lines(&self, _len: usize, _touch: impl FnMut(usize)) {}
 }
 
+/// All objects that begin with the same two bytes are a class.
+struct TwoBytes;
+
+impl Order for TwoBytes {
+    fn first(&self, bytes: &[u8]) -> u64 {
+        let mut head = [0; 2];
+        let n = bytes.len().min(2);
+        head[..n].copy_from_slice(&bytes[..n]);
+        (1 + u16::from_le_bytes(head) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+    fn whole(&self, bytes: &[u8]) -> u64 {
+        let mix = |h: u64, &b: &u8| (h ^ b as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        bytes.iter().fold(1, mix)
+    }
+    fn lines(&self, _len: usize, _touch: impl FnMut(usize)) {}
+}
+
 fn intern<S: Store, O: Order, B: Batch + ?Sized>(
     tree: &SdTree<S, O>,
     batch: &B,
@@ -132,6 +149,7 @@ proptest! {
     fn the_tree_stays_exact_in_raw_order_and_when_all_mixed_bits_collide(ops in ops()) {
         agrees(&SdTree::with(Variable::new(), Raw, 0), &ops);
         agrees(&SdTree::with(Variable::new(), Colliding, 0), &ops);
+        agrees(&SdTree::with(Variable::new(), TwoBytes, 0), &ops);
     }
 
     #[test]
@@ -290,6 +308,30 @@ fn get_refuses_ids_that_are_not_in_use() {
         got.push(bytes.map(<[u8]>::to_vec))
     });
     assert_eq!(got, [None, Some(b"y".to_vec()), None, None, None]);
+}
+
+#[test]
+fn classes_that_come_and_go_leave_nothing_behind() {
+    let tree = SdTree::with(Fixed::new(8), TwoBytes, 0);
+    let mut flat = None;
+    for round in 0..200u64 {
+        // 300 classes of three, others in each round; the first to come is removed first, last, or in between.
+        let row = |i: u64| ((round * 300 + i / 3) & 0xffff | (i % 3) << 32).to_le_bytes();
+        let mut rows: Vec<[u8; 8]> = (0..900).map(row).collect();
+        assert!(intern(&tree, &rows[..]).1.iter().all(|&new| new));
+        let shape = tree.stats().shape;
+        assert_eq!(shape.objects, 900);
+        rows.rotate_left(round as usize % 900);
+        assert!(remove(&tree, &rows[..]).iter().all(|&gone| gone));
+        assert!(find(&tree, &rows[..]).iter().all(|&id| id == -1));
+        assert!(tree.is_empty() && tree.ids().is_empty());
+        let bytes = tree.stats().index_bytes;
+        if round == 20 {
+            flat = Some(bytes);
+        } else if round > 20 {
+            assert_eq!(Some(bytes), flat, "round {round}");
+        }
+    }
 }
 
 #[test]
