@@ -28,6 +28,9 @@ COLORS = {
 #: Ratios closer to 1 than this are called equal.
 EQUAL = 0.05
 
+#: A plot whose highest bar is more often than this as high as its lowest has a logarithmic axis; others begin at 0.
+LOG_FROM = 30
+
 #: Ratios of a comparison that the table shows after the first and its spread, in this order.
 RATIOS = (
     "cpu_touched",
@@ -44,7 +47,8 @@ RATIOS = (
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0; font-size: 13px } th, td { padding: 3px 9px; text-align: right }
+table { border-collapse: collapse; margin: 1em 0; font-size: 13px } th, td { padding: 3px 8px; text-align: right }
+td { white-space: nowrap } h3 { margin: 1.6em 0 0; font-size: 1.05em }
 th { border-bottom: 2px solid #888; vertical-align: bottom } td { border-bottom: 1px solid #ddd }
 td:first-child, th:first-child, td:nth-child(2), th:nth-child(2) { text-align: left }
 .win { color: #1e6b34; font-weight: 600 } .loss { color: #b03a2e; font-weight: 600 } .note { color: #666 }
@@ -165,6 +169,8 @@ def _plots(rows: Sequence[Row]) -> list[str]:
         title: str, unit: str, value: Callable[[Row], float | None], spread: str | None = None, log: bool = True
     ) -> None:
         figure = go.Figure()
+        drawn = [height for height in map(value, rows) if height]
+        log = log and bool(drawn) and max(drawn) > LOG_FROM * min(drawn)
         for name in names:
             by_data = {row["data"]: row for row in rows if label(row) == name}
             heights = [value(by_data[d]) if d in by_data else None for d in data]
@@ -191,17 +197,24 @@ def _plots(rows: Sequence[Row]) -> list[str]:
                 x=data,
                 y=heights,
                 error_y=error,
+                text=["" if height is None else f"{height:.3g}" for height in heights],
+                textposition="outside",
+                textfont={"size": 10},
+                cliponaxis=False,
                 marker={"color": color, "pattern": {"shape": "/" if "×" in name else ""}},
             )
         figure.update_layout(
-            title=title,
-            yaxis={"title": unit, "type": "log" if log else "linear"},
+            yaxis={"title": unit, "type": "log", "dtick": 1} if log else {"title": unit, "rangemode": "tozero"},
             barmode="group",
             template="plotly_white",
-            height=460,
-            legend={"orientation": "h", "y": -0.2},
+            height=360,
+            margin={"t": 30, "b": 40, "l": 10, "r": 10},
+            legend={"orientation": "h", "y": -0.15},
         )
-        parts.append(figure.to_html(full_html=False, include_plotlyjs=False))
+        figure.update_yaxes(automargin=True, ticksuffix=" ")
+        drawing = figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})
+        scale = " (logarithmic)" if log else ""
+        parts.append(f"<h3>{html.escape(title)}: {html.escape(unit)}{scale}</h3>{drawing}")
 
     bars("CPU to the end state", "µs of CPU a page", lambda r: r["cpu_s"] / r["pages"] * 1e6, "cpu_s")
     bars("Time to the end state, waiting included", "seconds", lambda r: r["wall_s"] + r["observe_s"])
