@@ -246,6 +246,9 @@ class FakeMemory:
         assert (self.process.frame == NONE).all(), "detached while merged"
         self.detached = True
 
+    def release(self) -> None:
+        self.released = True
+
 
 class FakeBackend:
     """A pool of numbers, and all fake processes. ``hook`` is called at the start of every call of the engine."""

@@ -1,4 +1,4 @@
-"""Merged pages while the kernel pages them out, moves them about, and brings them back; the workers check every byte."""
+"""Merged pages while the kernel pages them out, moves them about and brings them back: workers check every byte."""
 
 from __future__ import annotations
 

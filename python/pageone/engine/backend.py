@@ -124,6 +124,9 @@ class TargetMemory(Protocol):
     def detach(self) -> None:
         """Stop tracking and release everything held of the target; merged pages must have been unmerged."""
 
+    def release(self) -> None:
+        """Release what is held here for a target that has gone, or was detached; may be called more than once."""
+
 
 class Backend(Protocol):
     """Where targets and frames come from. One backend is one pool of frames, one domain."""

@@ -491,6 +491,7 @@ class Engine:
         self._pages.update(target._number, none, none)
         self._targets.pop(target._number, None)
         target.attached = False
+        target._memory.release()
         if not self._targets:
             self._index.stale_hint = max(self._index.stale_hint, len(self._index))
 

@@ -7,7 +7,6 @@ is asked of the guardian. Holds no policy: which pages, when and where is decide
 from __future__ import annotations
 
 import bisect
-import contextlib
 import errno
 import os
 import re
@@ -250,10 +249,16 @@ class LiveTarget:
 
     def detach(self) -> None:
         """See ``TargetMemory.detach``."""
-        with contextlib.suppress(OSError):
-            os.close(self._pagemap)
         self._guardian.detach(self.pid)
-        self._backend.targets.pop(self.pid, None)
+        self.release()
+
+    def release(self) -> None:
+        """See ``TargetMemory.release``."""
+        pagemap, self._pagemap = self._pagemap, -1
+        if pagemap >= 0:
+            os.close(pagemap)
+        if self._backend.targets.get(self.pid) is self:
+            del self._backend.targets[self.pid]
 
 
 class LiveBackend:
@@ -290,10 +295,9 @@ class LiveBackend:
     def release(self, pid: int) -> None:
         """Forget a process that has ended or runs another program now; nothing happens if there is none."""
         self.declared.discard(pid)
-        target = self.targets.pop(pid, None)
+        target = self.targets.get(pid)
         if target is not None:
-            with contextlib.suppress(OSError):
-                os.close(target._pagemap)
+            target.release()
 
     def fill(self, frame: U32, target: TargetMemory, addr: U64) -> U8:
         """See ``Backend.fill``."""
@@ -341,9 +345,7 @@ class LiveBackend:
     def close(self) -> None:
         """See ``Backend.close``: the guardian stays as long as merged targets live."""
         for target in list(self.targets.values()):
-            with contextlib.suppress(OSError):
-                os.close(target._pagemap)
-        self.targets.clear()
+            target.release()
         self.guardian.close()
 
 
