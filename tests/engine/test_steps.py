@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pageone.engine import plan
-from pageone.engine.arrays import Extents, Reserve, distinct, expand, runs
+from pageone.engine.arrays import Extents, Reserve, distinct, expand, repeated, runs
 from pageone.engine.frames import covered
 from pageone.engine.metrics import MergeReport, Pauses, Stats, TargetStats, as_json, as_prometheus
 from pageone.engine.pages import PageTable, address, coalesce, place, target_of
@@ -45,6 +45,11 @@ def test_runs_break_where_any_column_does_not_step_by_one() -> None:
     assert (first.tolist(), count.tolist()) == ([0, 2, 3], [2, 1, 3])
     first, count = runs(u64())
     assert (len(first), len(count)) == (0, 0)
+
+
+def test_what_came_before_is_marked_and_only_that() -> None:
+    assert repeated(np.array([5, 3, 5, 9, 3, 5], np.uint64)).tolist() == [False, False, True, False, True, True]
+    assert not repeated(np.array([5, 3, 9], np.uint64)).any()
 
 
 def test_distinct_sorts_and_drops_repeats() -> None:

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::arch::{self, nr, Regs};
 use crate::process::Process;
 use crate::ptrace::{self, Events, Stopped, Tracer, Wait, Worker};
+use crate::remedies;
 use crate::sys::{read_remote, write_remote, Vma, PAGE};
 
 /// One operation of the loop: a system call (or a flagged copy) and its result.
@@ -71,58 +72,99 @@ fn gone() -> io::Error {
     io::Error::from_raw_os_error(libc::ESRCH)
 }
 
-/// Finds a `SYSCALL` instruction in the target's vdso (or any executable mapping).
-fn find_syscall(pid: i32) -> io::Result<u64> {
+/// Code of the target's own that calls are made with before there is a workshop.
+#[derive(Clone, Copy, Debug)]
+struct Code {
+    /// Makes a system call and returns.
+    call: u64,
+    /// Returns from a signal.
+    back: Option<u64>,
+}
+
+/// Finds such code in the target's executable mappings; a C library has both.
+fn find_code(pid: i32) -> io::Result<Code> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let mut candidates: Vec<(bool, Vma)> = text
         .lines()
-        .filter_map(|l| Some((l.ends_with("[vdso]"), crate::sys::parse_line(l)?)))
+        .filter_map(|l| {
+            Some((
+                l.contains("/libc") || l.contains("/ld-"),
+                crate::sys::parse_line(l)?,
+            ))
+        })
         .filter(|(_, v)| v.flags & 5 == 5)
         .collect();
-    candidates.sort_by_key(|(vdso, v)| (!vdso, v.start));
+    candidates.sort_by_key(|(library, v)| (!library, v.start));
     let mut buf = vec![0u8; 1 << 16];
+    let (mut call, mut back) = (None, None);
+    // Parts overlap, so that nothing is missed where they meet.
+    const OVERLAP: u64 = 16;
     for (_, v) in candidates {
         let mut at = v.start;
-        while at < v.end {
+        while at < v.end && (call.is_none() || back.is_none()) {
             let n = (v.end - at).min(buf.len() as u64) as usize;
             let Ok(got) = read_remote(pid, at, &mut buf[..n]) else {
                 break;
             };
-            if let Some(i) = buf[..got].windows(2).position(|w| w == arch::SYSCALL_INSN) {
-                return Ok(at + i as u64);
+            let find = |code: &[u8]| {
+                let found = buf[..got].windows(code.len()).position(|w| w == code);
+                found.map(|i| at + i as u64)
+            };
+            call = call.or_else(|| find(arch::CALL_AND_RETURN));
+            back = back.or_else(|| arch::SIGNAL_RETURN.iter().find_map(|c| find(c)));
+            at += (n as u64).saturating_sub(OVERLAP).max(1);
+            if n as u64 <= OVERLAP {
+                break;
             }
-            at += n as u64;
         }
     }
-    Err(io::Error::new(
-        io::ErrorKind::Unsupported,
-        "no system call instruction found in its executable mappings",
-    ))
+    let call = call.ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::Unsupported,
+            "no system call instruction found in its executable mappings",
+        )
+    })?;
+    Ok(Code { call, back })
 }
 
 /// Which thread runs injected code: one that no seccomp filter could kill for it, and not inside a call that only its
 /// own kernel state can restart, if there is.
 fn choose(process: &Process, stopped: &Stopped) -> io::Result<(i32, Regs)> {
-    let mut fallback = None;
+    candidates(process, stopped).map(|all| all[0])
+}
+
+/// Threads that may run injected code, the best first; there is one at least. One that has run some in this stop has
+/// the registers that it gets back.
+fn candidates(process: &Process, stopped: &Stopped) -> io::Result<Vec<(i32, Regs)>> {
+    let mut good = Vec::new();
+    let mut last = Vec::new();
     let mut filtered = false;
+    let worker = stopped.worker.borrow();
     for &tid in stopped.tids.iter().take(16) {
-        let Ok(regs) = Regs::get(tid) else { continue };
+        let regs = match &*worker {
+            Some(w) if w.tid == tid => w.regs,
+            _ => match Regs::get(tid) {
+                Ok(regs) => regs,
+                Err(_) => continue,
+            },
+        };
         if process.under_seccomp(tid) {
             filtered = true;
-            continue;
+        } else if regs.in_restart_block() {
+            last.push((tid, regs));
+        } else {
+            good.push((tid, regs));
         }
-        if !regs.in_restart_block() {
-            return Ok((tid, regs));
-        }
-        fallback.get_or_insert((tid, regs));
     }
-    fallback.ok_or_else(|| {
-        if filtered {
+    good.extend(last);
+    if good.is_empty() {
+        return Err(if filtered {
             io::Error::from_raw_os_error(libc::EACCES)
         } else {
             gone()
-        }
-    })
+        });
+    }
+    Ok(good)
 }
 
 /// Restartable sequences: a thread interrupted inside one must resume at its abort handler once other code has run
@@ -171,81 +213,171 @@ fn leave_rseq(tid: i32, regs: &mut Regs) -> io::Result<()> {
     Ok(())
 }
 
-/// Runs one system call by single step. Used only to set up and to remove the workshop.
-fn one_call(tid: i32, regs: &Regs, insn: u64, number: u64, args: [u64; 6]) -> io::Result<i64> {
-    let mask = ptrace::signal_mask(tid)?;
-    let run = || -> io::Result<i64> {
-        regs.for_one_call(insn, number, args).set(tid)?;
-        ptrace::set_signal_mask(tid, u64::MAX)?;
-        ptrace::single_step(tid)?;
-        let started = Instant::now();
-        loop {
-            match ptrace::poll(tid) {
-                Wait::Nothing if started.elapsed() > LIST_TIMEOUT => return Err(gone()),
-                Wait::Nothing => std::thread::yield_now(),
-                Wait::Signal(libc::SIGTRAP) => break,
-                Wait::Ended => return Err(gone()),
-                _ => ptrace::single_step(tid)?,
+/// A thread that makes calls, one by one, before there is a workshop or when there is none any more.
+///
+/// It is made to return, after the call, through a signal frame on its own stack, below what the program uses of it,
+/// where the kernel would put the frame of a signal: so a target whose tracer dies at any instruction goes on where it
+/// was. Where it has no such stack (see [`frame_place`]) or no code that returns from signals, only a living tracer
+/// gives it back its registers.
+struct Caller {
+    tid: i32,
+    regs: Regs,
+    mask: u64,
+    code: Code,
+    frame: Option<u64>,
+    /// What stood where the frame stands.
+    before: Vec<u8>,
+}
+
+impl Caller {
+    fn hire(process: &Process, stopped: &Stopped) -> io::Result<Self> {
+        let code = find_code(stopped.pid)?;
+        let all = candidates(process, stopped)?;
+        let mappings = mappings(stopped.memory());
+        for &(tid, mut regs) in &all {
+            let Some(back) = code.back else { break };
+            leave_rseq(tid, &mut regs)?;
+            let mask = own_mask(stopped, tid)?;
+            let size = arch::signal_frame(tid, &regs, mask, 0, back)?.len() as u64;
+            let Some(at) = frame_place(&mappings, &regs, size) else {
+                continue;
+            };
+            let mut before = vec![0u8; size as usize];
+            let frame = arch::signal_frame(tid, &regs, mask, at, back)?;
+            if !read_remote(tid, at, &mut before).is_ok_and(|n| n == before.len())
+                || write_remote(tid, at, &frame).is_err()
+            {
+                continue;
             }
+            let frame = Some(at);
+            return Ok(Self {
+                tid,
+                regs,
+                mask,
+                code,
+                frame,
+                before,
+            });
         }
-        Ok(Regs::get(tid)?.result())
-    };
-    let result = run();
-    let _ = regs.set(tid);
-    let _ = ptrace::set_signal_mask(tid, mask);
-    match result? {
-        e @ -4095..=-1 => Err(io::Error::from_raw_os_error(-e as i32)),
-        value => Ok(value),
+        let (tid, mut regs) = all[0];
+        leave_rseq(tid, &mut regs)?;
+        let mask = own_mask(stopped, tid)?;
+        let (frame, before) = (None, Vec::new());
+        Ok(Self {
+            tid,
+            regs,
+            mask,
+            code,
+            frame,
+            before,
+        })
     }
+
+    /// Makes one call; its result, errors of the kernel as such.
+    fn call(&self, number: u64, args: [u64; 6]) -> io::Result<i64> {
+        let tid = self.tid;
+        let run = || -> io::Result<i64> {
+            // From here on the thread returns through its frame, should this process die.
+            self.regs
+                .for_one_call(self.code.call, self.frame, number, args)
+                .set(tid)?;
+            ptrace::set_signal_mask(tid, ptrace::HELD_SIGNALS)?;
+            remedies::leave_inside(tid);
+            ptrace::to_next_call(tid)?;
+            let started = Instant::now();
+            let mut stops = 0;
+            loop {
+                match ptrace::poll(tid) {
+                    Wait::Nothing if started.elapsed() > LIST_TIMEOUT => return Err(gone()),
+                    Wait::Nothing => std::thread::yield_now(),
+                    Wait::Signal(ptrace::CALL_STOP) => {
+                        stops += 1;
+                        // On its way in, then on its way out.
+                        if stops == 2 {
+                            break;
+                        }
+                        ptrace::to_next_call(tid)?;
+                    }
+                    Wait::Ended => return Err(gone()),
+                    _ => ptrace::to_next_call(tid)?,
+                }
+            }
+            Ok(Regs::get(tid)?.result())
+        };
+        let result = run();
+        // Mask first: until the registers are back the thread would still leave through its frame.
+        let _ = ptrace::set_signal_mask(tid, self.mask);
+        let _ = self.regs.set(tid);
+        match result? {
+            e @ -4095..=-1 => Err(io::Error::from_raw_os_error(-e as i32)),
+            value => Ok(value),
+        }
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        if let Some(at) = self.frame {
+            let _ = write_remote(self.tid, at, &self.before);
+        }
+    }
+}
+
+/// The signal mask that the thread has when nothing of ours runs in it.
+fn own_mask(stopped: &Stopped, tid: i32) -> io::Result<u64> {
+    match &*stopped.worker.borrow() {
+        Some(w) if w.tid == tid => Ok(w.mask),
+        _ => ptrace::signal_mask(tid),
+    }
+}
+
+/// The mappings of a process, and whether each is the stack of its first thread.
+fn mappings(tid: i32) -> Vec<(bool, Vma)> {
+    let text = std::fs::read_to_string(format!("/proc/{tid}/maps")).unwrap_or_default();
+    text.lines()
+        .filter_map(|l| Some((l.ends_with("[stack]"), crate::sys::parse_line(l)?)))
+        .collect()
+}
+
+/// Where, on the thread's stack, a frame of `size` bytes may stand: below the bytes that the program uses, in a mapping
+/// that is known to be a stack and nothing else. That is the one of the first thread, or one made by the C library: it
+/// holds the data of the thread itself at its upper end and has a guard below. Stacks that a program has cut from other
+/// memory, as Go does, may have anything below them.
+fn frame_place(mappings: &[(bool, Vma)], regs: &Regs, size: u64) -> Option<u64> {
+    let stack = regs.stack();
+    let i = mappings
+        .iter()
+        .position(|(_, v)| v.start <= stack && stack < v.end)?;
+    let (first, v) = mappings[i];
+    let own = (stack..v.end).contains(&regs.thread_area());
+    let guarded = i > 0 && mappings[i - 1].1.end == v.start && mappings[i - 1].1.flags & 7 == 0;
+    if v.flags & 15 != crate::sys::VMA_PRIVATE_RW || !(first || (own && guarded)) {
+        return None;
+    }
+    let at = stack.checked_sub(arch::RED_ZONE + size)? & !63;
+    (at >= v.start).then_some(at)
 }
 
 impl Workshop {
     /// Makes a workshop in a stopped target.
     pub fn create(process: &Process, stopped: &Stopped) -> io::Result<Self> {
-        let insn = find_syscall(stopped.pid)?;
-        let (tid, mut regs) = choose(process, stopped)?;
-        leave_rseq(tid, &mut regs)?;
+        let caller = Caller::hire(process, stopped)?;
         let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-        let base = one_call(
-            tid,
-            &regs,
-            insn,
-            nr::MMAP,
-            [0, WORKSHOP_SIZE, rw, flags, u64::MAX, 0],
-        )? as u64;
-        write_remote(stopped.pid, base, arch::loop_code())?;
-        let rx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
-        if let Err(e) = one_call(tid, &regs, insn, nr::MPROTECT, [base, PAGE, rx, 0, 0, 0]) {
-            let _ = one_call(
-                tid,
-                &regs,
-                insn,
-                nr::MUNMAP,
-                [base, WORKSHOP_SIZE, 0, 0, 0, 0],
-            );
-            return Err(e);
-        }
-        let none = libc::PROT_NONE as u64;
-        match one_call(
-            tid,
-            &regs,
-            insn,
-            nr::MMAP,
-            [0, ASIDE_SIZE, none, RESERVE, u64::MAX, 0],
-        ) {
+        let base = caller.call(nr::MMAP, [0, WORKSHOP_SIZE, rw, flags, u64::MAX, 0])? as u64;
+        let made = write_remote(stopped.pid, base, arch::loop_code()).and_then(|()| {
+            let rx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+            caller.call(nr::MPROTECT, [base, PAGE, rx, 0, 0, 0])?;
+            let none = libc::PROT_NONE as u64;
+            caller.call(nr::MMAP, [0, ASIDE_SIZE, none, RESERVE, u64::MAX, 0])
+        });
+        match made {
             Ok(aside) => Ok(Self {
                 base,
                 aside: aside as u64,
             }),
             Err(e) => {
-                let _ = one_call(
-                    tid,
-                    &regs,
-                    insn,
-                    nr::MUNMAP,
-                    [base, WORKSHOP_SIZE, 0, 0, 0, 0],
-                );
+                let _ = caller.call(nr::MUNMAP, [base, WORKSHOP_SIZE, 0, 0, 0, 0]);
                 Err(e)
             }
         }
@@ -281,24 +413,11 @@ impl Workshop {
 
     /// Removes the workshop from a stopped target.
     pub fn remove(&self, process: &Process, stopped: &Stopped) -> io::Result<()> {
-        let insn = find_syscall(stopped.pid)?;
-        let (tid, mut regs) = choose(process, stopped)?;
-        leave_rseq(tid, &mut regs)?;
-        one_call(
-            tid,
-            &regs,
-            insn,
-            nr::MUNMAP,
-            [self.aside, ASIDE_SIZE, 0, 0, 0, 0],
-        )?;
-        one_call(
-            tid,
-            &regs,
-            insn,
-            nr::MUNMAP,
-            [self.base, WORKSHOP_SIZE, 0, 0, 0, 0],
-        )
-        .map(drop)
+        let caller = Caller::hire(process, stopped)?;
+        caller.call(nr::MUNMAP, [self.aside, ASIDE_SIZE, 0, 0, 0, 0])?;
+        caller
+            .call(nr::MUNMAP, [self.base, WORKSHOP_SIZE, 0, 0, 0, 0])
+            .map(drop)
     }
 
     /// Runs `ops` (at most [`OPS_MAX`]) in one thread of the stopped target and fills in their results. The caller
@@ -326,6 +445,7 @@ impl Workshop {
         // returns through the frame, which also holds its signal mask. Between lists it stands at the loop's end.
         looping.set(tid)?;
         self.hold_signals(stopped, tid)?;
+        remedies::leave_inside(tid);
         let started = Instant::now();
         ptrace::resume(tid, 0)?;
         let done = self.base + arch::loop_done_offset();
@@ -348,7 +468,7 @@ impl Workshop {
                     if signal == arch::REPORT_SIGNAL && Regs::get(tid)?.ip() == done {
                         break Ok(());
                     }
-                    if matches!(signal, libc::SIGSEGV | libc::SIGBUS) {
+                    if matches!(signal, libc::SIGSEGV | libc::SIGBUS) && ptrace::is_fault(tid) {
                         // An operation met memory that cannot be had: it failed, the list goes on.
                         let mut faulted = Regs::get(tid)?;
                         faulted.fail_operation(self.base);
@@ -378,7 +498,7 @@ impl Workshop {
     fn hold_signals(&self, stopped: &Stopped, tid: i32) -> io::Result<()> {
         if let Some(w) = &mut *stopped.worker.borrow_mut() {
             if !w.masked {
-                ptrace::set_signal_mask(tid, !(1 << (arch::REPORT_SIGNAL - 1)))?;
+                ptrace::set_signal_mask(tid, ptrace::HELD_SIGNALS)?;
                 w.masked = true;
             }
         }
@@ -393,7 +513,7 @@ impl Workshop {
         let (tid, mut regs) = choose(process, stopped)?;
         leave_rseq(tid, &mut regs)?;
         let mask = ptrace::signal_mask(tid)?;
-        let frame = arch::signal_frame(tid, &regs, mask, self.base + FRAME_AT)?;
+        let frame = arch::signal_frame(tid, &regs, mask, self.base + FRAME_AT, 0)?;
         write_remote(stopped.pid, self.base + FRAME_AT, &frame)?;
         *stopped.worker.borrow_mut() = Some(Worker {
             tid,

@@ -9,8 +9,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
-use crate::arch::Regs;
+use crate::arch::{Regs, REPORT_SIGNAL};
 use crate::process::Process;
+use crate::remedies;
 use crate::sharers::Sharers;
 use crate::sys::check;
 
@@ -42,6 +43,7 @@ impl StopError {
 }
 
 fn ptrace(request: libc::c_uint, tid: i32, data: usize) -> io::Result<()> {
+    remedies::step();
     // SAFETY: only requests that take a plain number as data are issued through here: no memory is touched.
     check(unsafe { libc::ptrace(request, tid, 0, data) }).map(drop)
 }
@@ -86,9 +88,24 @@ pub fn resume(tid: i32, signal: i32) -> io::Result<()> {
     ptrace(libc::PTRACE_CONT, tid, signal as usize)
 }
 
+/// Lets a stopped thread go on to where it next enters or leaves a system call ([`CALL_STOP`]).
+pub fn to_next_call(tid: i32) -> io::Result<()> {
+    ptrace(libc::PTRACE_SYSCALL, tid, 0)
+}
+
 /// Runs one instruction of a stopped thread.
 pub fn single_step(tid: i32) -> io::Result<()> {
     ptrace(libc::PTRACE_SINGLESTEP, tid, 0)
+}
+
+/// Has a seized thread stop soon.
+pub fn interrupt(tid: i32) -> io::Result<()> {
+    ptrace(libc::PTRACE_INTERRUPT, tid, 0)
+}
+
+/// Lets a stopped thread go, for good.
+pub fn leave(tid: i32) -> io::Result<()> {
+    ptrace(libc::PTRACE_DETACH, tid, 0)
 }
 
 /// The signal mask of a stopped thread.
@@ -101,8 +118,32 @@ pub fn signal_mask(tid: i32) -> io::Result<u64> {
 
 /// Sets the signal mask of a stopped thread.
 pub fn set_signal_mask(tid: i32, mask: u64) -> io::Result<()> {
+    remedies::step();
     // SAFETY: the kernel reads 8 bytes, the size stated, from a live u64.
     check(unsafe { libc::ptrace(libc::PTRACE_SETSIGMASK, tid, 8, &mask) }).map(drop)
+}
+
+/// What a thread that runs injected code is kept from receiving: everything but the loop's own report and what faults
+/// raise. The kernel takes a handler away from a program that blocks a signal which a fault then raises.
+pub const HELD_SIGNALS: u64 = !(bit(REPORT_SIGNAL)
+    | bit(libc::SIGSEGV)
+    | bit(libc::SIGBUS)
+    | bit(libc::SIGILL)
+    | bit(libc::SIGFPE)
+    | bit(libc::SIGTRAP)
+    | bit(libc::SIGSYS));
+
+const fn bit(signal: i32) -> u64 {
+    1 << (signal - 1)
+}
+
+/// Whether the signal that a thread is about to receive was raised by what it did, not sent by somebody.
+pub fn is_fault(tid: i32) -> bool {
+    let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+    // SAFETY: the kernel writes one `siginfo_t` at a live place of that type.
+    let r = unsafe { libc::ptrace(libc::PTRACE_GETSIGINFO, tid, 0, info.as_mut_ptr()) };
+    // SAFETY: zeroed, then filled; its fields are integers.
+    r == 0 && unsafe { info.assume_init() }.si_code > 0
 }
 
 /// The threads of process `pid` now.
@@ -227,7 +268,12 @@ const EVENT_EXEC: i32 = libc::PTRACE_EVENT_EXEC;
 const FOLLOW_OPTIONS: i32 = libc::PTRACE_O_TRACEFORK
     | libc::PTRACE_O_TRACEVFORK
     | libc::PTRACE_O_TRACECLONE
-    | libc::PTRACE_O_TRACEEXEC;
+    | libc::PTRACE_O_TRACEEXEC
+    | PLAIN_OPTIONS;
+/// The stops of [`to_next_call`] are then told from signals, and harm nobody should this process die at one.
+const PLAIN_OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD;
+/// What such a stop is reported as.
+pub const CALL_STOP: i32 = libc::SIGTRAP | 0x80;
 
 /// A thread seized by us that is not part of a stop in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -455,7 +501,7 @@ impl Tracer {
         let options = if self.followed.contains(&pid) {
             FOLLOW_OPTIONS
         } else {
-            0
+            PLAIN_OPTIONS
         };
         let mut new = false;
         for tid in process.threads().map_err(|_| StopError::Gone)? {
@@ -540,10 +586,14 @@ impl Tracer {
         self.waits.restart(tid, ran);
         let ran = ran.is_some();
         if !self.followed.contains(&pid) {
-            let _ = ptrace(libc::PTRACE_DETACH, tid, 0);
+            if ptrace(libc::PTRACE_DETACH, tid, 0).is_err() {
+                // It was killed meanwhile: its parent learns of that only when its tracer has taken note.
+                self.held.insert(tid, (pid, Held::Straggler));
+            }
             return;
         }
-        let gone_on = if suspended && !ran {
+        // Where this fails it was killed meanwhile: held, so that its end is taken note of.
+        let _ = if suspended && !ran {
             ptrace(libc::PTRACE_LISTEN, tid, 0)
         } else {
             if suspended {
@@ -552,9 +602,7 @@ impl Tracer {
             }
             resume(tid, 0)
         };
-        if gone_on.is_ok() {
-            self.held.insert(tid, (pid, Held::Followed));
-        }
+        self.held.insert(tid, (pid, Held::Followed));
     }
 
     /// Lets all threads go; returns how long the process stood still.
@@ -646,8 +694,9 @@ impl Tracer {
                 }
                 (Wait::Interrupted | Wait::Suspended, Held::Straggler) => {
                     self.waits.restart(tid, None);
-                    let _ = ptrace(libc::PTRACE_DETACH, tid, 0);
-                    self.held.remove(&tid);
+                    if ptrace(libc::PTRACE_DETACH, tid, 0).is_ok() {
+                        self.held.remove(&tid);
+                    }
                 }
             }
         }

@@ -79,6 +79,7 @@ pub fn read_remote(pid: i32, addr: u64, buf: &mut [u8]) -> io::Result<usize> {
 
 /// Writes `buf` at `addr` of process `pid`, all of it or an error.
 pub fn write_remote(pid: i32, addr: u64, buf: &[u8]) -> io::Result<()> {
+    crate::remedies::step();
     let local = libc::iovec {
         iov_base: buf.as_ptr() as *mut c_void,
         iov_len: buf.len(),

@@ -248,6 +248,28 @@ fn mark(codes: &mut [u8], addr: u64, from: u64, to: u64, code: Code) {
     codes[((from - addr) / PAGE) as usize..((to - addr) / PAGE) as usize].fill(code as u8);
 }
 
+/// Runs that overlap one before them in order of addresses: first page, counted over all runs, and number of pages.
+fn overlapping(runs: &[Run]) -> Vec<(usize, usize)> {
+    let mut at = 0;
+    let mut all: Vec<(u64, usize, usize)> = runs
+        .iter()
+        .map(|r| {
+            at += r.pages as usize;
+            (r.addr, at - r.pages as usize, r.pages as usize)
+        })
+        .collect();
+    all.sort_unstable();
+    let mut end = 0;
+    all.retain(|&(addr, _, pages)| {
+        let overlaps = addr < end;
+        end = end.max(addr + pages as u64 * PAGE);
+        overlaps
+    });
+    all.into_iter()
+        .map(|(_, first, pages)| (first, pages))
+        .collect()
+}
+
 /// Maximal runs of pages whose code is Done.
 fn good_runs(runs: &[Run], codes: &[u8]) -> Vec<(Run, usize)> {
     let mut out: Vec<(Run, usize)> = Vec::new();
@@ -736,6 +758,10 @@ impl Target {
     ) -> io::Result<()> {
         let mut edges = BTreeSet::new();
         self.classify(batch, fits, codes, &mut edges)?;
+        // A page that is asked for twice would be moved while mappings are not as they were looked at.
+        for (first, pages) in overlapping(batch) {
+            codes[first..first + pages].fill(Code::Timeout as u8);
+        }
         // What was written since the engine looked is not at rest. That tells also of a page that something outside of
         // the target's threads is about to write, a device or another process: whoever pins a page to write it faults
         // it in for writing first.
@@ -1357,6 +1383,13 @@ mod tests {
             [(14, 1, 104), (50, 3, 7)]
         );
         assert!(next_batch(&runs, &mut c, 4).is_empty());
+    }
+
+    #[test]
+    fn of_pages_asked_for_twice_only_the_first_run_is_left() {
+        let runs = [run(50, 3, 7), run(10, 5, 100), run(14, 2, 9), run(52, 1, 8)];
+        assert_eq!(overlapping(&runs), [(8, 2), (10, 1)]);
+        assert!(overlapping(&runs[..2]).is_empty());
     }
 
     #[test]

@@ -84,6 +84,15 @@ def grouped(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], I64, I64, I64]:
     return ordered[heads], order[heads], number, np.diff(heads, append=len(values))
 
 
+def repeated(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Mark values that came before, ``(n,)``. Cost: a sort, as :func:`distinct`; more only where there are any."""
+    marks = np.zeros(len(values), np.bool_)
+    if len(distinct(values)) < len(values):
+        marks[:] = True
+        marks[np.unique(values, return_index=True)[1]] = False
+    return marks
+
+
 def runs(*columns: npt.NDArray[Any]) -> tuple[I64, I64]:
     """Split ``0..n`` where not all ``columns`` step by exactly one; return ``(first index, elements)`` of each run."""
     n = len(columns[0])

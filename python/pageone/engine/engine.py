@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pageone.engine import plan
-from pageone.engine.arrays import distinct, grouped, runs
+from pageone.engine.arrays import distinct, grouped, repeated, runs
 from pageone.engine.backend import PAGE_SIZE, Backend, Outcome, PageCode, PageFlag, ReadCode
 from pageone.engine.decide import Decider, Limits, Members, Planned
 from pageone.engine.frames import NO_FRAME, NO_ID, Frames
@@ -590,12 +590,19 @@ class Engine:
     def _resolve(self, found: list[_Found], tally: Tally) -> tuple[U64, Members]:
         """Settle what was found: changed, gone and unique pages; return ``(zero pages, pages that can be merged)``."""
         changed = np.concatenate([f.changed for f in found])
-        self._apply(changed, Event.RETRY)
+        self._apply(distinct(changed), Event.RETRY)
         places = np.concatenate([f.places for f in found])
         codes = np.concatenate([f.codes for f in found])
         ids = np.concatenate([f.ids for f in found])
         is_new = np.concatenate([f.is_new for f in found])
         tally.read += len(places)
+        twice = repeated(places)
+        if twice.any():
+            # A range that went and came back was queued anew while its first batch still waited.
+            readable = twice[codes == ReadCode.OK]
+            self._index.where[ids[is_new & readable]] = NOWHERE
+            ids, is_new = ids[~readable], is_new[~readable]
+            places, codes = places[~twice], codes[~twice]
         self._apply(places[codes == ReadCode.GONE], Event.LOST)
         zero = places[codes == ReadCode.ZERO]
         tally.zero += len(zero)

@@ -20,8 +20,15 @@ pub mod nr {
     pub const USERFAULTFD: u64 = 323;
 }
 
-/// The `SYSCALL` instruction.
-pub const SYSCALL_INSN: &[u8] = &[0x0f, 0x05];
+/// `syscall; ret`: every C library has that.
+pub const CALL_AND_RETURN: &[u8] = &[0x0f, 0x05, 0xc3];
+/// `mov $15, %eax; syscall`, in its two encodings: how signal handlers return, `rt_sigreturn`.
+pub const SIGNAL_RETURN: [&[u8]; 2] = [
+    &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05],
+    &[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05],
+];
+/// Bytes below the stack pointer that belong to the function that runs.
+pub const RED_ZONE: u64 = 128;
 
 /// The signal by which the injected loop reports to its tracer. Its default action is to do nothing, so that a loop
 /// whose tracer has died runs on into `rt_sigreturn` unharmed.
@@ -243,6 +250,7 @@ impl Regs {
 
     /// Writes the registers of thread `tid`, which must be stopped by this tracer.
     pub fn set(&self, tid: i32) -> io::Result<()> {
+        crate::remedies::step();
         // SAFETY: the kernel reads one `user_regs_struct` from a live reference.
         check(unsafe { libc::ptrace(libc::PTRACE_SETREGS, tid, 0, &self.0) })
     }
@@ -318,13 +326,27 @@ impl Regs {
         self.0.rax = result as u64;
     }
 
-    /// Registers that make the thread run one system call at the `SYSCALL` instruction at `insn`.
-    pub fn for_one_call(&self, insn: u64, number: u64, args: [u64; 6]) -> Self {
+    /// The stack pointer.
+    pub fn stack(&self) -> u64 {
+        self.0.rsp
+    }
+
+    /// Address of the thread's own data, which the C library keeps at the upper end of its stack.
+    pub fn thread_area(&self) -> u64 {
+        self.0.fs_base
+    }
+
+    /// Registers that make the thread run one system call at `code` ([`CALL_AND_RETURN`]) and then return through the
+    /// frame at `frame`, if there is one, to what it was doing.
+    pub fn for_one_call(&self, code: u64, frame: Option<u64>, number: u64, args: [u64; 6]) -> Self {
         let mut r = *self;
-        r.0.rip = insn;
+        r.0.rip = code;
         r.0.rax = number;
         r.0.orig_rax = u64::MAX;
         [r.0.rdi, r.0.rsi, r.0.rdx, r.0.r10, r.0.r8, r.0.r9] = args;
+        if let Some(frame) = frame {
+            r.0.rsp = frame;
+        }
         r
     }
 
@@ -372,8 +394,9 @@ const FP_XSTATE_MAGIC2: u32 = 0x4650_5845;
 
 /// Builds the frame from which `rt_sigreturn` gives thread `tid` (stopped, with `regs` and signal mask `mask`) back all
 /// its registers, vector state included, were its tracer to die. `at` is where the frame will stand in the target
-/// (a multiple of 64). Source: `arch/x86/kernel/signal_64.c`, `struct rt_sigframe`.
-pub fn signal_frame(tid: i32, regs: &Regs, mask: u64, at: u64) -> io::Result<Vec<u8>> {
+/// (a multiple of 64), `back` the address of [`SIGNAL_RETURN`] code where the frame is entered by returning to it.
+/// Source: `arch/x86/kernel/signal_64.c`, `struct rt_sigframe`.
+pub fn signal_frame(tid: i32, regs: &Regs, mask: u64, at: u64, back: u64) -> io::Result<Vec<u8>> {
     let mut x = vec![0u8; 16384];
     let mut iov = libc::iovec {
         iov_base: x.as_mut_ptr().cast(),
@@ -394,6 +417,7 @@ pub fn signal_frame(tid: i32, regs: &Regs, mask: u64, at: u64) -> io::Result<Vec
     let r = regs.restarted().0;
     let mut f = vec![0u8; XSTATE_OFFSET];
     let mut put = |offset: usize, v: u64| f[offset..offset + 8].copy_from_slice(&v.to_le_bytes());
+    put(0, back); // where a `ret` with the frame as its stack goes
     put(8, 0x7); // uc_flags: FP_XSTATE, SIGCONTEXT_SS, STRICT_RESTORE_SS
     put(16, 0); // uc_link
     put(24, 0); // ss_sp
