@@ -60,7 +60,7 @@ def two_under_fire(
     argv: Sequence[str | Path],
     seconds: float,
     *,
-    at_least: int = 300,
+    at_least: int = 50,
     environment: dict[str, str] | None = None,
 ) -> Engine:
     """Run ``argv SECONDS SEED`` twice under one merging engine; both must end with a line that begins with OK."""
