@@ -55,8 +55,8 @@ def test_the_cap_on_sharers_costs_a_frame_for_each_256_pages(tmp_path: Path) -> 
     assert report.distinct_pages == 1
     assert report.duplicate_pages == 599
     assert report.ksm["saveable_bytes"] == (600 - 3) * PAGE
-    # The engine repeats a frame for each 64 pages, so that runs of one content need few mappings.
-    assert report.saveable_bytes == (600 - 600 // 64) * PAGE
+    # The engine repeats a frame for each 128 pages, so that runs of one content need few mappings.
+    assert report.saveable_bytes == (600 - 600 // 128) * PAGE
     assert report.pageone["runs"] == 1
 
 
@@ -105,7 +105,7 @@ def test_frames_needed_follow_the_engine() -> None:
     from pageone.engine.plan import frames_wanted
 
     pages = np.arange(1, 5000)
-    assert np.array_equal(account.frames_needed(pages), frames_wanted(pages, 256, 1 / 64))
+    assert np.array_equal(account.frames_needed(pages), frames_wanted(pages, 256, 1 / 128))
 
 
 def test_a_report_survives_json_and_another_version_is_refused(tmp_path: Path) -> None:

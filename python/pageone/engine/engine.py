@@ -127,7 +127,7 @@ class Engine:
         cpu: float | str | None = None,
         map_share: float = 0.5,
         huge_share: float = 0.5,
-        repeat_share: float = 1 / 64,
+        repeat_share: float = 1 / 128,
         min_run: int = 1,
         nice: int | None = None,
         idle: bool = False,

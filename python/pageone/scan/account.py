@@ -27,7 +27,7 @@ Bools = npt.NDArray[np.bool_]
 #: Pages that may share one frame: the default of the engine and of KSM.
 MAX_SHARING = 256
 #: The engine gives a content repeated very often a frame for each so many pages, so that runs need few mappings.
-PAGES_PER_REPEAT_FRAME = 64
+PAGES_PER_REPEAT_FRAME = 128
 #: A huge page is split only when more than this share of it can be given back.
 HUGE_SHARE = 0.5
 #: A target's mappings may grow to this share of vm.max_map_count.
