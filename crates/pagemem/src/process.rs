@@ -107,12 +107,11 @@ impl Process {
             n
         });
         let Some(n) = read else { return true };
-        let name = b"\nSeccomp:";
-        let at = text[..n].windows(name.len()).position(|w| w == name);
-        // A kernel without filters has no such line.
-        at.is_some_and(|i| {
-            let value = &text[i + name.len()..n];
-            value.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'0')
+        filtered(&text[..n]).unwrap_or_else(|| {
+            // The line is not in the first page where the list of groups is long. A kernel without filters has none.
+            let path = format!("/proc/{}/task/{tid}/status", self.pid);
+            n == text.len()
+                && std::fs::read(path).map_or(true, |all| filtered(&all).unwrap_or(false))
         })
     }
 
@@ -127,5 +126,47 @@ impl Process {
         // SAFETY: writes one timespec into a live one.
         unsafe { libc::clock_gettime(clock, &mut t) };
         Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
+    }
+}
+
+/// Whether a status says that system calls are filtered; None where the line is not, or not wholly, in `text`.
+fn filtered(text: &[u8]) -> Option<bool> {
+    let name = b"\nSeccomp:";
+    let at = text.windows(name.len()).position(|w| w == name)?;
+    let mut rest = text[at + name.len()..].iter();
+    let value = rest.find(|b| !b.is_ascii_whitespace())?;
+    Some(*value != b'0')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_tells_of_a_filter_only_by_its_own_line() {
+        assert_eq!(
+            filtered(b"Name:\tx\nSeccomp:\t0\nSeccomp_filters:\t0\n"),
+            Some(false)
+        );
+        assert_eq!(
+            filtered(b"Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1\n"),
+            Some(true)
+        );
+        assert_eq!(filtered(b"Name:\tSeccomp:\nGroups:\t0 1"), None);
+        assert_eq!(filtered(b"Name:\tx\nSeccomp:\t"), None);
+    }
+
+    #[test]
+    fn the_threads_of_this_process_are_listed_and_counted_alike() {
+        let me = Process::open(std::process::id() as i32).expect("its own files");
+        let (end, wait) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || wait.recv());
+        // Other tests begin and end threads meanwhile: once the two must agree.
+        let agree = (0..1000).any(|_| me.threads().is_ok_and(|t| t.len() == me.thread_count()));
+        assert!(agree);
+        assert!(me.threads().expect("a list").len() >= 2);
+        assert!(!me.under_seccomp(me.pid));
+        drop(end);
+        assert!(other.join().is_ok());
     }
 }

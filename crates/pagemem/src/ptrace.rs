@@ -5,8 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::time::{Duration, Instant};
 
 use crate::arch::{Regs, REPORT_SIGNAL};
@@ -203,16 +202,6 @@ impl Stopped {
             .as_ref()
             .map_or(Duration::ZERO, |w| process.cpu().saturating_sub(w.cpu))
     }
-}
-
-/// The beginning of a small file of /proc, in one read; empty if it cannot be read.
-pub fn read_small(path: &str) -> Vec<u8> {
-    let mut buffer = vec![0u8; 4096];
-    let n = File::open(path)
-        .and_then(|mut f| f.read(&mut buffer))
-        .unwrap_or(0);
-    buffer.truncate(n);
-    buffer
 }
 
 /// How complete a stop must be.

@@ -377,7 +377,8 @@ impl Tracked {
 
 /// Whether process `pid` has pages pinned for a device or locked in memory, by its own account.
 pub fn pinned(pid: i32) -> bool {
-    let status = crate::ptrace::read_small(&format!("/proc/{pid}/status"));
+    // Read whole: a list of groups, of any length, stands before these lines.
+    let status = std::fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
     let status = String::from_utf8_lossy(&status);
     let positive = |name: &str| {
         let value = status
