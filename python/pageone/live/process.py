@@ -19,11 +19,13 @@ def identity(pid: int) -> int | None:
     With the PID it names a process for good. It stays the same over ``exec``.
     """
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        # Not by Path: this is asked of every process of the machine at each look for uses of frames.
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            text = file.read()
     except OSError:
         return None
-    fields = text[text.rindex(")") + 2 :].split()
-    if fields[_STAT_STATE] in "ZX":
+    fields = text[text.rindex(b")") + 2 :].split()
+    if fields[_STAT_STATE] in b"ZX":
         return None
     return int(fields[_STAT_START])
 
