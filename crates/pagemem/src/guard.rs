@@ -2,7 +2,8 @@
 //!
 //! It owns what must not vanish with the engine: the userfaultfds of merged ranges, a descriptor of the pool and
 //! the tracing. It answers one engine over a socket and otherwise waits for its targets' events. When the engine is
-//! gone it goes on guarding until the last target with merged memory has ended; then it ends.
+//! gone it goes on guarding until the last target with merged memory has ended; then it ends. Meanwhile another engine of
+//! the same user may connect, through a socket that is named after the pool, and have it give targets up.
 //!
 //! Protocol, little-endian, over a stream socket. Request: `op u32, pid i32, n u32, flags u32`, then `n` records.
 //! Reply: `status i32` (0, or an errno), `length u32`, then `length` bytes (on an error: a message).
@@ -10,7 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use crate::pool::Pool;
@@ -62,6 +64,8 @@ pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
         limits: Limits::default(),
     };
     let mut control = Some(UnixStream::from(control));
+    // Without it an engine that comes later lets the targets be.
+    let door = listen(&g.pool).ok();
     let mut last_check = Instant::now();
     let mut waits = 0;
     let changes = signal_descriptor()?;
@@ -78,7 +82,7 @@ pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
             1..EAGER_WAITS => TEND_EVERY,
             _ => HEIR_EVERY,
         };
-        let mut fds: Vec<libc::pollfd> = Vec::with_capacity(2 + 2 * g.targets.len());
+        let mut fds: Vec<libc::pollfd> = Vec::with_capacity(3 + 2 * g.targets.len());
         let mut watch = |fd: RawFd| {
             fds.push(libc::pollfd {
                 fd,
@@ -88,6 +92,7 @@ pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
         };
         watch(control.as_ref().map_or(-1, |c| c.as_raw_fd()));
         watch(changes.as_raw_fd());
+        watch(door.as_ref().map_or(-1, |d| d.as_raw_fd()));
         for t in g.targets.values() {
             watch(t.guard.as_raw_fd());
             watch(t.pidfd.as_raw_fd());
@@ -108,11 +113,11 @@ pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
         for (k, pid) in pids.iter().enumerate() {
             // Events first: a child may have been forked just before the end.
             if let Some(t) = g.targets.get_mut(pid) {
-                if ready(2 + 2 * k) || t.needs_mending() {
+                if ready(3 + 2 * k) || t.needs_mending() {
                     t.on_events(&mut g.tracer);
                 }
             }
-            if ready(3 + 2 * k) {
+            if ready(4 + 2 * k) {
                 g.collect_heirs();
                 g.targets.remove(pid);
             }
@@ -128,6 +133,13 @@ pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
                     control = None;
                     g.engine_gone();
                 }
+            }
+        }
+        if ready(2) {
+            let successor = door.as_ref().and_then(admit);
+            // While its engine lives it has ears for nobody else.
+            if control.is_none() {
+                control = successor;
             }
         }
     }
@@ -324,6 +336,44 @@ impl Guardian {
             }
         }
     }
+}
+
+/// How long an engine that has connected may keep the guardian waiting in the midst of a request.
+const REQUEST_MAX: Duration = Duration::from_secs(1);
+
+/// The socket for engines to come: an abstract name, made of what tells the pool from all other files.
+fn listen(pool: &Pool) -> io::Result<UnixListener> {
+    let file = pool.file();
+    let name = format!("pageone-guardian-{}-{}", file.device, file.inode);
+    let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// The next engine at the door, if it is this user's or root's.
+fn admit(door: &UnixListener) -> Option<UnixStream> {
+    let (stream, _) = door.accept().ok()?;
+    let mut who = libc::ucred {
+        pid: 0,
+        uid: u32::MAX,
+        gid: u32::MAX,
+    };
+    let mut size = std::mem::size_of_val(&who) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `size` bytes, the size of `who`, and sets `size`; no pointers in the other call.
+    let (told, us) = unsafe {
+        let told = libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut who).cast(),
+            &mut size,
+        );
+        (told, libc::geteuid())
+    };
+    stream.set_nonblocking(false).ok()?;
+    stream.set_read_timeout(Some(REQUEST_MAX)).ok()?;
+    stream.set_write_timeout(Some(REQUEST_MAX)).ok()?;
+    (told == 0 && (who.uid == us || who.uid == 0)).then_some(stream)
 }
 
 /// A descriptor that is readable when a tracee has changed state.

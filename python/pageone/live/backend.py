@@ -7,6 +7,7 @@ is asked of the guardian. Holds no policy: which pages, when and where is decide
 from __future__ import annotations
 
 import bisect
+import contextlib
 import errno
 import os
 import re
@@ -31,7 +32,7 @@ from pageone.engine.backend import (
 )
 from pageone.errors import TargetError
 from pageone.live import preflight, process
-from pageone.live.guardian import Guardian
+from pageone.live.guardian import Guardian, GuardianError
 
 # Bits of a mapping's permissions and of PAGEMAP_SCAN, as in <linux/fs.h>.
 _READ, _WRITE = 1, 2
@@ -41,8 +42,14 @@ _WP_MATCHING, _CHECK_WPASYNC = 1, 2
 #: Pages of one request to the guardian: between requests it looks after the events of other targets.
 REQUEST_PAGES = 8192
 
+#: How often what another engine has left is asked for before a process is let be.
+TAKE_OVER_TRIES = 10
+
 #: Mappings that are never touched, by name: grown or written by the kernel.
 _LEFT_ALONE = re.compile(r"^\[(stack|vdso|vvar|vvar_vclock|vsyscall|uprobes)")
+
+#: Mappings of frames, of this engine's pool or another's.
+_POOL_NAME = "/memfd:pageone (deleted)"
 
 #: Mappings of a process that reads and writes asynchronously.
 _RINGS = ("/[aio]", "anon_inode:[io_uring]")
@@ -283,6 +290,7 @@ class LiveBackend:
     def attach(self, pid: int) -> TargetMemory:
         """See ``Backend.attach``."""
         ours = (os.getpid(), self.guardian.pid)
+        self.take_over(pid)
         preflight.check(pid, ours=ours, declared=pid in self.declared, pool=self.pool.inode)
         if pid in self.targets:
             if self.targets[pid].alive():
@@ -291,6 +299,44 @@ class LiveBackend:
         target = LiveTarget(self, pid)
         self.targets[pid] = target
         return target
+
+    def take_over(self, pid: int) -> None:
+        """Have what an engine that was killed has merged of a process given back, by the guardian that it left behind.
+
+        Then this engine can merge it anew. Nothing happens where there is nothing of that kind, or the other engine
+        lives, or the memory for it is not there: then ``preflight`` says why not. Cost: a read of the maps; for memory
+        that is given back, a copy of each page.
+        """
+        for device, inode in set(self._foreign(pid)):
+            with contextlib.suppress(OSError, GuardianError, TargetError):
+                other = Guardian.orphaned(device, inode)
+                try:
+                    for _ in range(TAKE_OVER_TRIES):
+                        # The program goes on meanwhile: what it has cut or did not stop for is asked for again.
+                        ranges = self._foreign(pid).get((device, inode))
+                        if ranges is None:
+                            other.detach(pid)
+                            break
+                        for addr, pages in ranges:
+                            other.unmerge(pid, addr, pages)
+                finally:
+                    other.leave()
+
+    def _foreign(self, pid: int) -> dict[tuple[int, int], list[tuple[U64, U32]]]:
+        """Return what a process maps of other engines' pools: by device and inode, requests of ``(address, pages)``."""
+        try:
+            start, end, _, _, device, inode, name, names = mem.maps(process.memory_thread(pid))
+        except OSError:
+            return {}
+        frames = np.array([n == _POOL_NAME for n in names] or [False])[name] & ~self.is_pool(device, inode)
+        found: dict[tuple[int, int], list[tuple[U64, U32]]] = {}
+        for file in {(int(d), int(i)) for d, i in zip(device[frames], inode[frames], strict=True)}:
+            its = frames & (device == np.uint64(file[0])) & (inode == np.uint64(file[1]))
+            pages = ((end[its] - start[its]) // np.uint64(PAGE_SIZE)).astype(np.uint32)
+            addr, pages, _ = _cut(start[its], pages, None)
+            edges = np.flatnonzero(np.diff(np.cumsum(pages, dtype=np.uint64) // np.uint64(REQUEST_PAGES))) + 1
+            found[file] = list(zip(np.split(addr, edges), np.split(pages, edges), strict=True))
+        return found
 
     def release(self, pid: int) -> None:
         """Forget a process that has ended or runs another program now; nothing happens if there is none."""

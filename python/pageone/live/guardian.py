@@ -30,6 +30,11 @@ _OUTCOME = struct.Struct("<IIIIdd")
 
 _ATTACH, _ARM, _MERGE, _ZERO, _UNMERGE, _DETACH, _STATUS, _LIMITS = range(1, 9)
 _FLAG_FORKS = 1
+_CREDENTIALS = struct.Struct("iII")
+#: An orphaned guardian that does not answer for so long, seconds, is left alone.
+_ORPHAN_S = 10.0
+#: What a stop for giving back aims not to exceed, and how long a target may take to stop for it, microseconds.
+_ORPHAN_LIMITS_US = (5_000, 500_000)
 
 
 class GuardianError(PageOneError):
@@ -62,6 +67,32 @@ class Guardian:
         self.pid = self.process.pid
         limits = np.array([round(pause_s * 1e6), round(stop_timeout_s * 1e6)], dtype="<u8")
         self._request(_LIMITS, 0, limits)
+
+    @classmethod
+    def orphaned(cls, device: int, inode: int) -> Guardian:
+        """Connect to the guardian of a pool whose engine has gone, to have it give up targets.
+
+        Raises :class:`GuardianError` when there is none, its engine still lives, or it is another user's.
+        """
+        made = cls.__new__(cls)
+        made._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        made._lock = threading.Lock()
+        made._socket.settimeout(_ORPHAN_S)
+        try:
+            made._socket.connect(f"\0pageone-guardian-{device}-{inode}")
+            raw = made._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            made.pid, uid, _ = _CREDENTIALS.unpack(raw)
+            if uid not in (os.geteuid(), 0):
+                raise GuardianError(f"the guardian process {made.pid} is of user {uid}")
+            made._request(_LIMITS, 0, np.array(_ORPHAN_LIMITS_US, dtype="<u8"))
+        except (OSError, GuardianError) as error:
+            made._socket.close()
+            raise GuardianError(f"no guardian of this pool answers: {error}") from error
+        return made
+
+    def leave(self) -> None:
+        """Close the connection; the guardian guards on what is still merged."""
+        self._socket.close()
 
     def _request(self, op: int, pid: int, records: npt.NDArray[np.uint64] | None = None, flags: int = 0) -> bytes:
         body = b"" if records is None else records.astype("<u8", copy=False).tobytes()

@@ -379,8 +379,9 @@ class Server:
                 good.append(pid)
                 continue
             try:
-                preflight.check(pid, ours=ours, pool=self._backend.pool.inode)
                 self._check_domain(pid)
+                self._backend.take_over(pid)
+                preflight.check(pid, ours=ours, pool=self._backend.pool.inode)
                 good.append(pid)
             except PageOneError as error:
                 if strict:

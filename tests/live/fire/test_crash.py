@@ -17,10 +17,13 @@ from typing import Any
 
 import pytest
 
+from pageone.engine import Engine
+from pageone.errors import TargetError
+
 KILLS = int(os.environ.get("PAGEONE_KILLS", "4"))
 KILLS_SOAK = int(os.environ.get("PAGEONE_KILLS_SOAK", "1000"))
-#: After so many kills the programs are new: each engine leaves a guardian behind that guards what it has merged.
-KILLS_PER_PROGRAM = 1  #: what one engine has merged stays its own: another leaves such a program alone
+#: After so many kills the programs are new, and are made to check all their memory.
+KILLS_PER_PROGRAM = 8
 
 pytestmark = [pytest.mark.needs("merge", "gcc")]
 
@@ -54,7 +57,8 @@ def _kill_engines(start: Callable[..., Any], spawn: Any, kills: int, scenario: s
         running = [start(scenario, seconds, n) for n in (2, 3)]
         for one in running:
             one.begin()
-        for _ in range(min(KILLS_PER_PROGRAM, kills - done)):
+        # Where its guardian has been killed as well, what an engine has merged is nobody's: others let it be.
+        for _ in range(min(1 if guardian else KILLS_PER_PROGRAM, kills - done)):
             print(*(one.pid for one in running), file=engines.stdin, flush=True)
             engine, guard = (int(word) for word in engines.stdout.readline().split())
             # Within its first period, amid looking and merging, or between periods.
@@ -109,6 +113,59 @@ def test_a_thousand_kills_of_the_engine_change_no_byte(scenario: str, start: Cal
 @pytest.mark.soak
 def test_a_thousand_kills_of_the_guardian_change_no_byte(start: Callable[..., Any], spawn: Any) -> None:
     _kill_engines(start, spawn, KILLS_SOAK, "writers", guardian=True)
+
+
+@pytest.mark.timeout(60)
+def test_a_new_engine_takes_over_what_a_killed_one_has_merged(start: Callable[..., Any], spawn: Any) -> None:
+    engines = spawn([sys.executable, "-u", "-c", ENGINES], stderr=None)
+    running = [start("writers", 3600, n) for n in (2, 3)]
+    print(*(one.pid for one in running), file=engines.stdin, flush=True)
+    engine, guard = (int(word) for word in engines.stdout.readline().split())
+    _until(lambda: all(_pools(one.pid) for one in running))
+    os.kill(engine, signal.SIGKILL)
+    assert engines.stdout.readline() == "gone\n"
+    before = [_pools(one.pid) for one in running]
+    with Engine(period=0.05) as new:
+        for one in running:
+            new.attach(one.pid)
+        _until(lambda: not Path(f"/proc/{guard}").exists() or _state(guard) == "Z")
+        assert new.merge_once(0.2).merged_pages > 1000
+        for one, pool in zip(running, before, strict=True):
+            assert len(_pools(one.pid)) == 1
+            assert _pools(one.pid) != pool
+            one.begin()
+        for one in running:
+            _expect_right(one)
+
+
+@pytest.mark.timeout(60)
+def test_a_program_whose_guardian_was_killed_too_is_let_be(start: Callable[..., Any], spawn: Any) -> None:
+    engines = spawn([sys.executable, "-u", "-c", ENGINES], stderr=None)
+    running = [start("writers", 3600, n) for n in (2, 3)]
+    print(*(one.pid for one in running), file=engines.stdin, flush=True)
+    engine, guard = (int(word) for word in engines.stdout.readline().split())
+    _until(lambda: all(_pools(one.pid) for one in running))
+    os.kill(guard, signal.SIGKILL)
+    os.kill(engine, signal.SIGKILL)
+    assert engines.stdout.readline() == "gone\n"
+    with Engine() as new, pytest.raises(TargetError, match="shares memory of another engine"):
+        new.attach(running[0].pid)
+    for one in running:
+        one.begin()
+        _expect_right(one)
+
+
+def _pools(pid: int) -> set[str]:
+    """Return the inodes of the pools that a process maps."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {line.split()[4] for line in lines if line.endswith("/memfd:pageone (deleted)")}
+
+
+def _until(true: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.mark.timeout(60)
