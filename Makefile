@@ -22,7 +22,7 @@ help: ## what can be made
 demo: build ## set everything up and merge the memory of real processes
 	$(BIN)/pageone demo $(DEMO_ARGS)
 
-test: lint rust-test pytest ## everything that must pass: lint, types, Rust tests, Python tests
+test: lint rust-test loom pytest ## everything that must pass: lint, types, Rust tests, Python tests
 	@$(BIN)/python tools/count_tests.py $(STAMPS)/rust-test.log $(STAMPS)/pytest.xml
 
 lint: $(STAMPS)/rustfmt $(STAMPS)/clippy $(STAMPS)/ruff $(STAMPS)/mypy ## formatters, linters and types, only where files have changed
@@ -37,12 +37,24 @@ rust-test: $(STAMPS)/venv ## the tests of the crates, and the examples in their 
 	    cargo test $(CRATES) 2>&1 | tee $(STAMPS)/rust-test.log; \
 	fi
 
+# Seconds for each model and preemptions in it; `make soak` gives more of both.
+loom: export LOOM_MAX_DURATION ?= 1
+loom: export LOOM_MAX_PREEMPTIONS ?= 2
+loom: ## models of the tree: every interleaving of two threads on the real code, within a bound
+	@RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test -q -p sdtree --release --test loom -- --test-threads 1
+
+sanitize: ## the tests of the tree under the address and leak sanitizers (of the compiler that is there)
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR=target/asan cargo test -p sdtree \
+	    --target $$(rustc -vV | sed -n 's/^host: //p') --lib --test keys --test objects --test linearizable
+
 pytest: $(STAMPS)/native ## the Python tests
 	$(BIN)/python -m pytest -q --junitxml=$(STAMPS)/pytest.xml -m "not soak and not realworld" $(PYTEST_ARGS)
 
 soak: build ## the long form of the tests: minutes each
 	$(BIN)/python -m pytest -m soak --timeout 0 $(PYTEST_ARGS)
-	PAGEONE_SOAK=1 PAGEONE_ROUNDS=20000 cargo test -q -p sdtree --release --test memory --test linearizable
+	PAGEONE_SOAK=1 PAGEONE_ROUNDS=20000 cargo test -q -p sdtree --release --test memory --test linearizable --test churn
+	$(MAKE) loom LOOM_MAX_DURATION=120 LOOM_MAX_PREEMPTIONS=3
+	$(MAKE) sanitize
 
 realworld: build ## programs of the distribution, judged by checks of their own (Debian: apt install stress-ng gunicorn)
 	$(BIN)/python -m pytest -s -m realworld --timeout 600 $(PYTEST_ARGS)
@@ -95,4 +107,4 @@ $(STAMPS)/mypy: $(STAMPS)/venv $(PY_SRC)
 	$(BIN)/mypy
 	@touch $@
 
-.PHONY: help demo test lint build rust-test pytest soak realworld bench criterion clean
+.PHONY: help demo test lint build rust-test loom sanitize pytest soak realworld bench criterion clean

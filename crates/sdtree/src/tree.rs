@@ -281,7 +281,9 @@ impl Trie {
         if !table.load(Ordering::Acquire).is_null() {
             return;
         }
-        let new = Box::into_raw(Table::empty(TOP));
+        // Who has given room for many objects has given it for those of classes, too: two doublings less than all.
+        let bits = self.table(FIRST).bits.saturating_sub(2).max(TOP);
+        let new = Box::into_raw(Table::empty(bits));
         let null = std::ptr::null_mut();
         if table
             .compare_exchange(null, new, Ordering::AcqRel, Ordering::Acquire)
