@@ -188,14 +188,19 @@ def test_run_merges_the_command_and_its_descendants(pageone: Run, tmp_path: Path
     program = tmp_path / "parent.py"
     program.write_text(
         "import time\n"
+        "from pathlib import Path\n"
         "from pageone.demo import WorkerSpec, start_workers\n"
         f"with start_workers(WorkerSpec(common={16 * MIB}), 2) as workers:\n"
         "    before = [w.check() for w in workers]\n"
-        "    time.sleep(6)\n"
+        "    until = time.monotonic() + 40\n"
+        "    maps = [Path(f'/proc/{w.pid}/maps') for w in workers]\n"
+        "    while not all('memfd:pageone' in m.read_text() for m in maps) and time.monotonic() < until:\n"
+        "        time.sleep(0.1)\n"
+        "    time.sleep(0.5)\n"
         "    assert [w.check() for w in workers] == before\n"
         "    print('right')\n"
     )
-    done = pageone("run", "--once", "--json", "--after", "2.5", "--", sys.executable, str(program))
+    done = pageone("run", "--once", "--json", "--after", "5", "--", sys.executable, str(program))
     assert done.returncode == 0, done.stderr
     assert done.stdout == "right\n"
     told = json.loads(done.stderr.splitlines()[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import time
@@ -32,16 +33,14 @@ def opened(fd: str) -> str:
         return "closed"
 
 
-def pool_bytes() -> int:
-    """Return the memory that the pools of this process hold, as the kernel has it."""
-    total = 0
+def pool_bytes(inode: int) -> int:
+    """Return the memory that a pool of this process holds, as the kernel has it."""
     for fd in os.listdir("/proc/self/fd"):
-        try:
-            if "memfd:pageone" in os.readlink(f"/proc/self/fd/{fd}"):
-                total += os.stat(f"/proc/self/fd/{fd}").st_blocks * 512
-        except OSError:
-            continue
-    return total
+        with contextlib.suppress(OSError):
+            found = os.stat(f"/proc/self/fd/{fd}")
+            if found.st_ino == inode and "memfd:pageone" in os.readlink(f"/proc/self/fd/{fd}"):
+                return found.st_blocks * 512
+    raise AssertionError("the pool is not among the open files")
 
 
 def many(start: Callable[..., Any], count: int, seed: int) -> None:
@@ -82,7 +81,7 @@ def many(start: Callable[..., Any], count: int, seed: int) -> None:
                 break
             time.sleep(PERIOD)
         assert (stats.targets, stats.frames, stats.index_entries, stats.tracked) == (0, 0, 0, 0)
-        assert pool_bytes() == 0
+        assert pool_bytes(engine._backend.pool.inode) == 0  # type: ignore[attr-defined]
         deadline = time.monotonic() + 10
         while (now := (descriptors(os.getpid()), descriptors(guardian)))[0] != before[0]:
             if time.monotonic() > deadline:
