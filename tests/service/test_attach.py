@@ -128,17 +128,28 @@ def test_stop_can_leave_processes_merged_and_they_go_on(user: User) -> None:
 
 
 @both
-def test_processes_of_a_killed_engine_go_on_and_a_new_one_lets_them_be(user: User) -> None:
+def test_processes_of_a_killed_engine_go_on_and_a_new_one_takes_them_over(user: User) -> None:
+    workers = [user.work(SIZE, 1, user.pageone, "run", "--period", "0.1", "--") for _ in range(2)]
+    until(lambda: merged(*(w.pid for w in workers)))
+    killed = user.status()[0]
+    os.kill(killed["pid"], signal.SIGKILL)
+    assert all(map(right, workers))
+    done = user.run("attach", "--period", "0.1", *(str(w.pid) for w in workers))
+    assert done.returncode == 0, done.stderr
+    until(lambda: not os.path.exists(f"/proc/{killed['guardian']}"))
+    until(lambda: merged(*(w.pid for w in workers)))
+    assert all(map(right, workers))
+
+
+def test_what_a_killed_engine_has_left_can_be_given_back(user: User) -> None:
     workers = [user.work(SIZE, 1, user.pageone, "run", "--period", "0.1", "--") for _ in range(2)]
     until(lambda: merged(*(w.pid for w in workers)))
     os.kill(user.status()[0]["pid"], signal.SIGKILL)
+    pids = [str(w.pid) for w in workers]
+    assert user.run("attach", "--period", "1000", *pids).returncode == 0
+    assert user.run("detach", *pids).returncode == 0
+    assert not any(merged_bytes(w.pid) for w in workers)
     assert all(map(right, workers))
-    done = user.run("attach", str(workers[0].pid))
-    assert done.returncode == 1
-    assert b"another engine" in done.stderr
-    fresh = [user.work(SIZE, 5, user.pageone, "run", "--period", "0.1", "--") for _ in range(2)]
-    until(lambda: merged(*(w.pid for w in fresh)))
-    assert all(map(right, workers + fresh))
 
 
 def test_top_and_status_show_what_is_followed(user: User) -> None:
