@@ -4,9 +4,11 @@
 //! are left out between two that are tried (the default; 1 tries all of them).
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use pagemem::pagemap::{self, Query};
 use pagemem::pool::Pool;
 use pagemem::ptrace::Tracer;
 use pagemem::sys::PAGE;
@@ -134,9 +136,31 @@ fn tracer() {
     let (pid, area): (i32, u64) = (pid.parse().expect("pid"), area.parse().expect("area"));
     let pool = Pool::create(1024).expect("a pool");
     let mut tracer = Tracer::default();
-    let mut target =
-        Target::attach(&mut tracer, pid, Limits::default(), false, pool.file()).expect("attach");
+    let mut target = Target::attach(
+        &mut tracer,
+        pid,
+        Limits {
+            stop_timeout: std::time::Duration::from_secs(5),
+            ..Limits::default()
+        },
+        false,
+        pool.file(),
+    )
+    .expect("attach");
     assert_eq!(target.arm(&[(area, area + PAGES as u64 * PAGE)]), [0]);
+    // The look before: what has been written since is left alone.
+    let pages = std::fs::File::open(format!("/proc/{pid}/pagemap")).expect("its pagemap");
+    let look = || {
+        let query = Query {
+            flags: pagemap::SCAN_WP_MATCHING | pagemap::SCAN_CHECK_WPASYNC,
+            mask: pagemap::PAGE_IS_WRITTEN,
+            returned: pagemap::PAGE_IS_WRITTEN,
+            ..Query::default()
+        };
+        let end = area + PAGES as u64 * PAGE;
+        pagemap::scan(pages.as_raw_fd(), &[area], &[end], &query).expect("a look");
+    };
+    look();
     let at = |page: usize| area + page as u64 * PAGE;
     let run = |page: usize, frame: u32| Run {
         addr: at(page),
