@@ -227,7 +227,7 @@ class FakeMemory:
         p.huge[index] = False
         return self._outcome(codes, before)
 
-    def unmerge(self, addr: U64, pages: U32) -> Outcome:
+    def unmerge(self, addr: U64, pages: U32, apart: bool = False) -> Outcome:
         p = self._enter("unmerge")
         before = len(p.vmas()[0])
         index = spread(addr, pages)

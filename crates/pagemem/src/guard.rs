@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crate::pool::Pool;
 use crate::ptrace::{News, Tracer};
 use crate::sys::cpu_time;
-use crate::target::{maps_file, Heir, Limits, Outcome, Run, Target};
+use crate::target::{maps_file, Heir, Limits, Outcome, Run, Target, Way};
 
 /// Requests, by number.
 #[allow(missing_docs)]
@@ -35,6 +35,8 @@ mod op {
 
 /// Flag of an attach request: let the kernel tell of forks (needs `CAP_SYS_PTRACE`).
 const FLAG_FORKS: u32 = 1;
+/// Flag of a request to unmerge: out of reach of other processes, though each run stays a mapping of its own.
+const FLAG_APART: u32 = 1;
 
 /// How often targets are checked for having replaced their program.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
@@ -271,7 +273,14 @@ impl Guardian {
                 t.merge(&mut self.tracer, &self.pool, &runs)
             }
             op::ZERO => t.drop_zero(&mut self.tracer, &runs),
-            op::UNMERGE => t.unmerge(&mut self.tracer, &self.pool, &runs),
+            op::UNMERGE => {
+                let way = if flags & FLAG_APART != 0 {
+                    Way::Apart
+                } else {
+                    Way::Joined
+                };
+                t.unmerge(&mut self.tracer, &self.pool, &runs, way)
+            }
             _ => return Err(invalid()),
         }))
     }

@@ -96,6 +96,15 @@ const ADVICE: [(u64, i32); 4] = [
 const FOR_FRAMES: u64 = 3;
 const FOR_ANONYMOUS: u64 = 15;
 
+/// How frames are given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// So that the kernel joins the memory with its neighbours again.
+    Joined,
+    /// So that nobody outside of the target can come in between. Each run stays a mapping of its own.
+    Apart,
+}
+
 /// Kinds of work, each with its own cost a page.
 #[derive(Clone, Copy)]
 enum Kind {
@@ -906,7 +915,8 @@ impl Target {
             }
         }
         for runs in unguarded.chunks(UNSHARE_MAX) {
-            self.unshare(tracer, stopped, runs, &vec![PROT_RW; runs.len()])?;
+            let prots = vec![PROT_RW; runs.len()];
+            self.unshare(tracer, stopped, runs, &prots, Way::Apart)?;
         }
         Ok(())
     }
@@ -947,7 +957,7 @@ impl Target {
     }
 
     /// Gives merged runs private anonymous memory with the same bytes.
-    pub fn unmerge(&mut self, tracer: &mut Tracer, pool: &Pool, runs: &[Run]) -> Outcome {
+    pub fn unmerge(&mut self, tracer: &mut Tracer, pool: &Pool, runs: &[Run], way: Way) -> Outcome {
         let file = pool.file();
         self.in_stops(
             tracer,
@@ -963,7 +973,7 @@ impl Target {
                             .map(|r| Ok(maps.at_or_after(r.addr)?.map_or(PROT_RW, |v| v.flags & 7)))
                             .collect()
                     })?;
-                    let done = t.unshare(tracer, stopped, &runs, &prots);
+                    let done = t.unshare(tracer, stopped, &runs, &prots, way);
                     for (i, (r, first)) in part.iter().enumerate() {
                         if !done.as_ref().is_ok_and(|d| d[i]) {
                             codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
@@ -1025,19 +1035,91 @@ impl Target {
         Ok(ops)
     }
 
-    /// Replaces mappings of frames (at most [`UNSHARE_MAX`]) by anonymous memory with the same bytes, in a stopped
-    /// target; whether it worked, for each.
-    ///
-    /// The bytes travel through a scratch mapping inside the target, copied there by the injected loop itself: if
-    /// this process dies, the loop completes the copy back before the target goes on. Write tracking is registered in
-    /// the loop, too, before any page of the new mapping exists: only so does the kernel join it with its neighbours.
-    fn unshare(
+    /// The same as [`Self::unshare`], out of reach of everybody: the frames are moved aside, copied, and the copy is
+    /// moved in. Another process that writes this memory meanwhile meets no page and is told so.
+    fn unshare_apart(
         &mut self,
         tracer: &mut Tracer,
         stopped: &Stopped,
         runs: &[Run],
         prots: &[u64],
     ) -> io::Result<Vec<bool>> {
+        let bytes = |r: &Run| u64::from(r.pages) * PAGE;
+        let total: u64 = runs.iter().map(bytes).sum();
+        assert!(runs.len() <= UNSHARE_MAX && total <= u64::from(ASIDE_PAGES) * PAGE);
+        let mut scratch = [Op::new(nr::MMAP, &[0, total, PROT_RW, ANON, u64::MAX, 0])];
+        self.run_ops(tracer, stopped, &mut scratch)?;
+        if scratch[0].result < 0 {
+            return Err(io::Error::from_raw_os_error(-scratch[0].result as i32));
+        }
+        let base = scratch[0].result as u64;
+        let mut calls = Vec::with_capacity(10 * runs.len() + 2);
+        let mut placed = Vec::with_capacity(runs.len());
+        let mut at = 0;
+        for (r, prot) in runs.iter().zip(prots) {
+            let (len, aside) = (bytes(r), self.workshop.aside + at);
+            let advice: Vec<Op> = self.advice_for(r, FOR_ANONYMOUS).collect();
+            let after = advice.len() as u64 + 1;
+            let away = Op::new(
+                nr::MREMAP | arch::skip_if_error(4 + after),
+                &[r.addr, len, len, MOVE, aside],
+            );
+            // What the program has protected must be readable for the copy.
+            let open = Op::new(nr::MPROTECT, &[aside, len, PROT_RW]);
+            let copy = Op::new(
+                arch::COPY | arch::skip_if_error(1),
+                &[base + at, aside, len],
+            );
+            let place = Op::new(
+                nr::MREMAP | arch::skip_unless_error(1),
+                &[base + at, len, len, MOVE, r.addr],
+            );
+            let back = Op::new(nr::MREMAP, &[aside, len, len, MOVE, r.addr]);
+            placed.push(calls.len() + 3);
+            calls.extend([away, open, copy, place, back]);
+            calls.extend(advice);
+            calls.push(Op::new(nr::MPROTECT, &[r.addr, len, *prot]));
+            at += len;
+        }
+        calls.push(self.workshop.clear_aside(total));
+        calls.push(Op::new(nr::MUNMAP, &[base, total]));
+        self.run_ops(tracer, stopped, &mut calls)?;
+        let done: Vec<bool> = placed
+            .iter()
+            .zip(runs)
+            .map(|(i, r)| calls[*i].result as u64 == r.addr)
+            .collect();
+        for (r, done) in runs.iter().zip(&done) {
+            let end = r.addr + bytes(r);
+            if *done {
+                let _ = self.retrack(r.addr, end);
+            } else {
+                // Moved there and back, it may have lost its guard.
+                let _ = self.guard.register(r.addr, end);
+            }
+        }
+        Ok(done)
+    }
+
+    /// Replaces mappings of frames (at most [`UNSHARE_MAX`]) by anonymous memory with the same bytes, in a stopped
+    /// target; whether it worked, for each.
+    ///
+    /// The bytes travel through a scratch mapping inside the target, copied there by the injected loop itself: if
+    /// this process dies, the loop completes the copy back before the target goes on. Write tracking is registered in
+    /// the loop, too, before any page of the new mapping exists: only so does the kernel join it with its neighbours.
+    /// For this the copy takes place where other processes can reach it: one that writes this memory at the same moment
+    /// may lose its write. So only a target that is let go for good is unmerged this way.
+    fn unshare(
+        &mut self,
+        tracer: &mut Tracer,
+        stopped: &Stopped,
+        runs: &[Run],
+        prots: &[u64],
+        way: Way,
+    ) -> io::Result<Vec<bool>> {
+        if way == Way::Apart {
+            return self.unshare_apart(tracer, stopped, runs, prots);
+        }
         assert!(runs.len() <= UNSHARE_MAX && runs.len() == prots.len());
         let bytes = |r: &Run| u64::from(r.pages) * PAGE;
         let total: u64 = runs.iter().map(bytes).sum();

@@ -118,8 +118,12 @@ class TargetMemory(Protocol):
     def drop_zero(self, addr: U64, pages: U32) -> Outcome:
         """Give runs of all-zero pages back to the kernel's zero page, verified while the target is stopped."""
 
-    def unmerge(self, addr: U64, pages: U32) -> Outcome:
-        """Give merged runs private anonymous memory of their own again, with the same bytes."""
+    def unmerge(self, addr: U64, pages: U32, apart: bool = False) -> Outcome:
+        """Give merged runs private anonymous memory of their own again, with the same bytes.
+
+        ``apart``: out of reach of other processes that write this memory at the same moment; each run stays a mapping
+        of its own. Otherwise it is joined with its neighbours again, and such a write may be lost.
+        """
 
     def detach(self) -> None:
         """Stop tracking and release everything held of the target; merged pages must have been unmerged."""

@@ -16,6 +16,7 @@ and merge, between two looks, so that a queued page's status changes only when t
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import threading
 import time
@@ -802,7 +803,7 @@ class Engine:
             worth = whole | (pages >= LET_GO_RUN)
             for s, n, _ in plan.requests(start[worth], pages[worth], None, REQUEST_PAGES):
                 outcomes: list[Outcome] = []
-                codes = _ask(outcomes, target._memory.unmerge, s, n)
+                codes = _ask(outcomes, functools.partial(target._memory.unmerge, apart=True), s, n)
                 tally.let_go += int((codes == PageCode.DONE).sum())
                 for outcome in outcomes:
                     self._book(target, outcome)

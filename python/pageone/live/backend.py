@@ -220,7 +220,7 @@ class LiveTarget:
         """See ``TargetMemory.read_keys``. Cost: about 0.5 µs of CPU a page."""
         return mem.read_keys(self.pid, addr, self._backend.key)
 
-    def _in_requests(self, kind: str, addr: U64, pages: U32, frame: U32 | None = None) -> Outcome:
+    def _in_requests(self, kind: str, addr: U64, pages: U32, frame: U32 | None = None, **options: bool) -> Outcome:
         """Cut a request into several, so that other targets' events are not kept waiting."""
         parts: list[Outcome] = []
         addr, pages, frame = _cut(addr, pages, frame)
@@ -232,7 +232,7 @@ class LiveTarget:
         for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
             runs = (addr[a:b], pages[a:b]) if frame is None else (addr[a:b], pages[a:b], frame[a:b])
             try:
-                parts.append(call(self.pid, *runs))
+                parts.append(call(self.pid, *runs, **options))
             except OSError as error:
                 raise TargetError(f"process {self.pid}: {kind} failed: {error.strerror}") from error
         return Outcome(
@@ -250,9 +250,9 @@ class LiveTarget:
         """See ``TargetMemory.drop_zero``."""
         return self._in_requests("drop_zero", addr, pages)
 
-    def unmerge(self, addr: U64, pages: U32) -> Outcome:
+    def unmerge(self, addr: U64, pages: U32, apart: bool = False) -> Outcome:
         """See ``TargetMemory.unmerge``."""
-        return self._in_requests("unmerge", addr, pages)
+        return self._in_requests("unmerge", addr, pages, apart=apart)
 
     def detach(self) -> None:
         """See ``TargetMemory.detach``."""

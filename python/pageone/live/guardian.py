@@ -30,6 +30,7 @@ _OUTCOME = struct.Struct("<IIIIdd")
 
 _ATTACH, _ARM, _MERGE, _ZERO, _UNMERGE, _DETACH, _STATUS, _LIMITS = range(1, 9)
 _FLAG_FORKS = 1
+_FLAG_APART = 1  #: of a request to unmerge
 _CREDENTIALS = struct.Struct("iII")
 #: An orphaned guardian that does not answer for so long, seconds, is left alone.
 _ORPHAN_S = 10.0
@@ -136,11 +137,11 @@ class Guardian:
         except OSError as error:
             raise TargetError(f"cannot track process {pid}: {_reason(error)}") from error
 
-    def _runs(self, op: int, pid: int, addr: U64, pages: U32, frame: U32 | None) -> Outcome:
+    def _runs(self, op: int, pid: int, addr: U64, pages: U32, frame: U32 | None, flags: int = 0) -> Outcome:
         second = pages.astype(np.uint64)
         if frame is not None:
             second |= frame.astype(np.uint64) << np.uint64(32)
-        reply = self._request(op, pid, np.stack((addr, second), axis=1).ravel())
+        reply = self._request(op, pid, np.stack((addr, second), axis=1).ravel(), flags)
         codes, pauses, mappings, _, injected, cpu = _OUTCOME.unpack_from(reply)
         code = np.frombuffer(reply, np.uint8, codes, _OUTCOME.size)
         pause = np.frombuffer(reply, "<f8", pauses, _OUTCOME.size + codes)
@@ -154,9 +155,9 @@ class Guardian:
         """See ``TargetMemory.drop_zero``."""
         return self._runs(_ZERO, pid, addr, pages, None)
 
-    def unmerge(self, pid: int, addr: U64, pages: U32) -> Outcome:
+    def unmerge(self, pid: int, addr: U64, pages: U32, apart: bool = False) -> Outcome:
         """See ``TargetMemory.unmerge``."""
-        return self._runs(_UNMERGE, pid, addr, pages, None)
+        return self._runs(_UNMERGE, pid, addr, pages, None, _FLAG_APART if apart else 0)
 
     def detach(self, pid: int) -> None:
         """Remove what was planted and stop watching; nothing happens if the process has gone."""

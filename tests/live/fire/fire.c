@@ -640,17 +640,20 @@ static void discards(void) {
 
 /* Suspended and continued all the time, from outside, while it discards. */
 static void suspended(void) {
+    atomic_int *enough = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    MUST(enough != MAP_FAILED);
     pid_t me = getpid(), child = fork();
     if (!child) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        for (;;) {
+        /* It ends by itself, after a SIGCONT: killed, it might still leave a SIGSTOP behind. */
+        while (!atomic_load(enough)) {
             usleep(20000), kill(me, SIGSTOP);
             usleep(90000), kill(me, SIGCONT);
         }
+        _exit(0);
     }
     discards();
-    kill(child, SIGKILL);
-    kill(me, SIGCONT);
+    atomic_store(enough, 1);
     wait_for(child);
 }
 

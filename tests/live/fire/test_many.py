@@ -83,11 +83,11 @@ def many(start: Callable[..., Any], count: int, seed: int) -> None:
         assert (stats.targets, stats.frames, stats.index_entries, stats.tracked) == (0, 0, 0, 0)
         assert pool_bytes(engine._backend.pool.inode) == 0  # type: ignore[attr-defined]
         deadline = time.monotonic() + 10
-        while (now := (descriptors(os.getpid()), descriptors(guardian)))[0] != before[0]:
+        while (now := (descriptors(os.getpid()), descriptors(guardian)))[0] > before[0]:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.1)
-        assert now[0] == before[0], Counter(map(opened, os.listdir("/proc/self/fd")))
+        assert now[0] <= before[0], Counter(map(opened, os.listdir("/proc/self/fd")))
         # The pool as targets get it, and /proc/loadavg, stay open once they were needed.
         assert now[1] <= before[1] + 2
 
