@@ -15,6 +15,8 @@ CRATES := --workspace --exclude pageone-bindings
 # The build script of PyO3 asks this interpreter for its version.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 PYTEST_ARGS ?=
+# Tests that run at once; mostly they wait. Those that set the whole machine keep apart (tests/conftest.py).
+PYTEST_JOBS ?= 2
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -48,7 +50,7 @@ sanitize: ## the tests of the tree under the address and leak sanitizers (of the
 	    --target $$(rustc -vV | sed -n 's/^host: //p') --lib --test keys --test objects --test linearizable
 
 pytest: $(STAMPS)/native ## the Python tests
-	$(BIN)/python -m pytest -q --junitxml=$(STAMPS)/pytest.xml -m "not soak and not realworld" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(PYTEST_JOBS) --dist loadgroup --junitxml=$(STAMPS)/pytest.xml -m "not soak and not realworld" $(PYTEST_ARGS)
 
 soak: build ## the long form of the tests: minutes each
 	$(BIN)/python -m pytest -m soak --timeout 0 $(PYTEST_ARGS)

@@ -105,6 +105,15 @@ def lacking(what: str) -> str | None:
     return NEEDS[what]()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that set the whole machine (KSM's knobs, swap) apart from each other when several run at once."""
+    for item in items:
+        path = item.path.as_posix()
+        wanted = [what for marker in item.iter_markers("needs") for what in marker.args]
+        if "ksm" in wanted or "/ksm/" in path or path.endswith(("_ksm.py", "test_truth.py", "test_pressure.py")):
+            item.add_marker(pytest.mark.xdist_group("machine"))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     wanted = [what for marker in item.iter_markers("needs") for what in marker.args]
     if item.get_closest_marker("root"):
