@@ -12,7 +12,7 @@ use crate::arch::{Regs, REPORT_SIGNAL};
 use crate::process::Process;
 use crate::remedies;
 use crate::sharers::Sharers;
-use crate::sys::check;
+use crate::sys::{check, thread_ended, thread_state};
 
 const EVENT_STOP: i32 = 128;
 
@@ -143,17 +143,6 @@ pub fn is_fault(tid: i32) -> bool {
     let r = unsafe { libc::ptrace(libc::PTRACE_GETSIGINFO, tid, 0, info.as_mut_ptr()) };
     // SAFETY: zeroed, then filled; its fields are integers.
     r == 0 && unsafe { info.assume_init() }.si_code > 0
-}
-
-/// The threads of process `pid` now.
-pub fn threads(pid: i32) -> io::Result<Vec<i32>> {
-    let mut out = Vec::new();
-    for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        if let Ok(tid) = entry?.file_name().to_string_lossy().parse() {
-            out.push(tid);
-        }
-    }
-    Ok(out)
 }
 
 /// All threads of one process, stopped. Given back by [`Tracer::release`].
@@ -702,10 +691,7 @@ const PATIENCE: Duration = Duration::from_millis(5);
 
 /// Whether the thread sleeps where no interrupt reaches it: it executes no instruction of the program.
 fn sleeps_in_kernel(pid: i32, tid: i32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).map_or(true, |s| {
-        s.rsplit_once(") ")
-            .is_none_or(|(_, rest)| rest.starts_with(['D', 'Z', 'X']))
-    })
+    matches!(thread_state(pid, tid), None | Some('D' | 'Z' | 'X'))
 }
 
 /// Whether `seized` are all the threads that `pid` has.
@@ -773,14 +759,4 @@ fn traced_by_us(pid: i32, tid: i32) -> bool {
         .find_map(|l| l.strip_prefix("TracerPid:"))
         .map(str::trim);
     tracer == Some(&std::process::id().to_string())
-}
-
-/// Whether the thread is a zombie or gone.
-fn thread_ended(pid: i32, tid: i32) -> bool {
-    match std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")) {
-        Ok(s) => s
-            .rsplit_once(") ")
-            .is_none_or(|(_, rest)| rest.starts_with(['Z', 'X'])),
-        Err(_) => true,
-    }
 }

@@ -6,6 +6,8 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use crate::pagemap::{self, Query};
+
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
 
@@ -44,23 +46,33 @@ pub fn pidfd_getfd(pidfd: &OwnedFd, fd: i32) -> io::Result<OwnedFd> {
 /// A thread of `pid` through which its memory can be reached: another than the first where that one has ended before
 /// the others, which leaves `/proc/PID` without memory.
 pub fn memory_tid(pid: i32) -> i32 {
-    let ended = |tid: i32| {
-        std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).map_or(true, |s| {
-            s.rsplit_once(") ")
-                .is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
-        })
-    };
-    if !ended(pid) {
+    if !thread_ended(pid, pid) {
         return pid;
     }
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
-        return pid;
-    };
-    threads
-        .flatten()
-        .filter_map(|e| e.file_name().to_str()?.parse().ok())
-        .find(|&tid| !ended(tid))
+    numbers_in(&format!("/proc/{pid}/task"))
+        .into_iter()
+        .find(|&tid| !thread_ended(pid, tid))
         .unwrap_or(pid)
+}
+
+/// The state of a thread as `/proc` writes it (`R`, `S`, `D`, `Z`, …); None for one that is not there.
+pub fn thread_state(pid: i32, tid: i32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Whether the thread is a zombie or gone.
+pub fn thread_ended(pid: i32, tid: i32) -> bool {
+    matches!(thread_state(pid, tid), None | Some('Z' | 'X'))
+}
+
+/// The numbers among the names in a folder: processes in `/proc`, threads in `/proc/PID/task`. Empty if it is gone.
+pub fn numbers_in(folder: &str) -> Vec<i32> {
+    let number = |e: std::fs::DirEntry| e.file_name().to_str()?.parse().ok();
+    std::fs::read_dir(folder).map_or_else(
+        |_| Vec::new(),
+        |entries| entries.flatten().filter_map(number).collect(),
+    )
 }
 
 /// Reads `buf.len()` bytes at `addr` of process `pid`; the number of bytes read.
@@ -332,46 +344,17 @@ impl Tracked {
     /// Tells `found` the ranges, among `[start, end)`, that were written since their writes were last asked for; changes
     /// nothing. An error where a mapping among them is not tracked.
     pub fn written(&self, start: u64, end: u64, mut found: impl FnMut(u64, u64)) -> io::Result<()> {
-        const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
-        const CHECK_WPASYNC: u64 = 2;
-        const WRITTEN: u64 = 2;
-        const REGIONS: usize = 32;
-        let mut at = start;
-        loop {
-            let mut regions = [[0u64; 3]; REGIONS];
-            let vector = regions.as_mut_ptr() as u64;
-            // size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, anyof, return mask
-            let mut a = [
-                96,
-                CHECK_WPASYNC,
-                at,
-                end,
-                0,
-                vector,
-                REGIONS as u64,
-                0,
-                0,
-                WRITTEN,
-                0,
-                WRITTEN,
-            ];
-            // SAFETY: the kernel reads and writes one `pm_scan_arg` of the size stated in its first field, and at most
-            // `vec_len` regions of three words each into a live array of that many.
-            let n = check(
-                unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, a.as_mut_ptr()) } as i64,
-            )? as usize;
-            for &[from, to, _] in &regions[..n] {
-                found(from.max(start), to.min(end));
-            }
-            // Only a full vector ends a walk early.
-            if n < REGIONS {
-                return Ok(());
-            }
-            at = a[4].max(regions[REGIONS - 1][1]);
-            if at >= end {
-                return Ok(());
-            }
+        let query = Query {
+            flags: pagemap::SCAN_CHECK_WPASYNC,
+            mask: pagemap::PAGE_IS_WRITTEN,
+            returned: pagemap::PAGE_IS_WRITTEN,
+            ..Query::default()
+        };
+        let ranges = pagemap::scan(self.0.as_raw_fd(), &[start], &[end], &query)?;
+        for (&from, &to) in ranges.start.iter().zip(&ranges.end) {
+            found(from, to);
         }
+        Ok(())
     }
 }
 
@@ -395,13 +378,5 @@ pub fn pinned(pid: i32) -> bool {
 
 /// The ids of all processes that are there now.
 pub fn all_processes() -> Vec<i32> {
-    std::fs::read_dir("/proc").map_or_else(
-        |_| Vec::new(),
-        |entries| {
-            entries
-                .flatten()
-                .filter_map(|e| e.file_name().to_str()?.parse().ok())
-                .collect()
-        },
-    )
+    numbers_in("/proc")
 }

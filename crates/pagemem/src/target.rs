@@ -1035,6 +1035,16 @@ impl Target {
         Ok(ops)
     }
 
+    /// Maps `bytes` of memory somewhere in a stopped target; its address.
+    fn scratch(&mut self, tracer: &mut Tracer, stopped: &Stopped, bytes: u64) -> io::Result<u64> {
+        let mut map = [Op::new(nr::MMAP, &[0, bytes, PROT_RW, ANON, u64::MAX, 0])];
+        self.run_ops(tracer, stopped, &mut map)?;
+        match map[0].result {
+            e @ ..=-1 => Err(io::Error::from_raw_os_error(-e as i32)),
+            at => Ok(at as u64),
+        }
+    }
+
     /// The same as [`Self::unshare`], out of reach of everybody: the frames are moved aside, copied, and the copy is
     /// moved in. Another process that writes this memory meanwhile meets no page and is told so.
     fn unshare_apart(
@@ -1047,12 +1057,7 @@ impl Target {
         let bytes = |r: &Run| u64::from(r.pages) * PAGE;
         let total: u64 = runs.iter().map(bytes).sum();
         assert!(runs.len() <= UNSHARE_MAX && total <= u64::from(ASIDE_PAGES) * PAGE);
-        let mut scratch = [Op::new(nr::MMAP, &[0, total, PROT_RW, ANON, u64::MAX, 0])];
-        self.run_ops(tracer, stopped, &mut scratch)?;
-        if scratch[0].result < 0 {
-            return Err(io::Error::from_raw_os_error(-scratch[0].result as i32));
-        }
-        let base = scratch[0].result as u64;
+        let base = self.scratch(tracer, stopped, total)?;
         let mut calls = Vec::with_capacity(10 * runs.len() + 2);
         let mut placed = Vec::with_capacity(runs.len());
         let mut at = 0;
@@ -1123,12 +1128,7 @@ impl Target {
         assert!(runs.len() <= UNSHARE_MAX && runs.len() == prots.len());
         let bytes = |r: &Run| u64::from(r.pages) * PAGE;
         let total: u64 = runs.iter().map(bytes).sum();
-        let mut scratch = [Op::new(nr::MMAP, &[0, total, PROT_RW, ANON, u64::MAX, 0])];
-        self.run_ops(tracer, stopped, &mut scratch)?;
-        if scratch[0].result < 0 {
-            return Err(io::Error::from_raw_os_error(-scratch[0].result as i32));
-        }
-        let base = scratch[0].result as u64;
+        let base = self.scratch(tracer, stopped, total)?;
         let arguments = self.workshop.base + MESSAGE_AT + ARGUMENTS_AT;
         let (mut calls, mut block, mut at) =
             (Vec::with_capacity(4 * runs.len() + 1), Vec::new(), base);

@@ -6,8 +6,9 @@ For: ``run``, ``attach``, ``detach``, ``status``, ``top`` and ``stop``.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +16,15 @@ from pageone.errors import UsageError
 from pageone.service.client import EngineRequest
 from pageone.service.place import domain_name, private_name, user_name
 
-__all__ = ["choose", "engine_name", "mib", "targets_table", "title"]
+__all__ = ["Cpu", "Domain", "Period", "choose", "engine_name", "mib", "targets_table", "title"]
+
+#: Options by which ``run`` and ``attach`` say which engine is meant, and how it is to work.
+Period = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", help="Look for what has changed so often [20]; changes a running engine."),
+]
+Cpu = Annotated[str | None, typer.Option(metavar="SHARE", help="Most of one CPU that the engine may use, such as 20%.")]
+Domain = Annotated[str | None, typer.Option(metavar="NAME", help="Share within the domain of this name only.")]
 
 
 def choose(

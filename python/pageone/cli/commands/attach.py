@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pageone.cli.engines import choose
+from pageone.cli.engines import Cpu, Domain, Period, choose
 from pageone.errors import TargetError
 
 HELP = """Keep running processes merged until they end or are detached.
@@ -37,16 +37,9 @@ def register(app: typer.Typer) -> None:
         ] = None,
         user: Annotated[str | None, typer.Option(metavar="NAME", help="Processes of this user (name or id).")] = None,
         children: Annotated[bool, typer.Option("--children", help="Follow their descendants as well.")] = False,
-        period: Annotated[
-            float | None,
-            typer.Option(metavar="SECONDS", help="Look for what has changed so often [20]; changes a running engine."),
-        ] = None,
-        cpu: Annotated[
-            str | None, typer.Option(metavar="SHARE", help="Most of one CPU that the engine may use, such as 20%.")
-        ] = None,
-        domain: Annotated[
-            str | None, typer.Option(metavar="NAME", help="Share within the domain of this name only.")
-        ] = None,
+        period: Period = None,
+        cpu: Cpu = None,
+        domain: Domain = None,
     ) -> None:
         from pageone.service.client import ask
         from pageone.service.select import by_user, find

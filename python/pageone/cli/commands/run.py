@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pageone.cli.engines import choose
+from pageone.cli.engines import Cpu, Domain, Period, choose
 from pageone.errors import UsageError
 
 HELP = """Run a command; it and all its descendants are kept merged until they end.
@@ -34,16 +34,9 @@ def register(app: typer.Typer) -> None:
     @app.command(help=HELP, context_settings={"allow_interspersed_args": False})
     def run(
         command: Annotated[list[str], typer.Argument(metavar="COMMAND…", help="The command and its arguments.")],
-        period: Annotated[
-            float | None,
-            typer.Option(metavar="SECONDS", help="Look for what has changed so often [20]; changes a running engine."),
-        ] = None,
-        cpu: Annotated[
-            str | None, typer.Option(metavar="SHARE", help="Most of one CPU that the engine may use, such as 20%.")
-        ] = None,
-        domain: Annotated[
-            str | None, typer.Option(metavar="NAME", help="Share within the domain of this name only.")
-        ] = None,
+        period: Period = None,
+        cpu: Cpu = None,
+        domain: Domain = None,
         private: Annotated[
             bool, typer.Option("--private", help="Share among the command and its descendants only.")
         ] = False,
