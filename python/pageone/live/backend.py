@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import secrets
+import time
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,11 @@ _WP_MATCHING, _CHECK_WPASYNC = 1, 2
 
 #: Pages of one request to the guardian: between requests it looks after the events of other targets.
 REQUEST_PAGES = 8192
+
+#: CPU time that reading the flags of new mappings may take, as a share of all time. The kernel tells them in smaps only,
+#: which walks over every page of the process: in a program that maps something in every period that alone would cost
+#: 80 ms a GiB and period.
+FLAGS_SHARE = 0.02
 
 #: How often what another engine has left is asked for before a process is let be.
 TAKE_OVER_TRIES = 10
@@ -80,6 +86,8 @@ class LiveTarget:
         self._refused: tuple[U64, U64] = (none, none)
         #: Where merging has cut mappings since: a piece between such edges is armed as the whole was.
         self._cuts: list[U64] = []
+        #: When (``time.monotonic``) the flags of new mappings may be read again: that is never free.
+        self._flags_due = 0.0
         #: Merged mappings as just read, for the one look that follows: reading the maps is what a look costs.
         self._merged: tuple[U64, U64] | None = None
 
@@ -124,7 +132,7 @@ class LiveTarget:
         )
 
     def _unusable(self, start: U64, end: U64, free: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """Arm the free mappings that are not armed yet; mark those that cannot be used."""
+        """Arm the free mappings that are not armed yet; mark those that cannot be used, or not yet."""
         unusable = np.zeros(len(start), bool)
         cuts = np.concatenate(self._cuts) if self._cuts else np.empty(0, np.uint64)
         self._cuts = []
@@ -133,8 +141,12 @@ class LiveTarget:
         armed = _pieces(self._armed, cuts, start[at], end[at]) & ~refused
         new = at[~armed & ~refused]
         unusable[at[refused]] = True
-        if len(new):
+        if len(new) and time.monotonic() < self._flags_due:
+            unusable[new] = True  # not for good: they are new at the next look, too
+        elif len(new):
+            began = time.thread_time()
             flags = _smaps_flags(self.pid)
+            self._flags_due = time.monotonic() + (time.thread_time() - began) / FLAGS_SHARE
             starts = sorted(flags)
             its = [flags.get(_at_or_below(starts, address), frozenset(("io",))) for address in start[new].tolist()]
             left_alone = np.array([bool(f & _FLAGS_LEFT_ALONE) for f in its])
@@ -144,9 +156,10 @@ class LiveTarget:
             if len(usable):
                 result = self._guardian.arm(self.pid, start[usable], end[usable] | advice)
                 unusable[usable[result != 0]] = True
+            refused = unusable[at]
         bad = unusable[at]
         self._armed = start[at[~bad]], end[at[~bad]]
-        self._refused = start[at[bad]], end[at[bad]]
+        self._refused = start[at[refused]], end[at[refused]]
         return unusable
 
     def _scan(self, start: U64, end: U64, *, rearm: bool) -> PageRanges:
@@ -168,6 +181,7 @@ class LiveTarget:
                     raise
                 # A mapping was replaced at the same place and is not armed any more: arm all, ask again.
                 self._armed = (start[:0], end[:0])
+                self._flags_due = 0.0
                 self.regions()
                 s, e, categories = ask(_WP_MATCHING)
         except OSError as error:
