@@ -412,3 +412,25 @@ def test_a_look_that_fails_is_repeated_a_period_later() -> None:
         steps(engine, 4)
         assert engine.stats.missed_looks == 1
         assert engine.stats.sharers == 512
+
+
+def test_planning_and_filling_frames_count_for_the_cpu_budget() -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend, 4096)
+    paid: list[float] = []
+    with Engine(backend=backend, cpu=0.9) as engine:
+        budget = engine._workers.budget
+        pay = budget.pay
+
+        def count(cpu_s: float) -> float:
+            paid.append(cpu_s)
+            return pay(cpu_s)
+
+        budget.pay = count  # type: ignore[method-assign]
+        for p in (a, b):
+            engine.attach(p.pid)
+        steps(engine, 4)
+        spent = engine.stats.cpu_s
+        assert engine.stats.sharers > 0
+        assert spent["plan"] > 0
+        assert sum(paid) >= 0.9 * (spent["find"] + spent["plan"] + spent["merge"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+import threading
 import time
 
 import numpy as np
@@ -273,19 +275,36 @@ def test_the_exception_of_a_job_reaches_the_caller_and_the_workers_live_on() -> 
         workers.drain()
 
 
-def test_the_cpu_budget_holds_on_average() -> None:
-    def burn() -> None:
-        end = time.thread_time() + 0.01
-        while time.thread_time() < end:
-            pass
+def _burn(cpu_s: float) -> None:
+    end = time.thread_time() + cpu_s
+    while time.thread_time() < end:
+        pass
 
+
+def test_the_cpu_budget_holds_on_average() -> None:
     workers = Workers(2, CpuBudget(0.25, burst_s=0.0))
     try:
-        workers.push([burn] * 20)
+        workers.push([functools.partial(_burn, 0.01)] * 20)
         began = time.monotonic()
         workers.drain()
         assert 0.2 / (time.monotonic() - began) < 0.25 * 1.15
     finally:
+        workers.close()
+
+
+def test_the_budget_waits_while_somebody_waits_for_the_engine() -> None:
+    urgent = threading.Event()
+    workers = Workers(1, CpuBudget(0.001, burst_s=0.0))
+    workers.urgent = urgent.is_set
+    timer = threading.Timer(0.3, urgent.set)
+    try:
+        workers.push([functools.partial(_burn, 0.01)] * 3)  # 30 s of sleep
+        timer.start()
+        began = time.monotonic()
+        workers.drain()
+        assert 0.25 < time.monotonic() - began < 10
+    finally:
+        timer.cancel()
         workers.close()
 
 

@@ -16,7 +16,7 @@ MAPPER = """
 import mmap, sys
 kept = []
 for line in sys.stdin:
-    kept.append(mmap.mmap(-1, 16384, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ | mmap.PROT_WRITE))
+    kept.append(mmap.mmap(-1, 16384, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
     kept[-1][:] = bytes([len(kept)]) * 16384
     print(flush=True)
 """

@@ -16,6 +16,7 @@ __all__ = ["measure", "register"]
 
 PAGE = 4096
 ALONE_S, MERGED_S = 4.0, 8.0  #: how long the victim runs without, and with, an engine
+FLOOR_PAGES = 1 << 17  #: on how many pages the kernel alone is measured
 QUIET_STEPS = 3  #: periods until what was just attached has been read (two quiet ones), and merged
 
 
@@ -24,6 +25,7 @@ def measure(size_bytes: int, scaling_gib: list[float], tell: Any = print) -> dic
     import numpy as np
 
     from pageone.bench._victims import GIB_PAGES, VictimProcess, machine, victims
+    from pageone.bench.floor import floor
     from pageone.engine import Engine
     from pageone.engine.status import State
 
@@ -51,6 +53,9 @@ def measure(size_bytes: int, scaling_gib: list[float], tell: Any = print) -> dic
     def sound(targets: list[VictimProcess]) -> None:
         for t in targets:
             assert t.ask("check") == {"wrong": 0}, "a byte has changed"
+
+    tell("what the kernel alone takes for it")
+    result["floor"] = floor(min(pages, FLOOR_PAGES))
 
     pauses: list[float] = []
     for kind in ("runs", "scattered", "unique"):

@@ -23,7 +23,12 @@ Period = Annotated[
     float | None,
     typer.Option(metavar="SECONDS", help="Look for what has changed so often [20]; changes a running engine."),
 ]
-Cpu = Annotated[str | None, typer.Option(metavar="SHARE", help="Most of one CPU that the engine may use, such as 20%.")]
+Cpu = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARE", help="Most of one CPU that the engine may use on average [20%]; 100% for a whole one."
+    ),
+]
 Domain = Annotated[str | None, typer.Option(metavar="NAME", help="Share within the domain of this name only.")]
 
 

@@ -217,6 +217,10 @@ class Engine:
             self._targets[target._number] = target
             return target
 
+    def hurry_when(self, urgent: Callable[[], bool]) -> None:
+        """Have the CPU budget wait while ``urgent()`` is True: somebody waits for the engine. Asked every 0.1 s."""
+        self._workers.urgent = urgent
+
     @property
     def targets(self) -> list[Target]:
         """The targets attached now."""
@@ -950,7 +954,11 @@ class Engine:
         try:
             yield
         finally:
-            tally.cpu_s[name] += time.thread_time() - began
+            spent = time.thread_time() - began
+            tally.cpu_s[name] += spent
+            if name != "look":
+                # The workers sleep for it, too. A look has none to follow: what it takes is bounded by its period.
+                self._workers.budget.pay(spent)
 
     def _check_open(self) -> None:
         if self._closed:

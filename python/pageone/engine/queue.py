@@ -81,6 +81,8 @@ class Workers:
         self.count = count
         self.budget = budget or CpuBudget(None)
         self._nice, self._idle = nice, idle
+        #: Asked while workers sleep for the budget: when it says True they go on at once. The time is not forgotten.
+        self.urgent: Callable[[], bool] = lambda: False
         self._queue = _native_queue.BatchQueue()
         self._wake = threading.Condition()
         self._threads: list[threading.Thread] = []
@@ -194,7 +196,7 @@ class Workers:
                 return
             self._results.append(result)
             pause = self.budget.pay(time.thread_time() - began + outside)
-            while pause > 0 and self._open:
+            while pause > 0 and self._open and not self.urgent():
                 time.sleep(min(pause, 0.1))
                 pause -= 0.1
 

@@ -43,9 +43,9 @@ _WP_MATCHING, _CHECK_WPASYNC = 1, 2
 #: Pages of one request to the guardian: between requests it looks after the events of other targets.
 REQUEST_PAGES = 8192
 
-#: CPU time that reading the flags of new mappings may take, as a share of all time. The kernel tells them in smaps only,
-#: which walks over every page of the process: in a program that maps something in every period that alone would cost
-#: 80 ms a GiB and period.
+#: CPU time that reading the flags of new mappings may take, as a share of all time. The kernel tells them in smaps
+#: only, which walks over every page of the process: with a program that maps something in every period that alone
+#: would cost 80 ms a GiB and period.
 FLAGS_SHARE = 0.02
 
 #: How often what another engine has left is asked for before a process is let be.

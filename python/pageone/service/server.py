@@ -51,6 +51,10 @@ LAST_WORD_S = 0.2
 PIDS_MAX = 4096
 
 
+#: Most of one CPU that an engine in the background takes, unless it is told otherwise.
+DEFAULT_CPU = "20%"
+
+
 @dataclass(frozen=True)
 class Options:
     """What a server is started with."""
@@ -59,7 +63,7 @@ class Options:
     name: str
     uid: int | None = None  #: whose processes it may take; None for a domain that was named
     period: float = 20.0
-    cpu: str | None = None
+    cpu: str = DEFAULT_CPU
 
     @property
     def place(self) -> Place:
@@ -89,6 +93,8 @@ class Server:
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._connections = 0
+        self._urgent = 0  # requests for which somebody waits until the engine comes round to them
+        self.engine.hurry_when(lambda: self._urgent > 0)
         self._pending: set[int] = set()  # PIDs about to become a command
         self._launched_at = -NEW_S
         self._since = time.time()
@@ -287,15 +293,22 @@ class Server:
         """Have the main thread do something, and return what it returned."""
         future: Future[Any] = Future()
         self._calls.put((work, future))
-        while True:
-            try:
-                return future.result(timeout if timeout is not None else 1.0)
-            except FutureTimeoutError:
-                if timeout is not None:
-                    future.cancel()
-                    raise
-                if self._ending:
-                    raise PageOneError("the engine is ending; ask again") from None
+        waits = timeout is None
+        with self._lock:
+            self._urgent += waits
+        try:
+            while True:
+                try:
+                    return future.result(timeout if timeout is not None else 1.0)
+                except FutureTimeoutError:
+                    if timeout is not None:
+                        future.cancel()
+                        raise
+                    if self._ending:
+                        raise PageOneError("the engine is ending; ask again") from None
+        finally:
+            with self._lock:
+                self._urgent -= waits
 
     def _answer(self, request: dict[str, Any], who: protocol.Credentials) -> dict[str, Any]:
         """Carry out one request; whatever is wrong with it becomes part of the reply."""
@@ -334,7 +347,7 @@ class Server:
         period, cpu = request.get("period"), request.get("cpu")
         if cpu is not None and cpu != self.options.cpu:
             raise UsageError(
-                f"--cpu {cpu}: engine {self.options.name} runs already with {self.options.cpu or 'no limit'}; "
+                f"--cpu {cpu}: engine {self.options.name} runs already with {self.options.cpu}; "
                 "end it with `pageone stop`, or give --private"
             )
         if period is None:
