@@ -33,7 +33,7 @@ mod bytes;
 mod key;
 
 pub use aes::{path, Path};
-pub use bytes::{first_diff, first_diff_bit, is_zero};
+pub use bytes::{equal_pairs, first_diff, first_diff_bit, is_zero};
 pub use key::Key;
 
 /// Bytes of one chunk: the block secrets of a [`Key`] repeat after so many.
@@ -68,6 +68,14 @@ pub fn mix64_rows(key: &Key, rows: &[u8], row_len: usize, out: &mut [u64]) {
     }
 }
 
+/// As [`mix64`] of four inputs that are read side by side, if they are of one length and not longer than a [`CHUNK`].
+/// From memory that takes two thirds of the time (measured 2026-11-23: 168 to 216 ns for 4 KiB, one after the other 300):
+/// the hardware follows four streams at once, and each begins anew at a page. Nothing need be prefetched; doing so costs.
+#[inline]
+pub fn mix64_four(key: &Key, data: [&[u8]; 4]) -> [u64; 4] {
+    aes::mix64_four(key, data)
+}
+
 /// Returns 64 keyed bits of some 64-byte lines of `data`: those that start at the byte offsets `lines`, in that
 /// order. The length of `data` is part of the input. A line that reaches past the end is padded with zeros.
 ///
@@ -76,6 +84,12 @@ pub fn mix64_rows(key: &Key, rows: &[u8], row_len: usize, out: &mut [u64]) {
 #[inline]
 pub fn mix64_lines(key: &Key, data: &[u8], lines: &[u32]) -> u64 {
     aes::mix64_lines(key, data, lines, path())
+}
+
+/// As [`mix64_lines`] of four inputs at once, if they are of one length.
+#[inline]
+pub fn mix64_lines_four(key: &Key, data: [&[u8]; 4], lines: &[u32]) -> [u64; 4] {
+    aes::mix64_lines_four(key, data, lines)
 }
 
 /// As [`mix64_lines`], on a given path: for tests that compare the paths.

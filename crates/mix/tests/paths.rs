@@ -1,7 +1,8 @@
 //! The fast paths against the portable one, and what a mix promises.
 
 use mix::{
-    first_diff, first_diff_bit, is_zero, mix64, mix64_lines_on, mix64_on, mix64_rows, Key, Path,
+    equal_pairs, first_diff, first_diff_bit, is_zero, mix64, mix64_four, mix64_lines_four,
+    mix64_lines_on, mix64_on, mix64_rows, Key, Path,
 };
 
 /// A small generator, so that the crate needs no dependency (xorshift64*).
@@ -41,6 +42,39 @@ fn every_path_gives_the_same_mix() {
 }
 
 #[test]
+fn four_side_by_side_give_the_same_mixes_as_one_by_one() {
+    let mut rng = Rng(9);
+    let key = Key::from_seed(b"four");
+    for n in LENGTHS {
+        let data: [Vec<u8>; 4] = std::array::from_fn(|_| rng.bytes(n));
+        let want = data.each_ref().map(|d| mix64(&key, d));
+        let four = data.each_ref().map(Vec::as_slice);
+        assert_eq!(mix64_four(&key, four), want, "{n} bytes");
+        // Of different lengths, too.
+        let cut = [four[0], &four[1][n / 2..], four[2], &four[3][..n / 3]];
+        let want = cut.map(|d| mix64(&key, d));
+        assert_eq!(mix64_four(&key, cut), want, "{n} bytes, some cut");
+    }
+}
+
+#[test]
+fn pairs_side_by_side_are_equal_where_every_byte_is() {
+    let mut rng = Rng(10);
+    for n in [0usize, 1, 31, 32, 63, 64, 127, 128, 129, 300, 4096, 5000] {
+        let (a, b) = (rng.bytes(n), rng.bytes(n));
+        assert_eq!(equal_pairs([&a, &b], [&a, &b]), [true; 2], "{n} bytes");
+        for at in (0..n).step_by(1 + n / 50).chain(n.checked_sub(1)) {
+            let mut c = b.clone();
+            c[at] ^= 1;
+            assert_eq!(equal_pairs([&a, &b], [&a, &c]), [true, false]);
+            assert_eq!(equal_pairs([&c, &b], [&b, &b]), [false, true]);
+            assert_eq!(equal_pairs([&b, &c], [&c, &b]), [false; 2]);
+        }
+        assert_eq!(equal_pairs([&a, &b], [&a, &b[n / 2..]]), [true, n <= 1]);
+    }
+}
+
+#[test]
 fn every_path_gives_the_same_mix_of_lines() {
     let mut rng = Rng(2);
     let key = Key::from_seed(b"lines");
@@ -50,6 +84,17 @@ fn every_path_gives_the_same_mix_of_lines() {
         let want = mix64_lines_on(&key, &data, &lines, Path::Portable);
         assert_eq!(mix64_lines_on(&key, &data, &lines, Path::AesNi), want);
         assert_eq!(mix64_lines_on(&key, &data, &lines, Path::Vaes), want);
+        let others: [Vec<u8>; 3] = std::array::from_fn(|i| rng.bytes(n + i / 2));
+        let four = [&data, &others[0], &others[1], &others[2]].map(Vec::as_slice);
+        let want = four.map(|d| mix64_lines_on(&key, d, &lines, Path::Portable));
+        assert_eq!(
+            mix64_lines_four(&key, four, &lines),
+            want,
+            "four, one longer"
+        );
+        let four = [four[0], four[1], four[1], four[0]];
+        let want = [want[0], want[1], want[1], want[0]];
+        assert_eq!(mix64_lines_four(&key, four, &lines), want, "four");
     }
 }
 

@@ -61,6 +61,7 @@ impl Keys {
 
 impl Space for Keys {
     const CLASSES: bool = false;
+    const SECOND_LESS: u32 = 0;
     type Query = Query;
 
     #[inline]
@@ -80,7 +81,7 @@ impl Space for Keys {
         self.key(id) == q.key
     }
 
-    fn prefetch_whole(&self, _q: &Query) {}
+    fn compute_wholes(&self, _queries: &mut [Query], _which: &[u16]) {}
 
     #[inline]
     fn bit(&self, q: &mut Query, at: u32) -> usize {
@@ -111,7 +112,7 @@ impl Space for Keys {
         prefetch(unsafe { self.keys.ptr(id) });
     }
 
-    fn prefetch(&self, _q: &Query, _id: u32, _both: bool) {}
+    fn look_at(&self, _queries: &mut [Query], _pairs: &[(u16, u32)]) {}
 }
 
 /// Figures of a tree; see [`KeyTree::stats`] and [`crate::SdTree::stats`].
@@ -157,7 +158,7 @@ impl KeyTree {
         for (b, part) in keys.chunks(GROUP).enumerate() {
             for (q, &key) in group.iter_mut().zip(part) {
                 *q = self.space.query(key);
-                self.trie.prefetch_place(pin, q.spread);
+                self.trie.prefetch_place(pin, q.spread, None);
             }
             let group = &mut group[..part.len()];
             self.trie.warm(&self.space, pin, group);

@@ -19,6 +19,21 @@ pub trait Order: Send + Sync {
     fn first(&self, bytes: &[u8]) -> u64;
     /// 64 bits that depend on all bytes; asked for where others have the same first bits.
     fn whole(&self, bytes: &[u8]) -> u64;
+    /// [`Order::first`] of four objects, side by side where it reads them whole.
+    #[inline]
+    fn first_four(&self, bytes: [&[u8]; 4]) -> [u64; 4] {
+        bytes.map(|b| self.first(b))
+    }
+    /// [`Order::whole`] of four objects, side by side.
+    #[inline]
+    fn whole_four(&self, bytes: [&[u8]; 4]) -> [u64; 4] {
+        bytes.map(|b| self.whole(b))
+    }
+    /// Whether [`Order::first`] reads all of an object of `len` bytes, which is long enough to be read as a stream.
+    #[inline]
+    fn streams(&self, _len: usize) -> bool {
+        false
+    }
     /// Calls `touch` with the byte offset of each 64-byte line that [`Order::first`] will read of an object of `len`
     /// bytes, so that they can be brought to the caches; all of them if that is all the same.
     fn lines(&self, len: usize, touch: impl FnMut(usize));
@@ -30,6 +45,8 @@ const SMALL: usize = 512;
 const HEAD: usize = 256;
 /// Secret lines sampled between head and tail.
 const SECRET_LINES: usize = 1;
+/// Objects from this length on are read as streams, several side by side.
+pub(crate) const STREAM: usize = 1024;
 
 /// The default: `first` mixes a sample of the object (head, last line, a secret line), `whole` mixes all of it.
 ///
@@ -86,8 +103,23 @@ impl Order for SampledMixed {
     }
 
     #[inline]
+    fn first_four(&self, bytes: [&[u8]; 4]) -> [u64; 4] {
+        let len = bytes[0].len();
+        if len > SMALL && bytes.iter().all(|b| b.len() == len) {
+            mix::mix64_lines_four(&self.first, bytes, &self.sample(len))
+        } else {
+            bytes.map(|b| self.first(b))
+        }
+    }
+
+    #[inline]
     fn whole(&self, bytes: &[u8]) -> u64 {
         mix::mix64(&self.second, bytes)
+    }
+
+    #[inline]
+    fn whole_four(&self, bytes: [&[u8]; 4]) -> [u64; 4] {
+        mix::mix64_four(&self.second, bytes)
     }
 
     #[inline]
@@ -127,6 +159,21 @@ impl Order for Mixed {
     #[inline]
     fn whole(&self, bytes: &[u8]) -> u64 {
         mix::mix64(&self.second, bytes)
+    }
+
+    #[inline]
+    fn first_four(&self, bytes: [&[u8]; 4]) -> [u64; 4] {
+        mix::mix64_four(&self.first, bytes)
+    }
+
+    #[inline]
+    fn whole_four(&self, bytes: [&[u8]; 4]) -> [u64; 4] {
+        mix::mix64_four(&self.second, bytes)
+    }
+
+    #[inline]
+    fn streams(&self, len: usize) -> bool {
+        len >= STREAM
     }
 
     #[inline]
@@ -207,6 +254,33 @@ impl Order for AnyOrder {
             AnyOrder::Sampled(o) => o.whole(bytes),
             AnyOrder::Mixed(o) => o.whole(bytes),
             AnyOrder::Raw => Raw.whole(bytes),
+        }
+    }
+
+    #[inline]
+    fn first_four(&self, bytes: [&[u8]; 4]) -> [u64; 4] {
+        match self {
+            AnyOrder::Sampled(o) => o.first_four(bytes),
+            AnyOrder::Mixed(o) => o.first_four(bytes),
+            AnyOrder::Raw => Raw.first_four(bytes),
+        }
+    }
+
+    #[inline]
+    fn whole_four(&self, bytes: [&[u8]; 4]) -> [u64; 4] {
+        match self {
+            AnyOrder::Sampled(o) => o.whole_four(bytes),
+            AnyOrder::Mixed(o) => o.whole_four(bytes),
+            AnyOrder::Raw => Raw.whole_four(bytes),
+        }
+    }
+
+    #[inline]
+    fn streams(&self, len: usize) -> bool {
+        match self {
+            AnyOrder::Sampled(o) => o.streams(len),
+            AnyOrder::Mixed(o) => o.streams(len),
+            AnyOrder::Raw => Raw.streams(len),
         }
     }
 

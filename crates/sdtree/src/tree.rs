@@ -71,6 +71,8 @@ pub(crate) struct Step {
 pub(crate) trait Space: Sync {
     /// Whether objects with the same prefix become a class.
     const CLASSES: bool;
+    /// Doublings that the second table is behind the first when it is made: 0 where there is memory for it.
+    const SECOND_LESS: u32;
     /// An object searched for, with what has been computed of its key.
     type Query;
     /// The first 64 key bits, the first one most significant; only `PREFIX` of them are used.
@@ -81,8 +83,8 @@ pub(crate) trait Space: Sync {
     fn whole_of(&self, id: u32) -> u64;
     /// Whether `q` equals object `id`: all the bytes.
     fn equal(&self, q: &Self::Query, id: u32) -> bool;
-    /// `whole` of `q` will be asked for.
-    fn prefetch_whole(&self, q: &Self::Query);
+    /// Computes `whole` of those of the queries whose numbers are in `which`.
+    fn compute_wholes(&self, queries: &mut [Self::Query], which: &[u16]);
     /// Key bit `at >= PREFIX` of `q` (below the second root, if there are `CLASSES`).
     fn bit(&self, q: &mut Self::Query, at: u32) -> usize;
     /// Compares `q` with object `id`, whose first `PREFIX` key bits are the same: all the bytes. `None` if equal,
@@ -96,10 +98,11 @@ pub(crate) trait Space: Sync {
     fn removed(&self, id: u32);
     /// `id` is read by nobody any more.
     fn release(&self, id: u32);
-    /// What is kept about object `id` will be read by `prefetch`.
+    /// What is kept about object `id` will be read by `look_at`.
     fn prefetch_record(&self, id: u32);
-    /// Object `id` is about to be compared with `q`; if not `both`, it has been asked for just now.
-    fn prefetch(&self, q: &Self::Query, id: u32, both: bool);
+    /// Each of the queries (by number) is about to be compared with the object beside it: brings both to the caches, or
+    /// compares them now, many side by side, and keeps in the query what it has found.
+    fn look_at(&self, queries: &mut [Self::Query], pairs: &[(u16, u32)]);
 }
 
 /// How a try to insert below a root has ended.
@@ -276,13 +279,14 @@ impl Trie {
     }
 
     /// Makes the second table, if there is none.
-    fn make_second(&self) {
+    fn make_second<S: Space>(&self) {
         let table = &self.tables[SECOND];
         if !table.load(Ordering::Acquire).is_null() {
             return;
         }
-        // Who has given room for many objects has given it for those of classes, too: two doublings less than all.
-        let bits = self.table(FIRST).bits.saturating_sub(2).max(TOP);
+        // Who has given room for many objects has given it for those of classes, too.
+        let less = S::SECOND_LESS;
+        let bits = self.table(FIRST).bits.saturating_sub(less).max(TOP);
         let new = Box::into_raw(Table::empty(bits));
         let null = std::ptr::null_mut();
         if table
@@ -294,10 +298,21 @@ impl Trie {
         }
     }
 
-    /// Asks for the place where a search for `prefix` will begin.
+    /// Asks for the place where a search for `prefix` will begin, and that below the second root, if there is one and
+    /// the key for it is known.
     #[inline]
-    pub(crate) fn prefetch_place<R: Fn(u32)>(&self, _pin: &Pin<'_, R>, prefix: u64) {
+    pub(crate) fn prefetch_place<R: Fn(u32)>(
+        &self,
+        _pin: &Pin<'_, R>,
+        prefix: u64,
+        whole: Option<u64>,
+    ) {
         prefetch(self.table(FIRST).place(prefix));
+        if let Some(whole) = whole {
+            if !self.tables[SECOND].load(Ordering::Acquire).is_null() {
+                prefetch(self.table(SECOND).place(whole));
+            }
+        }
     }
 
     #[inline]
@@ -558,7 +573,7 @@ impl Trie {
                         }
                         // The second of its class.
                         let node = self.spare_node(pin, spare)?;
-                        self.make_second();
+                        self.make_second::<S>();
                         // SAFETY: reserved by `spare_node`.
                         let words = unsafe { &self.nodes.get(node).0 };
                         // Published by the CAS below.
@@ -946,10 +961,8 @@ impl Trie {
             let table = self.table(SECOND);
             let mine = walk.classes;
             let mine = &mine[..walk.classes_n];
-            for (k, &i) in mine.iter().enumerate() {
-                if let Some(&next) = mine.get(k + 1) {
-                    space.prefetch_whole(&queries[next as usize]);
-                }
+            space.compute_wholes(queries, mine);
+            for &i in mine {
                 prefetch(table.place(space.whole(&mut queries[i as usize])));
             }
             for &i in mine {
@@ -959,11 +972,7 @@ impl Trie {
             }
             self.walk_on(space, SECOND, queries, &mut walk);
         }
-        let mut last = edge::NONE;
-        for &(i, id) in &walk.hits[..walk.hits_n] {
-            space.prefetch(&queries[i as usize], id, id != last);
-            last = id;
-        }
+        space.look_at(queries, &walk.hits[..walk.hits_n]);
         walk.classes_n
     }
 

@@ -61,13 +61,49 @@ pub(crate) fn mix64(key: &Key, data: &[u8], path: Path) -> u64 {
 }
 
 #[inline]
+pub(crate) fn mix64_four(key: &Key, data: [&[u8]; 4]) -> [u64; 4] {
+    let path = path();
+    #[cfg(target_arch = "x86_64")]
+    {
+        let len = data[0].len();
+        if path == Path::Vaes && len <= CHUNK && data.iter().all(|d| d.len() == len) {
+            // SAFETY: the features that the function is compiled for were just found on this machine.
+            return unsafe { x86::mix64_four(key, data) };
+        }
+    }
+    data.map(|data| mix64(key, data, path))
+}
+
+#[inline]
 pub(crate) fn mix64_lines(key: &Key, data: &[u8], lines: &[u32], path: Path) -> u64 {
     assert!(lines.len() * 64 <= CHUNK, "at most 64 lines");
     #[cfg(target_arch = "x86_64")]
-    if path != Path::Portable && have(path) {
-        // SAFETY: AES instructions were just found on this machine; both other paths have them.
-        return unsafe { x86::mix64_lines(key, data, lines) };
+    match path {
+        // SAFETY: the features that the function is compiled for were just found on this machine.
+        Path::Vaes if have(path) => return unsafe { x86::mix64_lines_vaes(key, data, lines) },
+        // SAFETY: as above.
+        Path::AesNi if have(path) => return unsafe { x86::mix64_lines_aesni(key, data, lines) },
+        _ => {}
     }
     let _ = path;
     soft::mix64_lines(key, data, lines)
+}
+
+#[inline]
+pub(crate) fn mix64_lines_four(key: &Key, data: [&[u8]; 4], lines: &[u32]) -> [u64; 4] {
+    let path = path();
+    #[cfg(target_arch = "x86_64")]
+    {
+        let len = data[0].len();
+        let whole = |&at: &u32| at as usize + 64 <= len;
+        if path == Path::Vaes
+            && lines.len() * 64 <= CHUNK
+            && lines.iter().all(whole)
+            && data.iter().all(|d| d.len() == len)
+        {
+            // SAFETY: the features that the function is compiled for were just found on this machine.
+            return unsafe { x86::mix64_lines_four(key, data, lines) };
+        }
+    }
+    data.map(|data| mix64_lines(key, data, lines, path))
 }
