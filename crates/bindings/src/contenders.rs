@@ -1,6 +1,6 @@
 //! `_native.contenders`: the `contenders` crate, for `pageone bench tree`. Only with the feature `bench`.
 
-use ::contenders::{data, make, on_cpu, Peer, Rows, NAMES};
+use ::contenders::{data, make, on_cpu, Peer, Rows, FLOORS, NAMES};
 use numpy::{PyReadonlyArray1, PyReadwriteArray1};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -56,6 +56,12 @@ fn pass(rows: usize, threads: usize, work: impl Fn(Range<usize>) -> usize + Sync
 #[pyfunction]
 fn names() -> Vec<&'static str> {
     NAMES.to_vec()
+}
+
+/// The names of the contenders that find nothing, but say what the machine can do.
+#[pyfunction]
+fn floors() -> Vec<&'static str> {
+    FLOORS.to_vec()
 }
 
 /// The names of all families of pages.
@@ -152,6 +158,7 @@ fn measure<'py>(
 pub fn register(parent: &Bound<'_, PyModule>) -> PyResult<()> {
     let m = PyModule::new(parent.py(), "contenders")?;
     m.add_function(wrap_pyfunction!(names, &m)?)?;
+    m.add_function(wrap_pyfunction!(floors, &m)?)?;
     m.add_function(wrap_pyfunction!(kinds, &m)?)?;
     m.add_function(wrap_pyfunction!(fill, &m)?)?;
     m.add_function(wrap_pyfunction!(measure, &m)?)?;

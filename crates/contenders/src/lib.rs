@@ -8,6 +8,7 @@
 //! the row number, and prefetch in batches; the tree compares with `memcmp`, as the kernel's does.
 
 pub mod data;
+mod floor;
 mod maps;
 mod peer;
 mod rbtree;
@@ -24,4 +25,4 @@ pub fn on_cpu() -> f64 {
     t.tv_sec as f64 * 1e9 + t.tv_nsec as f64
 }
 
-pub use peer::{all, make, Depth, Peer, Rows, NAMES};
+pub use peer::{all, make, Depth, Peer, Rows, FLOORS, NAMES};

@@ -1,6 +1,6 @@
 //! What all contenders have in common.
 
-use crate::{maps, rbtree, table};
+use crate::{floor, maps, rbtree, table};
 use sdtree::{Mixed, Order, Raw, RowBatch, SampledMixed, SdTree, Store};
 use std::sync::Mutex;
 
@@ -53,7 +53,7 @@ pub trait Peer: Send + Sync {
 }
 
 /// The names that [`make`] knows, in the order of a report.
-pub const NAMES: [&str; 9] = [
+pub const NAMES: [&str; 10] = [
     "sdtree",
     "sdtree_mixed",
     "sdtree_raw",
@@ -63,7 +63,11 @@ pub const NAMES: [&str; 9] = [
     "dashmap",
     "papaya",
     "mutex_table",
+    "read_once",
 ];
+
+/// Those of [`NAMES`] that index nothing and find nothing, but say what the machine can do.
+pub const FLOORS: [&str; 1] = ["read_once"];
 
 /// Makes the contender `name` for `rows`, with room for all of them; `None` if there is none of that name.
 pub fn make<'a>(name: &str, rows: Rows<'a>) -> Option<Box<dyn Peer + 'a>> {
@@ -79,6 +83,7 @@ pub fn make<'a>(name: &str, rows: Rows<'a>) -> Option<Box<dyn Peer + 'a>> {
             Box::new(Locked(Mutex::new(table::Table::new(rows, n, false)), false))
         }
         "mutex_table" => Box::new(Locked(Mutex::new(table::Table::new(rows, n, true)), true)),
+        "read_once" => Box::new(floor::ReadOnce(rows)),
         "rbtree" => Box::new(Locked(Mutex::new(rbtree::RbTree::new(rows)), false)),
         "dashmap" => Box::new(maps::Dash::new(rows, n)),
         "papaya" => Box::new(maps::Papaya::new(rows, n)),
