@@ -47,7 +47,18 @@ loom: ## models of the tree: every interleaving of two threads on the real code,
 
 sanitize: ## the tests of the tree under the address and leak sanitizers (of the compiler that is there)
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR=target/asan cargo test -p sdtree \
-	    --target $$(rustc -vV | sed -n 's/^host: //p') --lib --test keys --test objects --test linearizable
+	    --target $$(rustc -vV | sed -n 's/^host: //p') --lib --test keys --test objects --test replay --test linearizable
+
+# As cargo-fuzz does, with what a stable toolchain has: the counters of edges and comparisons that libFuzzer asks for.
+fuzz: export RUSTC_BOOTSTRAP := 1
+fuzz: export RUSTFLAGS := --cfg fuzzing -Zsanitizer=address -Ccodegen-units=1 -Cpasses=sancov-module \
+    -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+    -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
+fuzz: ## the tree against a BTreeMap on inputs that a fuzzer makes, for FUZZ_SECONDS (60), under the address sanitizer
+	@mkdir -p target/fuzz/corpus
+	CARGO_TARGET_DIR=target/fuzz cargo run -q --release --manifest-path fuzz/Cargo.toml \
+	    --target $$(rustc -vV | sed -n 's/^host: //p') -- target/fuzz/corpus fuzz/corpus/tree \
+	    -max_total_time=$${FUZZ_SECONDS:-60} -max_len=512 -timeout=30 -artifact_prefix=target/fuzz/ -print_final_stats=1
 
 pytest: $(STAMPS)/native ## the Python tests
 	$(BIN)/python -m pytest -q -n $(PYTEST_JOBS) --dist loadgroup --junitxml=$(STAMPS)/pytest.xml -m "not soak and not realworld" $(PYTEST_ARGS)
@@ -57,6 +68,7 @@ soak: build ## the long form of the tests: minutes each
 	PAGEONE_SOAK=1 PAGEONE_ROUNDS=20000 cargo test -q -p sdtree --release --test memory --test linearizable --test churn
 	$(MAKE) loom LOOM_MAX_DURATION=120 LOOM_MAX_PREEMPTIONS=3
 	$(MAKE) sanitize
+	$(MAKE) fuzz FUZZ_SECONDS=600
 
 realworld: build ## programs of the distribution, judged by checks of their own (Debian: apt install stress-ng gunicorn)
 	$(BIN)/python -m pytest -s -m realworld --timeout 600 $(PYTEST_ARGS)
@@ -109,4 +121,4 @@ $(STAMPS)/mypy: $(STAMPS)/venv $(PY_SRC)
 	$(BIN)/mypy
 	@touch $@
 
-.PHONY: help demo test lint build rust-test loom sanitize pytest soak realworld bench criterion clean
+.PHONY: help demo test lint build rust-test loom sanitize fuzz pytest soak realworld bench criterion clean
