@@ -76,6 +76,33 @@ def test_ratios_are_ksms_figure_by_ours_and_a_loss_is_marked_as_one():
     assert "2 losses" in page
 
 
+def test_a_report_begins_with_the_aims_that_were_missed():
+    base = {"threads": 1, "pages": 10, "expected_pages": 4, "found_pages": 4, "observe_s": 0.0, "wall_s": 1.0}
+    cpu = {"cpu_s": 9.0, "cpu_s_min": 9.0, "cpu_s_max": 9.0}
+    ours = base | {"contender": "pageone", "cpu_s": 1.0, "cpu_s_min": 1.0, "cpu_s_max": 1.0}
+    rows = [
+        base | cpu | {"contender": "ksm-kernel", "data": "tail", "stay_cpu_s": 60.0},
+        ours | {"data": "tail", "stay_cpu_s": 2.0},
+        base | cpu | {"contender": "ksm-kernel", "data": "random"},
+        ours | {"data": "random", "found_pages": 3},
+        base | cpu | {"contender": "ksm-kernel", "data": "head"},
+        ours | {"data": "head"},
+    ]
+    missed = [(row["data"], row["what"], row["found"]) for row in report.aims(rows) if not row["held"]]
+    assert missed == [("tail", "cpu", 9.0), ("random", "found", 0.75)]
+    floor = {f"{name}": 1.0 for name in ("read_us_per_page", "fill_us_per_frame", "replace_us_per_page")}
+    lines = report.verdict({"rows": rows, "floor": floor | {"replace_alone_us_per_page": 10.0}})
+    assert lines == [
+        "Missed: CPU to the end state, times less than KSM: tail 9 of 10",
+        "Missed: pages found: random 75.0% of 99%",
+        "Held: CPU to the end state, times less than KSM: random 9 of 5",
+        "Held: CPU of staying there, times less than KSM: tail 30 of 20",
+        "Held: pages found: tail 100.0% of 99%, head 100.0% of 99%",
+        lines[-1],
+    ]
+    assert "1.00 µs to read a page" in lines[-1]
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
@@ -112,7 +139,10 @@ def test_root_measures_kernel_and_pageone_on_the_same_pages_and_ksm_is_left_as_i
     argv = ["bench", "ksm", "-d", "random", "-n", "2048", "-r", "1", "-t", "1", "--json"]
     out = pageone(*argv, "-c", "ksm-kernel", "-c", "pageone", "--report", str(tmp_path), timeout=110)
     assert out.returncode == 0, out.stderr
-    rows = {row["contender"]: row for row in json.loads(out.stdout)["rows"]}
+    result = json.loads(out.stdout)
+    assert {(row["data"], row["what"]) for row in result["aims"]} >= {("random", "cpu"), ("random", "found")}
+    assert result["floor"]["read_us_per_page"] > 0.05
+    rows = {row["contender"]: row for row in result["rows"]}
     for row in rows.values():
         assert row.keys() >= PROCESS_ROW
         assert row["exact"]

@@ -64,8 +64,10 @@ def _command(
     if report is not None:
         console.print(f"report: {reporting.write(result, report)}")
     if as_json:
-        print(json.dumps(result, indent=1, allow_nan=False))
+        print(json.dumps({**result, "aims": reporting.aims(result["rows"])}, indent=1, allow_nan=False))
     else:
+        for line in reporting.verdict(result):
+            print(line)
         _show(result)
 
 

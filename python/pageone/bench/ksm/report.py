@@ -45,6 +45,10 @@ RATIOS = (
     "unmerge_cpu_s",
 )
 
+#: How many times less CPU than KSM's PageONE is to take, by data set, and what share of the pages it is to find.
+CPU_AIMS = {"unique": 15.0, "random": 5.0, "tail": 10.0, "scattered": 1.0, "memory": 5.0}
+STAY_AIM, FOUND_AIM = 20.0, 0.99
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0; font-size: 13px } th, td { padding: 3px 8px; text-align: right }
@@ -100,6 +104,48 @@ def comparisons(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
+def aims(rows: Sequence[Row]) -> list[Row]:
+    """Return what PageONE is to reach against the kernel's KSM and what it did: missed ones first.
+
+    One row a data set and aim: ``data``, ``what`` (``cpu``, ``stay`` or ``found``), ``aim``, ``found``, ``held``.
+    """
+    rated = []
+    for row in comparisons(rows):
+        for what, aim, value in (
+            ("cpu", CPU_AIMS.get(row["data"]), row["cpu_s"]),
+            ("stay", STAY_AIM, row["stay_cpu_s"]),
+            ("found", FOUND_AIM, row["found"]),
+        ):
+            if aim is not None and value is not None:
+                rated.append({"data": row["data"], "what": what, "aim": aim, "found": value, "held": value >= aim})
+    return sorted(rated, key=lambda row: row["held"])
+
+
+def verdict(result: dict[str, Any]) -> list[str]:
+    """Return what to read first, in sentences: the aims that were missed, those held, and what the kernel allows."""
+    says = {"cpu": "CPU to the end state", "stay": "CPU of staying there", "found": "pages found"}
+    lines = []
+    rated = aims(result["rows"])
+    for held, begin in ((False, "Missed"), (True, "Held")):
+        for what, name in says.items():
+            ones = [row for row in rated if row["held"] is held and row["what"] == what]
+            if ones:
+                form = "{data} {found:.1%}" if what == "found" else "{data} {found:.2g}"
+                aim = "of {aim:.0%}" if what == "found" else "of {aim:g}"
+                listed = ", ".join((form + " " + aim).format(**row) for row in ones)
+                times = "" if what == "found" else ", times less than KSM"
+                lines.append(f"{begin}: {name}{times}: {listed}")
+    if result.get("floor"):
+        f = result["floor"]
+        lines.append(
+            f"What the kernel alone takes here for merging from user space: {f['read_us_per_page']:.2f} µs to read a "
+            f"page, {f['fill_us_per_frame']:.1f} to fill a frame, {f['replace_us_per_page']:.1f} to replace a page "
+            f"in a run, {f['replace_alone_us_per_page']:.0f} a lone one. "
+            "Aims below that are out of reach on this machine."
+        )
+    return lines
+
+
 def page(result: dict[str, Any]) -> str:
     """Return the whole report as HTML."""
     rows, about = result["rows"], result["machine"]
@@ -113,6 +159,7 @@ def page(result: dict[str, Any]) -> str:
         f"<p>Medians of {result['settings']['rounds']} rounds in which the contenders took turns; bars show the least "
         "and the most. Ratios are KSM's figure by PageONE's, one thread each: more than 1 is in PageONE's favour, "
         "less than 1 is a loss.</p>",
+        *(f"<p class='{_class(line)}'>{html.escape(line)}</p>" for line in verdict(result)),
         *(f"<p class='note'>{html.escape(note)}</p>" for note in result["notes"]),
         _comparison_table(comparisons(rows)),
     ]
@@ -236,6 +283,10 @@ def _plots(rows: Sequence[Row]) -> list[str]:
     bars("A victim's requests, the longest", "µs", lambda r: r.get("victim_max_us"), "victim_max_us")
     bars("Metadata", "bytes a page", lambda r: r["metadata_bytes"] / r["pages"])
     return parts
+
+
+def _class(line: str) -> str:
+    return "loss" if line.startswith("Missed") else "win" if line.startswith("Held") else "note"
 
 
 def _table(rows: Sequence[Row]) -> str:

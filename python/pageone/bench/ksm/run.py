@@ -20,9 +20,11 @@ import psutil
 
 from pageone import ksm
 from pageone.bench.data import KINDS, DataSet
+from pageone.bench.floor import floor
 from pageone.bench.ksm import contenders as c
 from pageone.bench.ksm import machine, memory
 from pageone.bench.processes import Image, Workers
+from pageone.demo.measure import settled_available_bytes
 from pageone.errors import PageOneError, UsageError
 
 U8 = npt.NDArray[np.uint8]
@@ -43,6 +45,8 @@ IDLE_S = 0.3
 STAY_PERIODS, CHANGED_SHARE = 3, 0.01
 #: Merged pages that are written one by one, timed.
 BREAKS = 400
+#: Pages on which it is measured what the kernel alone takes.
+FLOOR_PAGES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -140,18 +144,18 @@ def _in_processes(name: str, threads: int, case: _Case, settings: Settings) -> d
         )
         stack.callback(contender.close)
         compact_before_s = _compact_s() if case.name == COMPACTED else math.nan
+        available = settled_available_bytes()
         victim = workers[0]
         victim.start_victim()
         psutil.cpu_percent(IDLE_S)
         idle = victim.victim_figures()
         victim.start_victim()
-        available = psutil.virtual_memory().available
         settled = contender.settle()
         figures = victim.victim_figures()
         before = sum(worker.cpu_s() for worker in workers)
         workers.ask("touch")
         touch_cpu_s = sum(worker.cpu_s() for worker in workers) - before
-        freed = psutil.virtual_memory().available - available
+        freed = settled_available_bytes() - available
         frames = workers.frames()
         distinct = len(np.unique(frames))
         exact = [answer["digest"] for answer in workers.ask("digest")] == digests
@@ -237,7 +241,7 @@ def _merged(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def run(settings: Settings, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """Run everything; return ``{"machine", "settings", "rows", "notes"}``.
+    """Run everything; return ``{"machine", "settings", "rows", "notes", "floor"}``.
 
     One row a data set, contender and number of threads: medians over the rounds, in which the contenders take turns.
     ``stay_…`` are CPU-seconds for a minute. Raises ``UsageError`` before anything is started, ``PageOneError`` when
@@ -249,6 +253,10 @@ def run(settings: Settings, progress: Callable[[str], None] | None = None) -> di
     rows: list[dict[str, Any]] = []
     tell = progress or (lambda text: None)
     about = machine.describe()
+    beneath = None
+    if "pageone" in able:
+        tell("what the kernel alone takes")
+        beneath = floor(FLOOR_PAGES)
     for name in settings.data:
         tell(f"{name}: making the pages")
         case = _case(name, settings)
@@ -279,4 +287,4 @@ def run(settings: Settings, progress: Callable[[str], None] | None = None) -> di
                 "rounds": settings.rounds,
             }
             rows.append({**head, **row, **case.notes})
-    return {"machine": about, "settings": vars(settings), "rows": rows, "notes": notes}
+    return {"machine": about, "settings": vars(settings), "rows": rows, "notes": notes, "floor": beneath}
