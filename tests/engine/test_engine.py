@@ -340,6 +340,26 @@ def test_the_thread_follows_targets_and_tells_what_ended_it() -> None:
     assert backend.closed
 
 
+def test_looks_that_take_longer_than_a_period_do_not_starve_the_merging() -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend)
+
+    def dawdle(name: str, process: FakeProcess) -> None:
+        if name == "written":
+            time.sleep(0.02)
+
+    backend.hook = dawdle
+    with Engine(backend=backend, period=0.01) as engine:
+        engine.attach(a.pid)
+        engine.attach(b.pid)
+        engine.start()
+        for _ in range(300):
+            if engine.stats.sharers == 512:
+                break
+            time.sleep(0.01)
+        assert engine.stats.sharers == 512, engine.stats
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [

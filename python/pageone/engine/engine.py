@@ -356,7 +356,8 @@ class Engine:
             try:
                 ahead = time.monotonic()
                 while not self._stop.is_set():
-                    ahead = max(ahead + self.period, time.monotonic())
+                    # Late, it goes on from now: a period whose end has passed would leave no time for the work.
+                    ahead = max(ahead, time.monotonic()) + self.period
                     self.step(until=ahead)
                     self._stop.wait(max(0.0, ahead - time.monotonic()))
             except BaseException as error:
