@@ -27,7 +27,7 @@ demo: build ## set everything up and merge the memory of real processes
 test: lint rust-test loom pytest ## everything that must pass: lint, types, Rust tests, Python tests
 	@$(BIN)/python tools/count_tests.py $(STAMPS)/rust-test.log $(STAMPS)/pytest.xml
 
-lint: $(STAMPS)/rustfmt $(STAMPS)/clippy $(STAMPS)/ruff $(STAMPS)/mypy ## formatters, linters and types, only where files have changed
+lint: $(STAMPS)/rustfmt $(STAMPS)/clippy $(STAMPS)/aarch64 $(STAMPS)/ruff $(STAMPS)/mypy ## formatters, linters and types, only where files have changed
 
 build: $(STAMPS)/native ## the virtual environment and the native core
 
@@ -111,6 +111,13 @@ $(STAMPS)/rustfmt: $(STAMPS)/toolchain $(RUST_SRC)
 $(STAMPS)/clippy: $(STAMPS)/venv $(RUST_SRC)
 	cargo clippy -q --workspace --all-targets --features pageone-bindings/bench -- -D warnings
 	@touch $@
+
+# AArch64 is written, and compiled wherever its target has been installed; nothing here can run it.
+$(STAMPS)/aarch64: export CARGO_BUILD_TARGET = aarch64-unknown-linux-gnu
+$(STAMPS)/aarch64: $(STAMPS)/toolchain $(RUST_SRC)
+	@if test -d "$$(rustc --print target-libdir --target $(CARGO_BUILD_TARGET) 2>/dev/null)"; then \
+	    cargo check -q $(CRATES) && touch $@; \
+	else echo "not checked for $(CARGO_BUILD_TARGET): rustup target add $(CARGO_BUILD_TARGET)"; fi
 
 $(STAMPS)/ruff: $(STAMPS)/venv $(PY_SRC)
 	$(BIN)/ruff check -q .

@@ -1,7 +1,44 @@
 //! The architecture-dependent part: registers, system call numbers, the code that runs inside a target, and the
-//! frame that `rt_sigreturn` restores a thread from. One folder an architecture; everything else is common.
+//! frame that `rt_sigreturn` restores a thread from. One file an architecture, with the same names in each; everything
+//! else, also what the bits of an operation mean, is common.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(target_arch = "aarch64")]
+pub use aarch64::*;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::*;
+
+/// The bits of an operation's number that are the system call's.
+pub const NUMBER: u64 = 0xffff_ffff;
+
+/// Flag: argument 1 is the address of the value, mostly of an earlier operation's result.
+pub const DEREF_ARG1: u64 = 1 << 48;
+/// Flag: argument 2 is the address of the value.
+pub const DEREF_ARG2: u64 = 1 << 49;
+/// Flag: argument 5 is the address of the value.
+pub const DEREF_ARG5: u64 = 1 << 52;
+/// No system call: copy `arg 3` bytes from `arg 2` to `arg 1`.
+pub const COPY: u64 = 1 << 42;
+/// No system call: compare `arg 3` bytes (a multiple of 64) at `arg 1` and `arg 2`. Result: 0 if equal, else 1 + the
+/// offset of the first 64 bytes that differ.
+pub const COMPARE: u64 = 1 << 43;
+/// No system call: the same of `arg 3` bytes at `arg 1` against zero.
+pub const COMPARE_ZERO: u64 = 1 << 45;
+
+/// Flag: on any result but 0, also on an error, skip the next `n` operations.
+pub const fn skip_unless_zero(n: u64) -> u64 {
+    1 << 40 | 1 << 41 | n << 32
+}
+
+/// Flag: on an error, skip the next `n` operations.
+pub const fn skip_if_error(n: u64) -> u64 {
+    1 << 41 | n << 32
+}
+
+/// Flag: unless there was an error, skip the next `n` operations.
+pub const fn skip_unless_error(n: u64) -> u64 {
+    1 << 44 | n << 32
+}

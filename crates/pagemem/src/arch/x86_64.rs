@@ -27,6 +27,8 @@ pub const SIGNAL_RETURN: [&[u8]; 2] = [
     &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05],
     &[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05],
 ];
+/// Instructions begin at multiples of this.
+pub const CODE_ALIGN: u64 = 1;
 /// Bytes below the stack pointer that belong to the function that runs.
 pub const RED_ZONE: u64 = 128;
 
@@ -35,7 +37,7 @@ pub const RED_ZONE: u64 = 128;
 pub const REPORT_SIGNAL: i32 = libc::SIGWINCH;
 
 // The loop. rbx: next operation, r12: operations left, r14: what rsp must be for rt_sigreturn.
-// An operation is 64 bytes: number, six arguments, result; the number carries the flags below.
+// An operation is 64 bytes: number, six arguments, result; the number carries the flags of this folder's `mod.rs`.
 global_asm!(
     ".pushsection .rodata.pageone_loop,\"a\",@progbits",
     ".balign 16",
@@ -181,38 +183,6 @@ extern "C" {
     static pageone_loop_end: u8;
 }
 
-/// The bits of an operation's number that are the system call's.
-pub const NUMBER: u64 = 0xffff_ffff;
-
-/// Flag: argument 1 is the address of the value, mostly of an earlier operation's result.
-pub const DEREF_ARG1: u64 = 1 << 48;
-/// Flag: argument 2 is the address of the value.
-pub const DEREF_ARG2: u64 = 1 << 49;
-/// Flag: argument 5 is the address of the value.
-pub const DEREF_ARG5: u64 = 1 << 52;
-/// No system call: copy `arg 3` bytes from `arg 2` to `arg 1`.
-pub const COPY: u64 = 1 << 42;
-/// No system call: compare `arg 3` bytes (a multiple of 64) at `arg 1` and `arg 2`. Result: 0 if equal, else 1 + the
-/// offset of the first 64 bytes that differ.
-pub const COMPARE: u64 = 1 << 43;
-/// No system call: the same of `arg 3` bytes at `arg 1` against zero.
-pub const COMPARE_ZERO: u64 = 1 << 45;
-
-/// Flag: on any result but 0, also on an error, skip the next `n` operations.
-pub const fn skip_unless_zero(n: u64) -> u64 {
-    1 << 40 | 1 << 41 | n << 32
-}
-
-/// Flag: on an error, skip the next `n` operations.
-pub const fn skip_if_error(n: u64) -> u64 {
-    1 << 41 | n << 32
-}
-
-/// Flag: unless there was an error, skip the next `n` operations.
-pub const fn skip_unless_error(n: u64) -> u64 {
-    1 << 44 | n << 32
-}
-
 /// The machine code of the loop: position independent, no data of its own.
 pub fn loop_code() -> &'static [u8] {
     let (start, end) = (&raw const pageone_loop_start, &raw const pageone_loop_end);
@@ -336,15 +306,22 @@ impl Regs {
         self.0.fs_base
     }
 
-    /// Registers that make the thread run one system call at `code` ([`CALL_AND_RETURN`]) and then return through the
-    /// frame at `frame`, if there is one, to what it was doing.
-    pub fn for_one_call(&self, code: u64, frame: Option<u64>, number: u64, args: [u64; 6]) -> Self {
+    /// Registers that make the thread run one system call at `code` ([`CALL_AND_RETURN`]) and then return through a
+    /// frame, if there is one, to what it was doing: `back` is where the frame and where [`SIGNAL_RETURN`] code is.
+    pub fn for_one_call(
+        &self,
+        code: u64,
+        back: Option<(u64, u64)>,
+        number: u64,
+        args: [u64; 6],
+    ) -> Self {
         let mut r = *self;
         r.0.rip = code;
         r.0.rax = number;
         r.0.orig_rax = u64::MAX;
         [r.0.rdi, r.0.rsi, r.0.rdx, r.0.r10, r.0.r8, r.0.r9] = args;
-        if let Some(frame) = frame {
+        // Its first word is where the call returns to.
+        if let Some((frame, _)) = back {
             r.0.rsp = frame;
         }
         r
