@@ -10,13 +10,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use crate::pool::Pool;
-use crate::ptrace::{News, Tracer};
+use crate::ptrace::{self, News, Tracer};
 use crate::sys::cpu_time;
 use crate::target::{maps_file, Heir, Limits, Outcome, Run, Target, Way};
 
@@ -70,7 +70,7 @@ pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
     let door = listen(&g.pool).ok();
     let mut last_check = Instant::now();
     let mut waits = 0;
-    let changes = signal_descriptor()?;
+    let changes = ptrace::changes()?;
     loop {
         if control.is_none() && g.targets.is_empty() && g.heirs.is_empty() {
             return Ok(());
@@ -109,7 +109,7 @@ pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
         };
         let ready = |i: usize| fds[i].revents != 0;
         if ready(1) {
-            drain(&changes);
+            ptrace::drain(&changes);
         }
         let pids: Vec<i32> = g.targets.keys().copied().collect();
         for (k, pid) in pids.iter().enumerate() {
@@ -383,26 +383,6 @@ fn admit(door: &UnixListener) -> Option<UnixStream> {
     stream.set_read_timeout(Some(REQUEST_MAX)).ok()?;
     stream.set_write_timeout(Some(REQUEST_MAX)).ok()?;
     (told == 0 && (who.uid == us || who.uid == 0)).then_some(stream)
-}
-
-/// A descriptor that is readable when a tracee has changed state.
-fn signal_descriptor() -> io::Result<OwnedFd> {
-    // SAFETY: a live signal set; the result is a fresh descriptor.
-    unsafe {
-        let mut set = std::mem::zeroed();
-        libc::sigemptyset(&mut set);
-        libc::sigaddset(&mut set, libc::SIGCHLD);
-        let fd = crate::sys::check(
-            libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) as i64,
-        )?;
-        Ok(OwnedFd::from_raw_fd(fd as RawFd))
-    }
-}
-
-fn drain(fd: &OwnedFd) {
-    let mut buffer = [0u8; 128];
-    // SAFETY: a live buffer of the stated size; the descriptor does not block.
-    while unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) } > 0 {}
 }
 
 enum Answer {

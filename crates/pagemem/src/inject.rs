@@ -107,8 +107,11 @@ fn find_code(pid: i32) -> io::Result<Code> {
                 break;
             };
             let find = |code: &[u8]| {
-                let found = buf[..got].windows(code.len()).position(|w| w == code);
-                found.map(|i| at + i as u64)
+                let places = buf[..got].windows(code.len()).enumerate();
+                places
+                    .filter(|(_, w)| *w == code)
+                    .map(|(i, _)| at + i as u64)
+                    .find(|place| place.next_multiple_of(arch::CODE_ALIGN) == *place)
             };
             call = call.or_else(|| find(arch::CALL_AND_RETURN));
             back = back.or_else(|| arch::SIGNAL_RETURN.iter().find_map(|c| find(c)));
@@ -148,7 +151,7 @@ fn candidates(process: &Process, stopped: &Stopped) -> io::Result<Vec<(i32, Regs
                 Err(_) => continue,
             },
         };
-        if process.under_seccomp(tid) {
+        if process.under_seccomp(tid) && !remedies::without("seccomp") {
             filtered = true;
         } else if regs.in_restart_block() {
             last.push((tid, regs));
@@ -276,10 +279,11 @@ impl Caller {
     /// Makes one call; its result, errors of the kernel as such.
     fn call(&self, number: u64, args: [u64; 6]) -> io::Result<i64> {
         let tid = self.tid;
+        let back = self.frame.zip(self.code.back);
         let run = || -> io::Result<i64> {
             // From here on the thread returns through its frame, should this process die.
             self.regs
-                .for_one_call(self.code.call, self.frame, number, args)
+                .for_one_call(self.code.call, back, number, args)
                 .set(tid)?;
             ptrace::set_signal_mask(tid, ptrace::HELD_SIGNALS)?;
             remedies::leave_inside(tid);
@@ -453,12 +457,15 @@ impl Workshop {
         let ended = loop {
             match ptrace::poll(tid) {
                 // Moving a guarded range waits for its event to be read.
-                Wait::Nothing if events.pending() => events.read_one(),
+                Wait::Nothing if events.pending() => {
+                    events.read_one();
+                    spins = 0;
+                }
                 Wait::Nothing if started.elapsed() > LIST_TIMEOUT => break Err(gone()),
                 Wait::Nothing => {
                     spins += 1;
                     if spins > 10 {
-                        ptrace::wait_for_change(Duration::from_millis(2));
+                        ptrace::wait_for_change(events.descriptor(), Duration::from_millis(2));
                     } else {
                         std::thread::yield_now();
                     }
@@ -497,7 +504,7 @@ impl Workshop {
     /// Keeps all signals but the loop's own from the worker until it gets its mask back.
     fn hold_signals(&self, stopped: &Stopped, tid: i32) -> io::Result<()> {
         if let Some(w) = &mut *stopped.worker.borrow_mut() {
-            if !w.masked {
+            if !w.masked && !remedies::without("mask") {
                 ptrace::set_signal_mask(tid, ptrace::HELD_SIGNALS)?;
                 w.masked = true;
             }

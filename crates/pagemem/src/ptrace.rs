@@ -6,6 +6,8 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::arch::{Regs, REPORT_SIGNAL};
@@ -207,6 +209,8 @@ pub enum Strictness {
 pub trait Events {
     /// Whether an event waits to be read.
     fn pending(&self) -> bool;
+    /// What becomes readable when one does, if there can be any.
+    fn descriptor(&self) -> Option<RawFd>;
     /// Reads the oldest event. All threads that existed when it was posted have been interrupted.
     fn read_one(&mut self);
 }
@@ -217,6 +221,10 @@ pub struct NoEvents;
 impl Events for NoEvents {
     fn pending(&self) -> bool {
         false
+    }
+
+    fn descriptor(&self) -> Option<RawFd> {
+        None
     }
 
     fn read_one(&mut self) {}
@@ -299,18 +307,55 @@ impl Default for Tracer {
     }
 }
 
-/// Sleeps until some tracee changes state, at most for `timeout`.
-pub fn wait_for_change(timeout: Duration) {
-    let t = libc::timespec {
-        tv_sec: timeout.as_secs() as i64,
-        tv_nsec: i64::from(timeout.subsec_nanos()),
-    };
-    // SAFETY: live arguments; no information about the signal is asked for.
+/// A descriptor that is readable when a tracee has changed state.
+pub fn changes() -> io::Result<OwnedFd> {
+    // SAFETY: a live signal set; the result is a fresh descriptor.
     unsafe {
         let mut set = std::mem::zeroed();
         libc::sigemptyset(&mut set);
         libc::sigaddset(&mut set, libc::SIGCHLD);
-        libc::sigtimedwait(&set, std::ptr::null_mut(), &t);
+        let fd = check(i64::from(libc::signalfd(
+            -1,
+            &set,
+            libc::SFD_NONBLOCK | libc::SFD_CLOEXEC,
+        )))?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// Takes note of all changes of state so far.
+pub fn drain(changes: &OwnedFd) {
+    let mut buffer = [0u8; 128];
+    // SAFETY: a live buffer of the stated size; the descriptor does not block.
+    while unsafe {
+        libc::read(
+            changes.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+        )
+    } > 0
+    {}
+}
+
+/// Sleeps until some tracee changes state or an event can be read from `events`, at most for `timeout`.
+pub fn wait_for_change(events: Option<RawFd>, timeout: Duration) {
+    static CHANGES: OnceLock<Option<OwnedFd>> = OnceLock::new();
+    let Some(changes) = CHANGES.get_or_init(|| changes().ok()) else {
+        return std::thread::sleep(timeout);
+    };
+    let mut fds = [changes.as_raw_fd(), events.unwrap_or(-1)].map(|fd| libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    });
+    let t = libc::timespec {
+        tv_sec: timeout.as_secs() as i64,
+        tv_nsec: i64::from(timeout.subsec_nanos()),
+    };
+    // SAFETY: two live descriptors to poll and a live time.
+    unsafe { libc::ppoll(fds.as_mut_ptr(), 2, &t, std::ptr::null()) };
+    if fds[0].revents != 0 {
+        drain(changes);
     }
 }
 
@@ -377,6 +422,10 @@ impl Tracer {
                         Wait::Suspended => {
                             suspended = true;
                             stopped.insert(tid);
+                            if remedies::without("suspended") {
+                                failure = Some(StopError::Timeout);
+                                break 'outer;
+                            }
                         }
                         // The interrupt is still due and stops the thread right after this.
                         Wait::Signal(signal) => drop(resume(tid, signal)),
@@ -395,7 +444,9 @@ impl Tracer {
                     break 'outer;
                 }
                 let mut unstopped = seized.iter().filter(|t| !stopped.contains(t));
+                let mut awaited = events.descriptor();
                 if events.pending() {
+                    awaited = None;
                     if let Err(e) = self.seize_new(process, &mut seized, &mut stopped) {
                         failure = Some(e);
                         break 'outer;
@@ -418,7 +469,7 @@ impl Tracer {
                 }
                 spins += 1;
                 if spins > SPINS {
-                    wait_for_change(Duration::from_micros(200));
+                    wait_for_change(awaited, Duration::from_micros(200));
                 } else {
                     std::thread::yield_now();
                 }
@@ -436,6 +487,7 @@ impl Tracer {
             only_mend = Some(StopError::Timeout);
         } else if failure.is_none()
             && strictness == Strictness::All
+            && !remedies::without("sharers")
             && self.sharers.any(tids[0], pid)
         {
             only_mend = Some(StopError::Shared);
@@ -724,6 +776,9 @@ const WAITS_MAX: usize = 4096;
 impl Waits {
     /// Has the wait of stopped thread `tid` go on, if it is in one; its registers are asked for unless known.
     fn restart(&mut self, tid: i32, regs: Option<&Regs>) {
+        if remedies::without("restart") {
+            return;
+        }
         let Ok(regs) = regs.map_or_else(|| Regs::get(tid), |r| Ok(*r)) else {
             return;
         };

@@ -46,7 +46,7 @@ pub fn pidfd_getfd(pidfd: &OwnedFd, fd: i32) -> io::Result<OwnedFd> {
 /// A thread of `pid` through which its memory can be reached: another than the first where that one has ended before
 /// the others, which leaves `/proc/PID` without memory.
 pub fn memory_tid(pid: i32) -> i32 {
-    if !thread_ended(pid, pid) {
+    if !thread_ended(pid, pid) || crate::remedies::without("leaderless") {
         return pid;
     }
     numbers_in(&format!("/proc/{pid}/task"))

@@ -7,7 +7,7 @@ mod mend;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use crate::arch::{self, nr};
@@ -15,6 +15,7 @@ use crate::inject::{Op, Workshop, ASIDE_PAGES, MESSAGE_AT, OPS_MAX};
 use crate::pool::Pool;
 use crate::process::Process;
 use crate::ptrace::{Events, NoEvents, StopError, Stopped, Strictness, Tracer};
+use crate::remedies;
 use crate::sys::{
     self, check, pidfd_getfd, pidfd_open, read_remote, FileId, Maps, PAGE, VMA_PRIVATE_RW,
 };
@@ -161,8 +162,13 @@ impl Heir {
 
     /// The target that process `child` is, if it is this one; it inherited the workshop with its parent's memory.
     pub fn adopt(&mut self, child: i32) -> Option<Target> {
+        // Its first thread may have ended already, and its memory be reached through another only.
+        let mut through = child;
         if !self.workshop.intact(child) {
-            return None;
+            through = sys::memory_tid(child);
+            if through == child || !self.workshop.intact(through) {
+                return None;
+            }
         }
         let pidfd = pidfd_open(child).ok()?;
         // Several children may have been born since: a page watched through the right descriptor is one that the
@@ -170,7 +176,7 @@ impl Heir {
         let probe = self.workshop.base + MESSAGE_AT;
         let guard = self.guard.as_ref()?;
         guard.register(probe, probe + PAGE).ok()?;
-        let belongs = sys::tracks_writes(child, probe);
+        let belongs = sys::tracks_writes(through, probe);
         let _ = guard.unregister(probe, probe + PAGE);
         if !belongs {
             return None;
@@ -202,6 +208,10 @@ struct Watch<'a> {
 }
 
 impl Events for Watch<'_> {
+    fn descriptor(&self) -> Option<RawFd> {
+        Some(self.guard.as_raw_fd())
+    }
+
     fn pending(&self) -> bool {
         let mut p = libc::pollfd {
             fd: self.guard.as_raw_fd(),
@@ -639,7 +649,7 @@ impl Target {
             codes: Vec::with_capacity(total),
             ..Default::default()
         };
-        if sys::pinned(self.pid) {
+        if sys::pinned(self.pid) && !remedies::without("rings") {
             out.codes.resize(total, Code::Refused as u8);
             return out;
         }
@@ -674,6 +684,7 @@ impl Target {
                 // is submitted after this stop writes to its pages, in the eyes of the tracking, when it pins them.
                 Ok(stopped)
                     if !looked
+                        && !remedies::without("rings")
                         && !self
                             .process
                             .with_maps(Maps::has_rings)
@@ -685,7 +696,7 @@ impl Target {
                 }
                 Ok(stopped) => {
                     looked = true;
-                    let begun = Instant::now();
+                    let (begun, cpu) = (Instant::now(), sys::cpu_time());
                     self.mend(tracer, &stopped);
                     if let Err(_error) = work(self, tracer, &stopped, &batch, &mut codes, &mut out)
                     {
@@ -693,10 +704,13 @@ impl Target {
                             *c = Code::Refused as u8;
                         }
                     }
-                    let worked = begun.elapsed().as_secs_f64();
-                    out.injected += stopped.injected(&self.process).as_secs_f64();
+                    let injected = stopped.injected(&self.process);
+                    let worked = begun
+                        .elapsed()
+                        .min(injected + sys::cpu_time().saturating_sub(cpu));
+                    out.injected += injected.as_secs_f64();
                     out.pauses.push(tracer.release(stopped).as_secs_f64());
-                    self.learn(kind, worked / pages as f64);
+                    self.learn(kind, worked.as_secs_f64() / pages as f64);
                 }
             }
             if !self.discarded.is_empty() {
@@ -708,8 +722,9 @@ impl Target {
         out
     }
 
-    /// Fits the size of the next batch to what a page has cost. How long the threads took to stop is not counted: no
-    /// size of batch changes that. One slow batch (this process lost its processor) at most halves the size.
+    /// Fits the size of the next batch to what a page has cost in processor time. How long the threads took to stop, and
+    /// how long the one that works waited for a processor, is not counted: no size of batch changes that, and on a busy
+    /// machine it is nearly all. One slow batch at most halves the size.
     fn learn(&mut self, kind: Kind, per_page: f64) {
         let batch = &mut self.batch[kind as usize];
         let aim = self.limits.pause.as_secs_f64() * AIM / per_page;
@@ -779,6 +794,9 @@ impl Target {
             let page = |a: u64| first + ((a - r.addr) / PAGE) as usize;
             let mark = |from, to| codes[page(from)..page(to)].fill(Code::Written as u8);
             let end = r.addr + u64::from(r.pages) * PAGE;
+            if remedies::without("written") {
+                continue;
+            }
             if self.process.written(r.addr, end, mark).is_err() {
                 // Mapped anew by the program, or watched by itself: it has been looked at by nobody.
                 codes[range].fill(Code::Gone as u8);
@@ -1122,7 +1140,7 @@ impl Target {
         prots: &[u64],
         way: Way,
     ) -> io::Result<Vec<bool>> {
-        if way == Way::Apart {
+        if way == Way::Apart && !remedies::without("aside") {
             return self.unshare_apart(tracer, stopped, runs, prots);
         }
         assert!(runs.len() <= UNSHARE_MAX && runs.len() == prots.len());
@@ -1257,6 +1275,9 @@ const PRIVATE_FILE_MAPPINGS: u64 = 1 << 2;
 impl CoreDumps {
     fn include_frames(pid: i32) -> Self {
         let path = format!("/proc/{pid}/coredump_filter");
+        if remedies::without("dumps") {
+            return Self::default();
+        }
         let before = std::fs::read_to_string(&path)
             .ok()
             .and_then(|s| u64::from_str_radix(s.trim(), 16).ok())
@@ -1346,7 +1367,7 @@ fn exchange_for_frames(
     let map = nr::MMAP | arch::DEREF_ARG5 | arch::skip_if_error(5);
     let compare = arch::COMPARE | arch::DEREF_ARG2 | arch::skip_unless_zero(1);
     let place = nr::MREMAP | arch::DEREF_ARG1 | arch::skip_unless_error(2);
-    [
+    let mut steps = [
         Op::new(
             map,
             &[0, len, PROT_RW, libc::MAP_PRIVATE as u64, fd_at, offset],
@@ -1359,7 +1380,19 @@ fn exchange_for_frames(
         Op::new(place, &[result(0), len, len, MOVE, r.addr]),
         Op::new(nr::MREMAP, &[aside, len, len, MOVE, r.addr]),
         Op::new(nr::MUNMAP | arch::DEREF_ARG1, &[result(0), len]),
-    ]
+    ];
+    if remedies::without("compare") {
+        steps[2].args[2] = 0;
+    }
+    if remedies::without("aside") {
+        // Compared where others can reach it, and a little later the frames are mapped there.
+        let compare = arch::COMPARE | arch::DEREF_ARG2 | arch::skip_unless_zero(2);
+        steps[1] = Op::new(compare, &[r.addr, result(0), len]);
+        let time_at = result(2) - 4 * 8;
+        steps[2] = Op::new(nr::NANOSLEEP, &[time_at, 0, 0, 6_000_000]);
+        steps[4] = Op::new(arch::COPY, &[]);
+    }
+    steps
 }
 
 /// Moves the pages aside, looks whether they are zero, maps fresh memory in their place or moves them back.

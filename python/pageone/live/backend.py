@@ -59,6 +59,8 @@ _POOL_NAME = "/memfd:pageone (deleted)"
 
 #: Mappings of a process that reads and writes asynchronously.
 _RINGS = ("/[aio]", "anon_inode:[io_uring]")
+#: A test of the tests has them overlooked: see ``crates/pagemem/src/remedies.rs``.
+_RINGS_MATTER = "rings" not in os.environ.get("PAGEONE_WITHOUT", "").split(",")
 
 #: smaps flags of mappings whose meaning a merged mapping would not keep.
 _FLAGS_LEFT_ALONE = frozenset(("lo", "wf", "io", "pf", "ht", "mm", "gd", "ss"))
@@ -106,7 +108,7 @@ class LiveTarget:
             start, end, perms, offset, device, inode, name, names = mem.maps(self.pid)
         except OSError as error:
             raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
-        if any(n.startswith(_RINGS) for n in names) or preflight.pins_memory(self.pid):
+        if _RINGS_MATTER and (any(n.startswith(_RINGS) for n in names) or preflight.pins_memory(self.pid)):
             # Asynchronous reads may be under way into any page, with no thread to stop.
             empty64, empty32 = np.empty(0, np.uint64), np.empty(0, np.uint32)
             return Regions(empty64, empty64, np.empty(0, np.uint8), empty32, [], len(start))

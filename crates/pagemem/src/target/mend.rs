@@ -78,6 +78,9 @@ impl Target {
         }
         let discarded = std::mem::take(&mut self.discarded);
         let since = Instant::now();
+        if remedies::without("outside") {
+            return;
+        }
         while !discarded.is_empty() && since.elapsed() < OUTSIDE {
             for &(start, end) in &discarded {
                 self.guard.zero(start, end);
@@ -102,7 +105,8 @@ impl Target {
                 match r.syscall() {
                     Some((nr::MADVISE, [a, l, advice]))
                         if advice == libc::MADV_FREE as u64
-                            && r.result() == -i64::from(libc::EINVAL) =>
+                            && r.result() == -i64::from(libc::EINVAL)
+                            && !remedies::without("free") =>
                     {
                         Some((tid, r, a, (a + l).next_multiple_of(PAGE)))
                     }
@@ -121,7 +125,10 @@ impl Target {
                 all_mapped &= mapped;
                 if mapped {
                     let _ = self.retrack(p.start, p.end);
-                } else if !p.freed && !self.guard.zero(p.start, p.end) {
+                } else if !p.freed
+                    && !remedies::without("outside")
+                    && !self.guard.zero(p.start, p.end)
+                {
                     self.write_zeros(stopped.memory(), p);
                 }
             }
@@ -189,7 +196,11 @@ impl Target {
                         pieces.push(Piece {
                             start,
                             end,
-                            prot: v.flags & 7,
+                            prot: if remedies::without("protection") {
+                                super::PROT_RW
+                            } else {
+                                v.flags & 7
+                            },
                             freed: freed(start, end),
                         });
                     }
