@@ -51,6 +51,7 @@ def unique_rows(a: Arr, return_index: bool = False, return_inverse: bool = False
         raise TypeError(f"rows of Python objects have no bytes of their own: dtype {a.dtype}")
     if a.ndim == 0:
         raise ValueError("an array without dimensions has no rows")
+    whole = a
     if len(a) == 0:
         index = np.empty(0, np.int64)
         inverse = np.empty(0, np.int64)
@@ -62,7 +63,8 @@ def unique_rows(a: Arr, return_index: bool = False, return_inverse: bool = False
         first, number = _one.unique_rows(flat, whole[0].nbytes, secrets.token_bytes(32))
         index = first.astype(np.int64)
         inverse = number.astype(np.int64) if return_inverse else np.empty(0, np.int64)
-    result: list[Any] = [np.asarray(a)[index]]
+    # Copies whole rows, where an index of its own dimension would copy element by element.
+    result: list[Any] = [np.take(np.asarray(whole), index, axis=0)]
     if return_index:
         result.append(index)
     if return_inverse:
