@@ -78,8 +78,8 @@ bench: build ## tree, engine and KSM in their short form (`pageone bench NAME` i
 	$(BIN)/pageone bench engine --size 128MiB --scaling 0.125,0.25
 	$(BIN)/pageone bench ksm --pages 8192 --rounds 1 -d random -d unique -d tail -d memory $(BENCH_ARGS)
 
-criterion: build ## the Criterion benchmarks of the crates
-	cargo bench $(CRATES) $(BENCH_ARGS)
+criterion: $(STAMPS)/venv ## the Criterion benchmarks of the tree and its peers (BENCH_ARGS: a name, or options of Criterion)
+	cargo bench -p contenders --bench tree -- --warm-up-time 0.5 --measurement-time 2 $(BENCH_ARGS)
 
 clean: ## remove everything that was made
 	rm -rf $(VENV) $(STAMPS) target .mypy_cache .ruff_cache .pytest_cache .hypothesis
