@@ -38,7 +38,7 @@ def unique_rows(a: Arr, return_index: bool = False, return_inverse: bool = False
     Returns the array of distinct rows, ``(u, ...)``, or a tuple of it with, as asked for: ``index`` ``(u,)`` int64,
     the row where each was seen first; ``inverse`` ``(n,)`` int64, so that ``result[inverse]`` is ``a``; ``counts``
     ``(u,)`` int64. Raises ``TypeError`` for object dtypes, ``ValueError`` for rows of no bytes or an array without
-    dimensions. Cost: see ``docs/one.md``; about 22 bytes of memory a distinct row, and four a row.
+    dimensions. Cost: see ``docs/one.md``; about 22 bytes of memory a distinct row, and eight a row.
 
     >>> import numpy as np
     >>> rows = np.array([[3, 4], [1, 2], [3, 4]])
