@@ -99,7 +99,10 @@ class LiveTarget:
 
     def _has_workshop(self) -> bool:
         out = np.empty(PAGE_SIZE, np.uint8)
-        code = mem.read_pages(self.pid, np.array([self._workshop[0]], np.uint64), out)
+        try:
+            code = mem.read_pages(self.pid, np.array([self._workshop[0]], np.uint64), out)
+        except OSError:
+            return False  # it is ending: an ordinary user may not read it any more
         return bool(code[0] == 0)
 
     def regions(self) -> Regions:
@@ -224,7 +227,10 @@ class LiveTarget:
         known, self._merged = self._merged, None
         if known is not None:
             return known
-        start, end, _, _, device, inode, _, _ = mem.maps(self.pid)
+        try:
+            start, end, _, _, device, inode, _, _ = mem.maps(self.pid)
+        except OSError as error:
+            raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
         merged = self._backend.is_pool(device, inode)
         return start[merged], end[merged]
 
@@ -234,7 +240,10 @@ class LiveTarget:
 
     def read_keys(self, addr: U64) -> tuple[U64, U8]:
         """See ``TargetMemory.read_keys``. Cost: about 0.5 µs of CPU a page."""
-        return mem.read_keys(self.pid, addr, self._backend.key)
+        try:
+            return mem.read_keys(self.pid, addr, self._backend.key)
+        except OSError as error:
+            raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
 
     def _in_requests(self, kind: str, addr: U64, pages: U32, frame: U32 | None = None, **options: bool) -> Outcome:
         """Cut a request into several, so that other targets' events are not kept waiting."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
+import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -229,6 +231,58 @@ def test_core_dumps_hold_merged_pages_while_a_process_is_attached(start: Callabl
         assert int(filter_of.read_text(), 16) == before | private_file_mappings
         engine.detach(target)
         assert int(filter_of.read_text(), 16) == before
+
+
+def test_a_core_file_of_a_merged_program_has_its_bytes(spawn: Any, tmp_path: Path) -> None:
+    pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
+    if pattern.startswith("|") or "/" in pattern:
+        pytest.skip(f"core files go elsewhere here: {pattern}")
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    program = spawn.python(
+        _DUMPED, cwd=tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, unlimited)
+    )
+    base = int(program.stdout.readline())
+    with Engine() as engine:
+        engine.attach(program.pid)
+        assert engine.merge_once(0.2).merged_pages >= 256
+        program.send_signal(signal.SIGABRT)
+        assert program.wait(60) == -signal.SIGABRT
+    (core,) = tmp_path.glob("core*")
+    content = (bytes(range(1, 256)) * (4096 // 255 + 1))[:4096]
+    assert _in_core(core, base, 256 * 4096) == content * 256
+
+
+def _in_core(core: Path, address: int, size: int) -> bytes:
+    """Return memory of a process as its core file (ELF, 64 bits, little-endian) has it; raises where parts lack."""
+    found = bytearray()
+    with core.open("rb") as file:
+        header = file.read(64)
+        (at,) = struct.unpack_from("<Q", header, 32)
+        each, count = struct.unpack_from("<HH", header, 54)
+        file.seek(at)
+        table = file.read(each * count)
+        while len(found) < size:
+            here = address + len(found)
+            for i in range(count):
+                kind, _, offset, start, _, in_file = struct.unpack_from("<IIQQQQ", table, each * i)
+                if kind == 1 and start <= here < start + in_file:
+                    file.seek(offset + here - start)
+                    found += file.read(min(size - len(found), start + in_file - here))
+                    break
+            else:
+                raise AssertionError(f"{here:#x} is not in the core file")
+    return bytes(found)
+
+
+_DUMPED = """
+import ctypes, mmap, time
+size = 256 * 4096
+memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+content = bytes(range(1, 256)) * (4096 // 255 + 1)
+memory[:] = content[:4096] * 256
+print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
+time.sleep(100)
+"""
 
 
 def test_protected_pages_are_given_back_with_their_bytes_and_their_protection(spawn: Any) -> None:
