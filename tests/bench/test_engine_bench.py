@@ -17,7 +17,8 @@ from pageone.errors import UsageError
 @pytest.mark.soak
 def test_the_engine_benchmark_prints_every_figure_it_promises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_engine, "ALONE_S", 0.5)
-    monkeypatch.setattr(bench_engine, "MERGED_S", 2.0)
+    monkeypatch.setattr(bench_engine, "MERGED_S", 6.0)
+    monkeypatch.setattr(bench_engine, "VICTIM_ROUNDS", 1)
     result = CliRunner().invoke(build_app(), ["bench", "engine", "--size", "32MiB", "--scaling", "0.0625", "--json"])
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout)

@@ -26,7 +26,7 @@ Period = Annotated[
 Cpu = Annotated[
     str | None,
     typer.Option(
-        metavar="SHARE", help="Most of one CPU that the engine may use on average [20%]; 100% for a whole one."
+        metavar="SHARE", help="Most of one CPU that the engine may use on average [10%]; 100% for a whole one."
     ),
 ]
 Domain = Annotated[str | None, typer.Option(metavar="NAME", help="Share within the domain of this name only.")]
