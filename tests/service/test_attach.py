@@ -172,6 +172,6 @@ def test_a_period_asked_for_changes_the_running_engine_and_a_cpu_limit_is_refuse
     assert user.status()[0]["period"] == 0.5
     user.work(MIB, 1, user.pageone, "run", "--")
     assert user.status()[0]["period"] == 0.5
-    done = user.run("run", "--cpu", "10%", "--", "true")
+    done = user.run("run", "--cpu", "30%", "--", "true")
     assert done.returncode == 2
     assert b"--private" in done.stderr
