@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 
@@ -59,7 +60,7 @@ def test_root_attaches_a_users_processes_in_a_domain_of_that_users(user: User, a
         assert process.stdout
         process.stdout.readline()
     assert user.run("attach", "--period", "0.1", str(own.pid)).returncode == 0
-    done = user.run("attach", "--period", "0.1", "--user", str(as_user.uid), "--match", "worker.py")
+    done = user.run("attach", "--period", "0.1", "--user", str(as_user.uid), "--match", re.escape(str(user.worker)))
     assert done.returncode == 0, done.stderr
     until(lambda: merged(*(p.pid for p in theirs)))
     assert merged_bytes(own.pid) < SIZE // 4

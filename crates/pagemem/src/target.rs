@@ -107,7 +107,7 @@ pub enum Way {
 }
 
 /// Kinds of work, each with its own cost a page.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Merge = 0,
     Zero = 1,
@@ -680,10 +680,12 @@ impl Target {
                     self.mend(tracer, &stopped);
                     tracer.release(stopped);
                 }
-                // Looked at inside a stop, for a request may have been submitted a moment ago. Once is enough: one that
-                // is submitted after this stop writes to its pages, in the eyes of the tracking, when it pins them.
+                // Looked at inside a stop, for a request may have been submitted a moment ago. Once is enough where what
+                // was written is refused: one that is submitted after this stop writes to its pages, in the eyes of
+                // the tracking, when it pins them. Unmerging asks for no such thing, so it looks in every stop: buffers
+                // registered between two of them would be written to where the pages were.
                 Ok(stopped)
-                    if !looked
+                    if (!looked || kind == Kind::Unmerge)
                         && !remedies::without("rings")
                         && !self
                             .process

@@ -162,7 +162,7 @@ def _victim(targets: list[VictimProcess], pages: int) -> dict[str, float]:
     import numpy as np
 
     from pageone.engine import Engine
-    from pageone.service.server import DEFAULT_CPU
+    from pageone.engine.queue import BACKGROUND_CPU
 
     victim = targets[0]
 
@@ -171,7 +171,7 @@ def _victim(targets: list[VictimProcess], pages: int) -> dict[str, float]:
 
     work(1.0)
     before = work(ALONE_S)
-    with Engine(domain="bench", period=1.0, cpu=DEFAULT_CPU) as engine:
+    with Engine(domain="bench", period=1.0, cpu=BACKGROUND_CPU) as engine:
         followed = [engine.attach(t.pid) for t in targets]
         victim.tell("churn", seconds=MERGED_S, write_share=0.02, seed=2)
         began = time.monotonic()

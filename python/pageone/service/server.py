@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pageone import __version__
+from pageone.engine.queue import BACKGROUND_CPU
 from pageone.errors import BadTargetError, PageOneError, TargetError, UsageError
 from pageone.service import protocol
 from pageone.service.members import Member, Members, command_line, owner, start_ticks
@@ -51,11 +52,6 @@ LAST_WORD_S = 0.2
 PIDS_MAX = 4096
 
 
-#: Most of one CPU that an engine in the background takes, unless it is told otherwise: a GiB is merged in 20 s, and its
-#: program stands still for some 3 % of that time.
-DEFAULT_CPU = "10%"
-
-
 @dataclass(frozen=True)
 class Options:
     """What a server is started with."""
@@ -64,7 +60,7 @@ class Options:
     name: str
     uid: int | None = None  #: whose processes it may take; None for a domain that was named
     period: float = 20.0
-    cpu: str = DEFAULT_CPU
+    cpu: str = BACKGROUND_CPU
 
     @property
     def place(self) -> Place:

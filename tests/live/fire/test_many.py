@@ -92,8 +92,8 @@ def many(start: Callable[..., Any], count: int, seed: int) -> None:
                 break
             time.sleep(0.1)
         assert now[0] <= before[0], Counter(map(opened, os.listdir("/proc/self/fd")))
-        # The pool as targets get it, and /proc/loadavg, stay open once they were needed.
-        assert now[1] <= before[1] + 2
+        # The pool as targets get it, /proc/loadavg and what tells of stopped threads stay open once they were needed.
+        assert now[1] <= before[1] + 3
 
 
 @pytest.mark.timeout(180)
