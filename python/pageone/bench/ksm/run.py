@@ -226,8 +226,9 @@ SPREAD = ("cpu_s", "wall_s", "freed_bytes", "victim_p99_us", "victim_max_us", "s
 def _merged(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return one row of the medians of several rounds."""
     merged: dict[str, Any] = {}
-    for key, value in rows[0].items():
+    for key in dict.fromkeys(key for row in rows for key in row):
         values = [row[key] for row in rows if key in row]
+        value = values[0]
         if isinstance(value, bool):
             merged[key] = all(values)
         elif isinstance(value, (int, float)):
