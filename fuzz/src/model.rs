@@ -13,18 +13,9 @@
 use sdtree::{AnyOrder, Batch, Fixed, Order, SdTree, Store, Variable};
 use std::collections::BTreeMap;
 
-/// All mixed bits collide: only the bytes are left to tell objects apart.
-struct Colliding;
-
-impl Order for Colliding {
-    fn first(&self, _bytes: &[u8]) -> u64 {
-        0x5555_5555_5555_5555
-    }
-    fn whole(&self, _bytes: &[u8]) -> u64 {
-        7
-    }
-    fn lines(&self, _len: usize, _touch: impl FnMut(usize)) {}
-}
+#[path = "../../crates/sdtree/tests/orders/mod.rs"]
+mod orders;
+use orders::Colliding;
 
 /// A few classes, of many objects each.
 struct FewClasses;

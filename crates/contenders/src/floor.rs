@@ -1,7 +1,7 @@
 //! No index at all: what it takes to read every byte of the rows once. No exact method that must read objects whole can
 //! be faster; the tables and trees of this crate are to be read beside it.
 
-use crate::peer::{Depth, Peer, Rows};
+use crate::peer::{Peer, Rows};
 use std::hint::black_box;
 
 /// Rows read side by side, a quarter of a group apart: the fastest way to read memory that we know of. The hardware
@@ -56,15 +56,6 @@ impl Peer for ReadOnce<'_> {
         read(other, range)
     }
     fn remove(&self, _range: std::ops::Range<usize>) -> Option<usize> {
-        None
-    }
-    fn concurrent(&self) -> bool {
-        true
-    }
-    fn bytes(&self) -> Option<usize> {
-        None
-    }
-    fn depth(&self) -> Option<Depth> {
         None
     }
 }

@@ -1,6 +1,6 @@
 //! Concurrent maps keyed by the page: `DashMap` (locked shards) and `papaya` (lock-free), with XXH3 for hasher.
 
-use crate::peer::{Depth, Peer, Rows};
+use crate::peer::{Peer, Rows};
 use std::hash::{BuildHasher, Hasher};
 use twox_hash::XxHash3_64;
 
@@ -65,15 +65,6 @@ impl Peer for Dash<'_> {
                 .count(),
         )
     }
-    fn concurrent(&self) -> bool {
-        true
-    }
-    fn bytes(&self) -> Option<usize> {
-        None
-    }
-    fn depth(&self) -> Option<Depth> {
-        None
-    }
 }
 
 pub(crate) struct Papaya<'a> {
@@ -108,14 +99,5 @@ impl Peer for Papaya<'_> {
                 .filter(|&i| map.remove(self.rows.get(i)).is_some())
                 .count(),
         )
-    }
-    fn concurrent(&self) -> bool {
-        true
-    }
-    fn bytes(&self) -> Option<usize> {
-        None
-    }
-    fn depth(&self) -> Option<Depth> {
-        None
     }
 }

@@ -45,11 +45,17 @@ pub trait Peer: Send + Sync {
     /// Takes out the rows of `range`; returns how many were there, or `None` if this contender cannot.
     fn remove(&self, range: std::ops::Range<usize>) -> Option<usize>;
     /// Whether many threads may call it at once without a lock around it.
-    fn concurrent(&self) -> bool;
+    fn concurrent(&self) -> bool {
+        true
+    }
     /// Bytes of index allocated, where the contender knows.
-    fn bytes(&self) -> Option<usize>;
+    fn bytes(&self) -> Option<usize> {
+        None
+    }
     /// The depth, of a tree.
-    fn depth(&self) -> Option<Depth>;
+    fn depth(&self) -> Option<Depth> {
+        None
+    }
 }
 
 /// The names that [`make`] knows, in the order of a report.
@@ -187,9 +193,6 @@ where
         let mut removed = vec![false; range.len()];
         self.tree.remove(&part(self.rows, &range), &mut removed);
         Some(removed.iter().filter(|&&r| r).count())
-    }
-    fn concurrent(&self) -> bool {
-        true
     }
     fn bytes(&self) -> Option<usize> {
         Some(self.tree.stats().index_bytes)

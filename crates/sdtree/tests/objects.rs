@@ -5,6 +5,9 @@ use proptest::prelude::*;
 use sdtree::{Batch, Fixed, Mixed, Order, Raw, RowBatch, SampledMixed, SdTree, Store, Variable};
 use std::collections::BTreeMap;
 
+mod orders;
+use orders::Colliding;
+
 /// xorshift64*.
 struct Rng(u64);
 
@@ -15,19 +18,6 @@ impl Rng {
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
-}
-
-/// All mixed bits collide: only the bytes are left to tell objects apart.
-struct Colliding;
-
-impl Order for Colliding {
-    fn first(&self, _bytes: &[u8]) -> u64 {
-        0x5555_5555_5555_5555
-    }
-    fn whole(&self, _bytes: &[u8]) -> u64 {
-        7
-    }
-    fn lines(&self, _len: usize, _touch: impl FnMut(usize)) {}
 }
 
 /// All objects that begin with the same two bytes are a class.

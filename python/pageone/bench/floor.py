@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from pageone.bench._victims import GIB_PAGES
+
 PAGE = 4096
-GIB_PAGES = (1 << 30) // PAGE
+
 PIECE = 512  #: pages a call: what the engine reads at once
 RUN = 256  #: pages of one replacement, about what one stop of the engine does
 LONE = 20_000  #: pages replaced one by one; each costs two mappings

@@ -333,17 +333,18 @@ class Engine:
 
     def run(self, stop: Callable[[], bool] | None = None) -> None:
         """Do a period every ``period`` seconds, in this thread, until ``stop`` says True or all targets have gone."""
+        self._follow(stop or (lambda: False), idle=False)
+
+    def _follow(self, stop: Callable[[], bool], *, idle: bool) -> None:
+        """Do periods until ``stop`` or :meth:`stop`; if not ``idle``, also until all targets have gone."""
         ahead = time.monotonic()
-        while not (stop is not None and stop()) and not self._stop.is_set():
-            ahead += self.period
+        while not stop() and not self._stop.is_set():
+            # Late, it goes on from now: a period whose end has passed would leave no time for the work.
+            ahead = max(ahead, time.monotonic()) + self.period
             self.step(until=ahead)
-            if not self._targets:
+            if not idle and not self._targets:
                 return
-            now = time.monotonic()
-            if now < ahead:
-                self._stop.wait(ahead - now)
-            else:
-                ahead = now
+            self._stop.wait(max(0.0, ahead - time.monotonic()))
 
     def start(self) -> None:
         """Do :meth:`run` in a thread of its own, also while there are no targets; :meth:`stop` ends it."""
@@ -354,12 +355,7 @@ class Engine:
         def loop() -> None:
             be_modest(self._nice, self._idle)
             try:
-                ahead = time.monotonic()
-                while not self._stop.is_set():
-                    # Late, it goes on from now: a period whose end has passed would leave no time for the work.
-                    ahead = max(ahead, time.monotonic()) + self.period
-                    self.step(until=ahead)
-                    self._stop.wait(max(0.0, ahead - time.monotonic()))
+                self._follow(lambda: False, idle=True)
             except BaseException as error:
                 self._error = error
 

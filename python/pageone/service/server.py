@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -290,22 +290,29 @@ class Server:
         """Have the main thread do something, and return what it returned."""
         future: Future[Any] = Future()
         self._calls.put((work, future))
-        waits = timeout is None
-        with self._lock:
-            self._urgent += waits
-        try:
+        if timeout is not None:
+            try:
+                return future.result(timeout)
+            except FutureTimeoutError:
+                future.cancel()
+                raise
+        with self._somebody_waits():
             while True:
                 try:
-                    return future.result(timeout if timeout is not None else 1.0)
+                    return future.result(1.0)
                 except FutureTimeoutError:
-                    if timeout is not None:
-                        future.cancel()
-                        raise
                     if self._ending:
                         raise PageOneError("the engine is ending; ask again") from None
+
+    @contextlib.contextmanager
+    def _somebody_waits(self) -> Iterator[None]:
+        with self._lock:
+            self._urgent += 1
+        try:
+            yield
         finally:
             with self._lock:
-                self._urgent -= waits
+                self._urgent -= 1
 
     def _answer(self, request: dict[str, Any], who: protocol.Credentials) -> dict[str, Any]:
         """Carry out one request; whatever is wrong with it becomes part of the reply."""

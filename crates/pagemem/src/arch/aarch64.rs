@@ -10,6 +10,9 @@ use std::arch::global_asm;
 use std::io;
 use std::time::Duration;
 
+use super::{loop_result_offset, REPORT_SIGNAL};
+use crate::sys::check;
+
 /// System call numbers that the merger runs inside targets.
 pub mod nr {
     #![allow(missing_docs)]
@@ -38,10 +41,6 @@ pub const SIGNAL_RETURN: [&[u8]; 1] = [&[0x68, 0x11, 0x80, 0xd2, 0x01, 0, 0, 0xd
 pub const CODE_ALIGN: u64 = 4;
 /// Bytes below the stack pointer that belong to the function that runs.
 pub const RED_ZONE: u64 = 0;
-
-/// The signal by which the injected loop reports to its tracer. Its default action is to do nothing, so that a loop
-/// whose tracer has died runs on into `rt_sigreturn` unharmed.
-pub const REPORT_SIGNAL: i32 = libc::SIGWINCH;
 
 // The loop. x19: next operation, x20: operations left, x21: what sp must be for rt_sigreturn, x22: flags.
 // An operation is 64 bytes: number, six arguments, result; the number carries the flags of this folder's `mod.rs`.
@@ -181,26 +180,6 @@ global_asm!(
     sig = const REPORT_SIGNAL,
 );
 
-extern "C" {
-    static pageone_loop_start: u8;
-    static pageone_loop_result: u8;
-    static pageone_loop_done: u8;
-    static pageone_loop_end: u8;
-}
-
-/// The machine code of the loop: position independent, no data of its own.
-pub fn loop_code() -> &'static [u8] {
-    let (start, end) = (&raw const pageone_loop_start, &raw const pageone_loop_end);
-    // SAFETY: both symbols delimit one object in this library's read-only data, emitted by the `global_asm!` above in
-    // this order; it is never written and lives as long as the program.
-    unsafe { std::slice::from_raw_parts(start, end as usize - start as usize) }
-}
-
-/// Offset, in the loop's code, of the instruction after the report: where a finished loop is found stopped.
-pub fn loop_done_offset() -> u64 {
-    (&raw const pageone_loop_done as usize - &raw const pageone_loop_start as usize) as u64
-}
-
 /// `struct user_pt_regs`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -225,14 +204,6 @@ const NT_ARM_TLS: libc::c_int = 0x401;
 const NT_ARM_SVE: libc::c_int = 0x405;
 const NT_ARM_SSVE: libc::c_int = 0x40b;
 const NT_ARM_GCS: libc::c_int = 0x410;
-
-fn check(r: libc::c_long) -> io::Result<()> {
-    if r == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
-}
 
 /// Reads a set of registers into `buffer`; the number of bytes that it has.
 fn register_set(tid: i32, which: libc::c_int, buffer: &mut [u8]) -> io::Result<usize> {
@@ -281,7 +252,7 @@ impl Regs {
             iov_len: std::mem::size_of::<General>(),
         };
         // SAFETY: the kernel reads one `user_pt_regs` from a live one of that type.
-        check(unsafe { libc::ptrace(libc::PTRACE_SETREGSET, tid, NT_PRSTATUS, &mut iov) })
+        check(unsafe { libc::ptrace(libc::PTRACE_SETREGSET, tid, NT_PRSTATUS, &mut iov) }).map(drop)
     }
 
     /// The instruction pointer.
@@ -373,9 +344,7 @@ impl Regs {
 
     /// Makes the operation that the loop at `code` is in end with `EFAULT`.
     pub fn fail_operation(&mut self, code: u64) {
-        self.general.pc = code
-            + (&raw const pageone_loop_result as usize - &raw const pageone_loop_start as usize)
-                as u64;
+        self.general.pc = code + loop_result_offset();
         self.general.x[0] = (-i64::from(libc::EFAULT)) as u64;
     }
 }

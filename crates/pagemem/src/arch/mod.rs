@@ -42,3 +42,32 @@ pub const fn skip_if_error(n: u64) -> u64 {
 pub const fn skip_unless_error(n: u64) -> u64 {
     1 << 44 | n << 32
 }
+
+/// The signal by which the injected loop reports to its tracer. Its default action is to do nothing, so that a loop
+/// whose tracer has died runs on into `rt_sigreturn` unharmed.
+pub const REPORT_SIGNAL: i32 = libc::SIGWINCH;
+
+extern "C" {
+    static pageone_loop_start: u8;
+    static pageone_loop_result: u8;
+    static pageone_loop_done: u8;
+    static pageone_loop_end: u8;
+}
+
+/// The machine code of the loop: position independent, no data of its own.
+pub fn loop_code() -> &'static [u8] {
+    let (start, end) = (&raw const pageone_loop_start, &raw const pageone_loop_end);
+    // SAFETY: both symbols delimit one object in this library's read-only data, emitted by the `global_asm!` of the
+    // architecture in this order; it is never written and lives as long as the program.
+    unsafe { std::slice::from_raw_parts(start, end as usize - start as usize) }
+}
+
+/// Offset, in the loop's code, of the instruction after the report: where a finished loop is found stopped.
+pub fn loop_done_offset() -> u64 {
+    (&raw const pageone_loop_done as usize - &raw const pageone_loop_start as usize) as u64
+}
+
+/// Offset, in the loop's code, of where an operation's result is taken.
+fn loop_result_offset() -> u64 {
+    (&raw const pageone_loop_result as usize - &raw const pageone_loop_start as usize) as u64
+}

@@ -3,6 +3,9 @@
 use std::arch::global_asm;
 use std::io;
 
+use super::{loop_result_offset, REPORT_SIGNAL};
+use crate::sys::check;
+
 /// System call numbers that the merger runs inside targets.
 pub mod nr {
     #![allow(missing_docs)]
@@ -31,10 +34,6 @@ pub const SIGNAL_RETURN: [&[u8]; 2] = [
 pub const CODE_ALIGN: u64 = 1;
 /// Bytes below the stack pointer that belong to the function that runs.
 pub const RED_ZONE: u64 = 128;
-
-/// The signal by which the injected loop reports to its tracer. Its default action is to do nothing, so that a loop
-/// whose tracer has died runs on into `rt_sigreturn` unharmed.
-pub const REPORT_SIGNAL: i32 = libc::SIGWINCH;
 
 // The loop. rbx: next operation, r12: operations left, r14: what rsp must be for rt_sigreturn.
 // An operation is 64 bytes: number, six arguments, result; the number carries the flags of this folder's `mod.rs`.
@@ -176,37 +175,9 @@ global_asm!(
     sig = const REPORT_SIGNAL,
 );
 
-extern "C" {
-    static pageone_loop_start: u8;
-    static pageone_loop_result: u8;
-    static pageone_loop_done: u8;
-    static pageone_loop_end: u8;
-}
-
-/// The machine code of the loop: position independent, no data of its own.
-pub fn loop_code() -> &'static [u8] {
-    let (start, end) = (&raw const pageone_loop_start, &raw const pageone_loop_end);
-    // SAFETY: both symbols delimit one object in this library's read-only data, emitted by the `global_asm!` above in
-    // this order; it is never written and lives as long as the program.
-    unsafe { std::slice::from_raw_parts(start, end as usize - start as usize) }
-}
-
-/// Offset, in the loop's code, of the instruction after the report: where a finished loop is found stopped.
-pub fn loop_done_offset() -> u64 {
-    (&raw const pageone_loop_done as usize - &raw const pageone_loop_start as usize) as u64
-}
-
 /// The general registers of a stopped thread.
 #[derive(Clone, Copy, Debug)]
 pub struct Regs(pub libc::user_regs_struct);
-
-fn check(r: libc::c_long) -> io::Result<()> {
-    if r == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
-}
 
 impl Regs {
     /// Reads the registers of thread `tid`, which must be stopped by this tracer.
@@ -222,7 +193,7 @@ impl Regs {
     pub fn set(&self, tid: i32) -> io::Result<()> {
         crate::remedies::step();
         // SAFETY: the kernel reads one `user_regs_struct` from a live reference.
-        check(unsafe { libc::ptrace(libc::PTRACE_SETREGS, tid, 0, &self.0) })
+        check(unsafe { libc::ptrace(libc::PTRACE_SETREGS, tid, 0, &self.0) }).map(drop)
     }
 
     /// The instruction pointer.
@@ -342,9 +313,7 @@ impl Regs {
 
     /// Makes the operation that the loop at `code` is in end with `EFAULT`.
     pub fn fail_operation(&mut self, code: u64) {
-        self.0.rip = code
-            + (&raw const pageone_loop_result as usize - &raw const pageone_loop_start as usize)
-                as u64;
+        self.0.rip = code + loop_result_offset();
         self.0.rax = (-i64::from(libc::EFAULT)) as u64;
         self.0.orig_rax = u64::MAX;
     }
