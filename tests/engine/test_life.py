@@ -183,7 +183,8 @@ class Life(RuleBasedStateMachine):
         for process in self.processes():
             process.check()
         assert self.engine._pages.counts.sum() == self.engine._pages.tracked
-        assert (self.engine._pages.counts >= 0).all()
+        counts = sum((self.engine._pages.counts_of(t._number) for t in self.engine.targets), np.zeros(len(State), int))
+        assert self.engine._pages.counts.tolist() == counts.tolist()
         assert self.engine._frames.live.sum() == self.engine._pages.counts[State.SHARED]
         # A frame whose source ended before it was copied was never filled: it only waits to be free again.
         empty = self.engine._frames.used - int(self.backend.filled.sum())

@@ -172,6 +172,20 @@ def test_pages_keep_their_status_when_their_mapping_grows_shrinks_or_splits() ->
     assert table.counts[State.ABSENT] == 100, "a slot given back is blank"
 
 
+def test_of_ranges_noted_earlier_only_what_is_still_tracked_is_found() -> None:
+    table = PageTable()
+    table.update(1, u64(10 * PAGE), u64(30 * PAGE))
+    table.update(1, u64(10 * PAGE, 25 * PAGE), u64(15 * PAGE, 30 * PAGE))
+    table.update(2, u64(0), u64(20 * PAGE))  # has some of the slots that were given back
+    noted = place(1, u64(8 * PAGE, 12 * PAGE)), np.array([1, 16])
+    places, slots = table.slots_of_ranges(*noted)
+    assert (address(places) // PAGE).tolist() == [12, 13, 14, 25, 26, 27]
+    assert slots.tolist() == table.slots(places).tolist()
+    whole = table.slots_of_ranges(place(1, u64(11 * PAGE, 25 * PAGE)), np.array([4, 5]))
+    assert (address(whole[0]) // PAGE).tolist() == [11, 12, 13, 14, 25, 26, 27, 28, 29]
+    assert whole[1].tolist() == table.slots(whole[0]).tolist()
+
+
 # ---------------------------------------------------------------- plan
 
 

@@ -175,14 +175,22 @@ class PageTable:
             self._stale = False
 
     def slots_of_ranges(self, start: U64, count: I64) -> tuple[U64, I64]:
-        """Return ``(places, slots)`` of all pages of ranges of places, each inside one span; others are left out."""
-        first = self.slots(start)
-        inside = first >= 0
-        if not inside.all():
-            start, count, first = start[inside], count[inside], first[inside]
-        if not len(start):
+        """Return ``(places, slots)`` of all pages of ranges of places that are tracked (still); the others are left out.
+
+        Cost: about 10 ns a page where every range is inside one span, as :meth:`slots` where mappings have changed.
+        """
+        self.settle()
+        spans = self._all
+        if not len(spans.start) or not len(start):
             return np.empty(0, np.uint64), np.empty(0, np.int64)
-        return expand(start, count), expand(first, count)
+        i = np.searchsorted(spans.start, start, side="right") - 1
+        if ((i >= 0) & (start + count.astype(np.uint64) <= spans.end[i])).all():
+            return expand(start, count), expand(spans.base[i] + (start - spans.start[i]).astype(np.int64), count)
+        # Since a range was noted, memory in it may have been unmapped, and its slots may be those of other pages.
+        places = expand(start, count)
+        slots = self.slots(places)
+        tracked = slots >= 0
+        return places[tracked], slots[tracked]
 
     def apply(self, slots: I64, event: Event) -> U8:
         """Apply an event to pages (no slot twice), keep the counts, and return their new status bytes."""
