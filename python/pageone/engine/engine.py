@@ -300,8 +300,9 @@ class Engine:
                     self._look(target, tally)
                 self._queue_due()
             if until is not None and until > began:
-                # A look that has taken all of a period, on a busy machine, must not starve the work.
-                until = max(until, time.monotonic() + self.period / 4)
+                # A look that has taken all of a period, on a busy machine, must not starve the work: as long again.
+                now = time.monotonic()
+                until = max(until, now + max(self.period / 4, now - began))
             self._work(tally, progress, until)
             return self._report(tally, saved)
 

@@ -175,7 +175,7 @@ class PageTable:
             self._stale = False
 
     def slots_of_ranges(self, start: U64, count: I64) -> tuple[U64, I64]:
-        """Return ``(places, slots)`` of all pages of ranges of places that are tracked (still); the others are left out.
+        """Return ``(places, slots)`` of all pages of ranges of places, without those that are not tracked (any more).
 
         Cost: about 10 ns a page where every range is inside one span, as :meth:`slots` where mappings have changed.
         """

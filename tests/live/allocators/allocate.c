@@ -5,7 +5,7 @@
  * A block is filled with a pattern of 16 bytes that follows from its kind and version, so that blocks of one kind are
  * made of the same pages wherever they lie: these are what is merged. Memory that must be zero (calloc) is looked at
  * first: allocators take fresh or discarded memory for it, without a look. Part of the blocks is left at rest for a
- * while before it is freed. A wrong byte ends the program with status 1 and a line that begins with WRONG; else it
+ * while before it is freed; those of the first threads are there, at rest, until a line comes on the standard input. A wrong byte ends the program with status 1 and a line that begins with WRONG; else it
  * prints OK and the number of MiB checked.
  */
 #define _GNU_SOURCE
@@ -22,6 +22,8 @@
 #define RESTING 96u  /* blocks of a thread that come to rest */
 #define BUSY 512u    /* small and large ones that come and go */
 #define KINDS 5u
+#define LIFE 12.0     /* seconds of a thread */
+#define BREATH 10000u /* µs between bursts */
 
 /* glibc has it, others do not. */
 extern int malloc_trim(size_t) __attribute__((weak));
@@ -99,16 +101,24 @@ static void make(struct block *b, unsigned *r, size_t bytes) {
     fill(b, 0);
 }
 
-static void *work(void *argument) {
-    unsigned r = seed * 31 + (unsigned)(uintptr_t)argument;
-    struct block *resting = calloc(RESTING, sizeof *resting), *busy = calloc(BUSY, sizeof *busy);
-    double moved = now();
-    unsigned next = 0;
+/* The same in every process and thread. */
+static struct block *at_rest(void) {
+    struct block *resting = calloc(RESTING, sizeof *resting);
     for (unsigned i = 0; i < RESTING; i++) {
-        /* the same in every process and thread */
         resting[i] = (struct block){malloc(64 * 1024), 64 * 1024, i % KINDS, 0};
         fill(&resting[i], 0);
     }
+    return resting;
+}
+
+static struct block *first[THREADS];
+
+static void *work(void *argument) {
+    unsigned number = (unsigned)(uintptr_t)argument, r = seed * 31 + number;
+    struct block *resting = first[number - 1] ? first[number - 1] : at_rest(), *busy = calloc(BUSY, sizeof *busy);
+    double moved = now();
+    unsigned next = 0;
+    first[number - 1] = NULL;
     while (now() - began < seconds) {
         for (unsigned n = 0; n < 64; n++) {
             struct block *b = &busy[(unsigned)rand_r(&r) % BUSY];
@@ -125,10 +135,13 @@ static void *work(void *argument) {
                 make(b, &r, some_size(&r));
             }
         }
+        /* in bursts: several programs run side by side, and what never rests leaves nothing to merge */
+        usleep(BREATH);
         if (now() - moved > 0.02) {
-            /* what has been at rest, and perhaps merged, is freed and made anew; the next is left at rest */
-            for (unsigned n = 0; n < 8; n++) {
-                struct block *b = &resting[next++ % RESTING];
+            /* what has been at rest, and perhaps merged, is freed and made anew; the next is left at rest; every second
+               one until this thread ends, for on a busy machine the engine takes seconds to come round */
+            for (unsigned n = 0; n < 8; n++, next += 2) {
+                struct block *b = &resting[next % RESTING];
                 check(b, b->bytes);
                 free(b->at);
                 make(b, &r, 64 * 1024);
@@ -148,14 +161,17 @@ static void *work(void *argument) {
 int main(int count, char **arguments) {
     if (count != 3) return 2;
     seconds = atof(arguments[1]), seed = (unsigned)atoi(arguments[2]);
-    alarm((unsigned)seconds + 60); /* a hang ends by itself */
+    alarm(120); /* nobody may be left to say so */
+    for (unsigned i = 0; i < THREADS; i++) first[i] = at_rest();
     printf("READY\n"), fflush(stdout);
+    getchar();
+    alarm((unsigned)seconds + 60); /* a hang ends by itself */
     began = now();
     while (now() - began < seconds) {
         pthread_t threads[THREADS];
         double left = seconds;
         /* threads end and come, for arenas and caches are theirs */
-        if (seconds > 5) seconds = now() - began + 5;
+        if (seconds > LIFE) seconds = now() - began + LIFE;
         for (uintptr_t i = 0; i < THREADS; i++)
             if (pthread_create(&threads[i], NULL, work, (void *)(i + 1))) return 3;
         for (unsigned i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);

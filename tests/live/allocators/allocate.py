@@ -14,12 +14,15 @@ def made(kind: int, size: int) -> bytes:
 def main() -> None:
     seconds, seed = float(sys.argv[1]), int(sys.argv[2])
     chance = random.Random(seed)
-    print("READY", flush=True)
-    end = time.monotonic() + seconds
     right = {(kind, size): made(kind, size) for kind in range(5) for size in (24, 200, 500, 4096, 60000)}
     resting: list[list[tuple[int, bytearray]]] = [[] for _ in range(40)]
     small: list[list[object]] = []
     number = 0
+    # At rest until there is a line, or the end, on the standard input.
+    resting[0] = [(kind, bytearray(right[kind, 60000])) for kind in range(5) for _ in range(10)]
+    print("READY", flush=True)
+    sys.stdin.readline()
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         # Small objects: lists of fresh strings, tuples and floats, dropped as a whole so that arenas become free.
         small.append([(n, str(n), float(n), right[n % 5, 24] + b"") for n in range(2000)])

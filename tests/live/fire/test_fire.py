@@ -99,6 +99,9 @@ def under_fire(
             if before <= MERGED or (seconds >= LONG_S and p.scenario not in ONCE and not under):
                 wrong.append(f"{p.scenario}: only {before} pages merged at rest and {under} under fire")
         assert not wrong, "\n".join(wrong)
+        engine.stop()
+        engine.step()
+        assert not any(engine.stats.states.values()), "pages of programs that have ended are still counted"
     return engine
 
 

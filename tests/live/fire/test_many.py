@@ -81,6 +81,7 @@ def many(start: Callable[..., Any], count: int, seed: int) -> None:
                 break
             time.sleep(PERIOD)
         assert (stats.targets, stats.frames, stats.index_entries, stats.tracked) == (0, 0, 0, 0)
+        assert not any(stats.states.values())
         pool = engine._backend.pool.inode  # type: ignore[attr-defined]
         deadline = time.monotonic() + 10
         # The books are first, the memory follows; the engine is in the middle of a period.
