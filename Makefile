@@ -70,7 +70,9 @@ soak: build ## the long form of the tests: minutes each
 	$(MAKE) sanitize
 	$(MAKE) fuzz FUZZ_SECONDS=600
 
-realworld: build ## programs of the distribution, judged by checks of their own (Debian: apt install stress-ng gunicorn)
+# Debian: apt install stress-ng gunicorn redis-server redis-tools qemu-system-x86 linux-image-cloud-amd64 gcc golang-go
+# default-jdk-headless. What is not there is skipped, and named.
+realworld: build $(STAMPS)/realworld ## programs of the distribution, judged by checks of their own (the Makefile names the packages)
 	$(BIN)/python -m pytest -s -m realworld --timeout 600 $(PYTEST_ARGS)
 
 bench: build ## tree, engine and KSM in their short form (`pageone bench NAME` is the long one)
@@ -98,6 +100,11 @@ $(STAMPS)/venv: $(STAMPS)/toolchain pyproject.toml tools/requirements.py
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python tools/requirements.py pyproject.toml > $(STAMPS)/requirements.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r $(STAMPS)/requirements.txt
+	@touch $@
+
+$(STAMPS)/realworld: $(STAMPS)/venv pyproject.toml tools/requirements.py
+	$(BIN)/python tools/requirements.py pyproject.toml bench > $(STAMPS)/requirements-bench.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r $(STAMPS)/requirements-bench.txt
 	@touch $@
 
 $(STAMPS)/native: $(STAMPS)/venv $(RUST_SRC)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -84,6 +85,10 @@ def _program_missing(program: str) -> str | None:
     return None if shutil.which(program) else f"needs the program {program}"
 
 
+def _module_missing(module: str) -> str | None:
+    return None if importlib.util.find_spec(module) else f"needs the Python module {module}"
+
+
 NEEDS: dict[str, Callable[[], str | None]] = {
     "root": _root_missing,
     "merge": _merge_missing,
@@ -99,9 +104,11 @@ NEEDS: dict[str, Callable[[], str | None]] = {
 
 
 def lacking(what: str) -> str | None:
-    """Return why ``what`` (a key of ``NEEDS``, or ``program:NAME``) is not there; None if it is."""
+    """Return why ``what`` (a key of ``NEEDS``, ``program:NAME`` or ``module:NAME``) is not there; None if it is."""
     if what.startswith("program:"):
         return _program_missing(what.removeprefix("program:"))
+    if what.startswith("module:"):
+        return _module_missing(what.removeprefix("module:"))
     return NEEDS[what]()
 
 

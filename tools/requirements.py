@@ -1,4 +1,4 @@
-"""Print what a checkout needs from the registry: the package's dependencies and its ``dev`` extra.
+"""Print what a checkout needs from the registry: the package's dependencies and its extras named, ``dev`` by default.
 
 For: the Makefile. Python 3.10 has no ``tomllib``; the copy of its forerunner inside pip stands in.
 """
@@ -21,4 +21,5 @@ def load(path: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     project = load(Path(sys.argv[1]))["project"]
-    print("\n".join([*project["dependencies"], *project["optional-dependencies"]["dev"]]))
+    extras = sys.argv[2:] or ["dev"]
+    print("\n".join([*project["dependencies"], *(p for e in extras for p in project["optional-dependencies"][e])]))

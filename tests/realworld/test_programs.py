@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import threading
 import time
@@ -25,12 +24,12 @@ import pytest
 from pageone.engine import Engine, Stats
 from pageone.errors import PageOneError
 
+from .conftest import MIB, free_port, wait_port
+
 pytestmark = [pytest.mark.realworld, pytest.mark.needs("merge")]
 
 PERIOD_S = 0.2
 LOOK_FOR_CHILDREN_S = 0.1
-
-MIB = 1 << 20
 
 
 class Follower:
@@ -94,22 +93,6 @@ def tell(name: str, follower: Follower, **more: Any) -> None:
         "cpu_s": round(sum(stats.cpu_s.values()), 2),
     }
     print(json.dumps(figures | more), flush=True)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_port(port: int, process: subprocess.Popen[str], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.05)
-    pytest.fail(f"nobody listens on port {port}")
 
 
 # --- stress-ng ------------------------------------------------------------------------------------------------
