@@ -170,9 +170,9 @@ fn candidates(process: &Process, stopped: &Stopped) -> io::Result<Vec<(i32, Regs
     Ok(good)
 }
 
-/// Restartable sequences: a thread interrupted inside one must resume at its abort handler once other code has run
-/// in it, for the kernel forgets the sequence when it sees a foreign instruction pointer.
-fn leave_rseq(tid: i32, regs: &mut Regs) -> io::Result<()> {
+/// Where the kernel keeps a thread's part of restartable sequences (`struct rseq`, mostly in the thread's own data):
+/// first byte and size. It writes there whenever the thread returns to the program after it was preempted.
+fn rseq_area(tid: i32) -> Option<(u64, u64)> {
     #[repr(C)]
     #[derive(Default)]
     struct Configuration {
@@ -193,11 +193,17 @@ fn leave_rseq(tid: i32, regs: &mut Regs) -> io::Result<()> {
             &mut c,
         )
     };
-    if r <= 0 || c.pointer == 0 {
+    (r > 0 && c.pointer != 0).then_some((c.pointer, u64::from(c.size)))
+}
+
+/// Restartable sequences: a thread interrupted inside one must resume at its abort handler once other code has run
+/// in it, for the kernel forgets the sequence when it sees a foreign instruction pointer.
+fn leave_rseq(tid: i32, regs: &mut Regs) -> io::Result<()> {
+    let Some((area, _)) = rseq_area(tid) else {
         return Ok(());
-    }
+    };
     let mut word = [0u8; 8];
-    if read_remote(tid, c.pointer + 8, &mut word)? != 8 {
+    if read_remote(tid, area + 8, &mut word)? != 8 {
         return Ok(());
     }
     let at = u64::from_le_bytes(word);
@@ -422,6 +428,17 @@ impl Workshop {
         caller
             .call(nr::MUNMAP, [self.base, WORKSHOP_SIZE, 0, 0, 0, 0])
             .map(drop)
+    }
+
+    /// The pages that must stay where they are while lists run in this stop, from the first byte to behind the last: the
+    /// kernel writes there each time the thread that runs them has been preempted. With the page away that is a fault on
+    /// every way back to the list, which then never ends.
+    pub fn needed(&self, process: &Process, stopped: &Stopped) -> io::Result<Option<(u64, u64)>> {
+        let (tid, _) = self.hire(process, stopped)?;
+        if remedies::without("rseq") {
+            return Ok(None);
+        }
+        Ok(rseq_area(tid).map(|(at, size)| (at & !(PAGE - 1), (at + size).next_multiple_of(PAGE))))
     }
 
     /// Runs `ops` (at most [`OPS_MAX`]) in one thread of the stopped target and fills in their results. The caller

@@ -788,6 +788,7 @@ impl Target {
         for (first, pages) in overlapping(batch) {
             codes[first..first + pages].fill(Code::Timeout as u8);
         }
+        self.keep_needed(stopped, batch, codes)?;
         // What was written since the engine looked is not at rest. That tells also of a page that something outside of
         // the target's threads is about to write, a device or another process: whoever pins a page to write it faults
         // it in for writing first.
@@ -960,6 +961,24 @@ impl Target {
         })
     }
 
+    /// Refuses pages that the kernel writes while lists run ([`Workshop::needed`]): they cannot be moved.
+    fn keep_needed(&self, stopped: &Stopped, batch: &[Run], codes: &mut [u8]) -> io::Result<()> {
+        let Some((start, end)) = self.workshop.needed(&self.process, stopped)? else {
+            return Ok(());
+        };
+        let mut at = 0;
+        for r in batch {
+            let last = r.addr + u64::from(r.pages) * PAGE;
+            let (from, to) = (start.max(r.addr), end.min(last));
+            if from < to {
+                let part = &mut codes[at..at + r.pages as usize];
+                mark(part, r.addr, from, to, Code::Refused);
+            }
+            at += r.pages as usize;
+        }
+        Ok(())
+    }
+
     /// Runs a list in the stopped target, reading events that it causes.
     fn run_ops(
         &mut self,
@@ -986,6 +1005,10 @@ impl Target {
             |t, tracer, stopped, batch, codes, _| {
                 let mut edges = BTreeSet::new();
                 t.classify(batch, |v| v.file == file, codes, &mut edges)?;
+                if way == Way::Apart {
+                    // Copied where it is, it is always there.
+                    t.keep_needed(stopped, batch, codes)?;
+                }
                 for part in cut(&good_runs(batch, codes), &edges).chunks(UNSHARE_MAX) {
                     let runs: Vec<Run> = part.iter().map(|(r, _)| *r).collect();
                     let prots: Vec<u64> = t.process.with_maps(|maps| {

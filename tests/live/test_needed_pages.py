@@ -1,0 +1,102 @@
+"""A page that the kernel itself writes while calls run inside a target is not moved from under it."""
+
+from __future__ import annotations
+
+import platform
+import signal
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pageone.engine.backend import PAGE_SIZE, PageCode, TargetMemory
+from pageone.live import LiveBackend
+
+pytestmark = [
+    pytest.mark.needs("merge"),
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="asks for the thread's own data as x86-64 has it"),
+]
+
+#: Tells where the kernel keeps its part of restartable sequences: at an offset from the thread's own data, by glibc.
+SLEEPER = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+libc.pthread_self.restype = ctypes.c_void_p
+try:
+    size = ctypes.c_uint.in_dll(libc, "__rseq_size").value
+    area = libc.pthread_self() + ctypes.c_ssize_t.in_dll(libc, "__rseq_offset").value if size else 0
+except ValueError:
+    area = 0
+print(area, flush=True)
+for line in sys.stdin:
+    print("here", flush=True)
+"""
+
+
+@pytest.fixture
+def backend() -> Iterator[LiveBackend]:
+    made = LiveBackend(pool_bytes=1 << 20)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def _wait_until_at_rest(memory: TargetMemory, page: int) -> None:
+    """Look until the page has been written no more: the kernel writes it when the thread wakes, too."""
+    start, end = np.array([page], np.uint64), np.array([page + PAGE_SIZE], np.uint64)
+    unwritten = 0
+    for _ in range(1000):
+        unwritten = 0 if len(memory.written(start, end).start) else unwritten + 1
+        if unwritten == 3:
+            return
+    pytest.fail("the page is written all the time")
+
+
+def _merge(backend: LiveBackend, process: subprocess.Popen[str]) -> PageCode:
+    """Ask for the page to be exchanged for a frame with the same bytes; return what came of it."""
+    assert process.stdout
+    area = int(process.stdout.readline())
+    if not area:
+        pytest.skip("needs a C library with restartable sequences (glibc 2.35)")
+    page = area & ~(PAGE_SIZE - 1)
+    memory = backend.attach(process.pid)
+    regions = memory.regions()
+    assert ((regions.start <= page) & (page < regions.end)).any(), "no mapping that is tracked holds the page"
+    address, frame = np.array([page], np.uint64), np.array([0], np.uint32)
+    for _ in range(200):
+        _wait_until_at_rest(memory, page)
+        assert backend.fill(frame, memory, address)[0] == 0
+        code = PageCode(int(memory.merge(address, np.array([1], np.uint32), frame).code[0]))
+        if code not in (PageCode.WRITTEN, PageCode.DIFFERS, PageCode.TIMEOUT):  # the thread had just woken
+            return code
+    pytest.fail("never at rest long enough to be asked for")
+
+
+def _still_answers(process: subprocess.Popen[str]) -> bool:
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return process.stdout.readline() == "here\n"
+
+
+def test_the_page_that_the_kernel_writes_when_a_thread_was_preempted_stays_where_it_is(
+    spawn: Any, backend: LiveBackend
+) -> None:
+    process = spawn.python(SLEEPER)
+    assert _merge(backend, process) == PageCode.REFUSED
+    assert _still_answers(process)
+
+
+def test_without_the_remedy_that_page_is_moved(spawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGEONE_WITHOUT", "rseq")  # read by the guardian, which starts with the backend
+    unmended = LiveBackend(pool_bytes=1 << 20)
+    try:
+        process = spawn.python(SLEEPER)
+        # If its thread is preempted just then the program dies of it: that is what the remedy is for.
+        assert _merge(unmended, process) == PageCode.DONE or process.wait(20) == -signal.SIGSEGV
+    finally:
+        unmended.close()
