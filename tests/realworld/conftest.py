@@ -22,14 +22,28 @@ PERIOD_S = 0.2
 
 MIB = 1 << 20
 
+#: For numerical libraries.
+ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+def figures(stats: dict[str, Any]) -> dict[str, Any]:
+    """Return what a test prints of an engine's figures, which are as users see them."""
+    return {
+        "merged_pages": stats["pages_merged"],
+        "dropped_zero_pages": stats["pages_dropped"],
+        "wasted_merges": stats["wasted_merges"],
+        "saved_mib": round(stats["saved_bytes"] / MIB, 1),
+        "pause_p99_ms": round(stats["pauses"]["p99_ms"], 2),
+        "pause_max_ms": round(stats["pauses"]["max_ms"], 2),
+        "cpu_s": round(sum(stats["cpu_s"].values()), 2),
+    }
+
 
 class Domain:
     """The engine of a test. Programs are started under it with ``run``; all figures are those that users see."""
 
     def __init__(self, runtime: Path) -> None:
-        self.environment = dict(os.environ) | {"XDG_RUNTIME_DIR": str(runtime), "COLUMNS": "200"}
-        for threads in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-            self.environment[threads] = "1"
+        self.environment = dict(os.environ) | ONE_THREAD | {"XDG_RUNTIME_DIR": str(runtime), "COLUMNS": "200"}
 
     def run(self, *argv: str, period: float = PERIOD_S) -> list[str]:
         """Return the command line that runs ``argv`` under the engine, at a period of ``PERIOD_S`` and a whole CPU."""
@@ -66,19 +80,7 @@ class Domain:
     def tell(self, name: str, **more: Any) -> None:
         """Print one line of figures; ``pytest -s`` shows it."""
         state = self.state()
-        stats, pauses = state["stats"], state["stats"]["pauses"]
-        figures = {
-            "test": name,
-            "merged_pages": stats["pages_merged"],
-            "dropped_zero_pages": stats["pages_dropped"],
-            "wasted_merges": stats["wasted_merges"],
-            "saved_mib": round(stats["saved_bytes"] / MIB, 1),
-            "pause_p99_ms": round(pauses["p99_ms"], 2),
-            "pause_max_ms": round(pauses["max_ms"], 2),
-            "cpu_s": round(sum(stats["cpu_s"].values()), 2),
-            "errors": state["errors"],
-        }
-        print(json.dumps(figures | more), flush=True)
+        print(json.dumps({"test": name} | figures(state["stats"]) | {"errors": state["errors"]} | more), flush=True)
 
     @staticmethod
     def until(true: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
@@ -88,6 +90,20 @@ class Domain:
             assert time.monotonic() < end, f"not after {seconds:g} seconds: {what}"
             time.sleep(0.1)
         return found
+
+
+def tell_job(worker: subprocess.Popen[str], path: Path | str) -> None:
+    """Have a worker of ``job.py`` do one more round; its results are at ``path`` when it says that it has done it."""
+    assert worker.stdin
+    worker.stdin.write(f"{path}\n")
+    worker.stdin.flush()
+
+
+def wait_job(worker: subprocess.Popen[str], answer: str) -> None:
+    """Wait for a worker of ``job.py`` to say it: ``ready``, or ``done`` for each round."""
+    assert worker.stdout
+    line = worker.stdout.readline()
+    assert line == f"{answer}\n", line or worker.communicate()[1]
 
 
 def free_port() -> int:

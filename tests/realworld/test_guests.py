@@ -180,7 +180,16 @@ def _boot(spawn: Any, image: Image, domain: Domain | None) -> list[Guest]:
         environment = domain.environment if domain else None
         process = spawn(domain.run(*command) if domain else command, env=environment, stdin=subprocess.DEVNULL)
         guests.append(Guest(process, image.right(seed)))
+    for guest in guests:
+        guest.wait_sums(1)
     return guests
+
+
+def _go_on(guests: list[Guest]) -> None:
+    """Have every guest print some more sums, and compare all."""
+    for guest in guests:
+        guest.wait_sums(len(guest.sums) + SUMS_AFTER)
+        guest.check()
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +212,6 @@ def _tell(name: str, guests: list[Guest], **figures: Any) -> None:
 @pytest.mark.timeout(400)
 def test_guests_sum_their_memory_right_while_pageone_merges_them(spawn: Any, domain: Domain, image: Image) -> None:
     guests = _boot(spawn, image, domain)
-    for guest in guests:
-        guest.wait_sums(1)
     pids = [guest.process.pid for guest in guests]
 
     def saved() -> tuple[float, int]:
@@ -216,9 +223,7 @@ def test_guests_sum_their_memory_right_while_pageone_merges_them(spawn: Any, dom
     cpu = _cpu_s(state["pid"], state["guardian"])
     stats = state["stats"]
     used = sum(guest.anonymous_bytes() for guest in guests)
-    for guest in guests:
-        guest.wait_sums(len(guest.sums) + SUMS_AFTER)
-        guest.check()
+    _go_on(guests)
     _tell(
         "PageONE",
         guests,
@@ -239,9 +244,7 @@ def test_guests_sum_their_memory_right_while_pageone_merges_them(spawn: Any, dom
     )
     assert stats["pages_merged"] > 5_000
     domain.detach(*pids)
-    for guest in guests:
-        guest.wait_sums(len(guest.sums) + SUMS_AFTER)
-        guest.check()
+    _go_on(guests)
 
 
 @pytest.mark.needs("ksm")
@@ -252,8 +255,6 @@ def test_guests_sum_their_memory_right_while_ksm_merges_them(spawn: Any, image: 
     with ksm.driven(run=1, sleep_millisecs=20, pages_to_scan=5000):
         before = ksm.ksmd_cpu_s()
         guests = _boot(spawn, image, None)
-        for guest in guests:
-            guest.wait_sums(1)
 
         def saved() -> tuple[float, int]:
             counters = ksm.read_counters()
@@ -263,9 +264,7 @@ def test_guests_sum_their_memory_right_while_ksm_merges_them(spawn: Any, image: 
         all_saved, seconds = _settle(saved)
         cpu = ksm.ksmd_cpu_s() - before
         counters = ksm.read_counters()
-        for guest in guests:
-            guest.wait_sums(len(guest.sums) + SUMS_AFTER)
-            guest.check()
+        _go_on(guests)
         _tell(
             "KSM",
             guests,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Domain
+from .conftest import Domain, tell_job, wait_job
 
 pytestmark = [pytest.mark.realworld, pytest.mark.needs("merge")]
 
@@ -24,41 +24,32 @@ PAGES = DATA_MIB << 8  #: of one worker's data
 
 
 def _ask(worker: subprocess.Popen[str], path: Path) -> Path:
-    """Have a worker do one more round; its results are at ``path`` when it has answered."""
-    assert worker.stdin
-    worker.stdin.write(f"{path}\n")
-    worker.stdin.flush()
+    tell_job(worker, path)
     return path
-
-
-def _wait(worker: subprocess.Popen[str], answer: str) -> None:
-    assert worker.stdout
-    line = worker.stdout.readline()
-    assert line == f"{answer}\n", line or worker.communicate()[1]
 
 
 @pytest.mark.parametrize("kind", ["numpy", pytest.param("scikit-learn", marks=pytest.mark.needs("module:sklearn"))])
 def test_results_are_bit_by_bit_those_of_a_run_without(kind: str, spawn: Any, domain: Domain, tmp_path: Path) -> None:
     job = [sys.executable, str(Path(__file__).with_name("job.py")), kind, str(DATA_MIB)]
     alone = spawn(job, env=domain.environment)
-    _wait(alone, "ready")
+    wait_job(alone, "ready")
     expected = []
     for number in range(2):
         path = _ask(alone, tmp_path / f"alone-{number}")
-        _wait(alone, "done")
+        wait_job(alone, "done")
         expected.append(path.read_bytes())
     assert expected[0] == expected[1], "the job itself is not deterministic: nothing could be shown by it"
 
     workers = [spawn(domain.run(*job), env=domain.environment) for _ in range(WORKERS)]
     for worker in workers:
-        _wait(worker, "ready")
+        wait_job(worker, "ready")
     domain.wait_merged((WORKERS - 1) * PAGES)
 
     def rounds(name: str, count: int) -> None:
         for number in range(count):
             paths = [_ask(worker, tmp_path / f"{name}-{number}-{worker.pid}") for worker in workers]
             for worker, path in zip(workers, paths, strict=True):
-                _wait(worker, "done")
+                wait_job(worker, "done")
                 assert path.read_bytes() == expected[0]
                 path.unlink()
 

@@ -25,7 +25,7 @@ import pytest
 from pageone.engine import Engine
 from pageone.engine.queue import BACKGROUND_CPU
 
-from .conftest import Domain, free_port, wait_port
+from .conftest import ONE_THREAD, Domain, free_port, tell_job, wait_job, wait_port
 from .test_redis import Client
 
 pytestmark = [pytest.mark.realworld, pytest.mark.needs("merge")]
@@ -101,13 +101,11 @@ def _requests(argv: list[str]) -> None:
 
 def _compute(workers: list[subprocess.Popen[str]]) -> None:
     for worker in workers:
-        assert worker.stdin
-        worker.stdin.write("/dev/null\n" * JOBS)
-        worker.stdin.flush()
-    for worker in workers:
-        assert worker.stdout
         for _ in range(JOBS):
-            assert worker.stdout.readline() == "done\n"
+            tell_job(worker, "/dev/null")
+    for worker in workers:
+        for _ in range(JOBS):
+            wait_job(worker, "done")
 
 
 @pytest.mark.needs("program:redis-server", "program:redis-benchmark")
@@ -133,13 +131,12 @@ def test_what_a_redis_server_loses(spawn: Any, tmp_path: Path) -> None:
 def test_what_a_numerical_job_loses(spawn: Any, tmp_path: Path) -> None:
     work: dict[str, Callable[[], None]] = {}
     job = [sys.executable, str(Path(__file__).with_name("job.py")), "numpy", str(DATA_MIB)]
-    environment = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     with ExitStack() as stack:
         engines: dict[str, Engine | None] = {}
         for kind, period in PERIODS.items():
-            workers = [spawn(job, env=dict(os.environ) | environment) for _ in range(2)]
+            workers = [spawn(job, env=dict(os.environ) | ONE_THREAD) for _ in range(2)]
             for worker in workers:
-                assert worker.stdout.readline() == "ready\n"
+                wait_job(worker, "ready")
             engines[kind] = stack.enter_context(followed([w.pid for w in workers], period, DATA_MIB << 8))
             work[kind] = partial(_compute, workers)
         compare("a numpy job", engines, work)

@@ -21,10 +21,10 @@ from typing import Any
 import psutil
 import pytest
 
-from pageone.engine import Engine, Stats
+from pageone.engine import Engine, Stats, as_json
 from pageone.errors import PageOneError
 
-from .conftest import MIB, free_port, wait_port
+from .conftest import figures, free_port, wait_port
 
 pytestmark = [pytest.mark.realworld, pytest.mark.needs("merge")]
 
@@ -81,18 +81,8 @@ class Follower:
 
 def tell(name: str, follower: Follower, **more: Any) -> None:
     """Print one line of figures; ``pytest -s`` shows it."""
-    stats = follower.stats
-    figures = {
-        "test": name,
-        "merged_pages": stats.pages_merged,
-        "dropped_zero_pages": stats.pages_dropped,
-        "wasted_merges": stats.wasted_merges,
-        "saved_mib": round(stats.saved_bytes / MIB, 1),
-        "pause_p99_ms": round(stats.pauses.percentile(99) * 1e3, 2),
-        "pause_max_ms": round(stats.pauses.max_s * 1e3, 2),
-        "cpu_s": round(sum(stats.cpu_s.values()), 2),
-    }
-    print(json.dumps(figures | more), flush=True)
+    stats = json.loads(as_json(follower.stats))
+    print(json.dumps({"test": name} | figures(stats) | more), flush=True)
 
 
 # --- stress-ng ------------------------------------------------------------------------------------------------

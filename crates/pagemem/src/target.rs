@@ -966,15 +966,12 @@ impl Target {
         let Some((start, end)) = self.workshop.needed(&self.process, stopped)? else {
             return Ok(());
         };
-        let mut at = 0;
-        for r in batch {
+        for (r, first) in good_runs(batch, codes) {
             let last = r.addr + u64::from(r.pages) * PAGE;
             let (from, to) = (start.max(r.addr), end.min(last));
             if from < to {
-                let part = &mut codes[at..at + r.pages as usize];
-                mark(part, r.addr, from, to, Code::Refused);
+                mark(&mut codes[first..], r.addr, from, to, Code::Refused);
             }
-            at += r.pages as usize;
         }
         Ok(())
     }

@@ -73,6 +73,11 @@ class _Spans:
     end: U64
     base: I64
 
+    def locate(self, places: U64) -> tuple[I64, I64]:
+        """Return the last range that begins at or before each place, or -1, and the slot as far on in it."""
+        i = np.searchsorted(self.start, places, side="right") - 1
+        return i, self.base[i] + (places - self.start[i]).astype(np.int64)
+
 
 def _no_spans() -> _Spans:
     return _Spans(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int64))
@@ -156,10 +161,8 @@ class PageTable:
         spans = self._all
         if not len(spans.start):
             return np.full(len(places), -1, np.int64)
-        i = np.searchsorted(spans.start, places, side="right") - 1
-        inside = (i >= 0) & (places < spans.end[i])
-        slot = spans.base[i] + (places - spans.start[i]).astype(np.int64)
-        slot[~inside] = -1
+        i, slot = spans.locate(places)
+        slot[(i < 0) | (places >= spans.end[i])] = -1
         return slot
 
     def settle(self) -> None:
@@ -183,9 +186,9 @@ class PageTable:
         spans = self._all
         if not len(spans.start) or not len(start):
             return np.empty(0, np.uint64), np.empty(0, np.int64)
-        i = np.searchsorted(spans.start, start, side="right") - 1
+        i, first = spans.locate(start)
         if ((i >= 0) & (start + count.astype(np.uint64) <= spans.end[i])).all():
-            return expand(start, count), expand(spans.base[i] + (start - spans.start[i]).astype(np.int64), count)
+            return expand(start, count), expand(first, count)
         # Since a range was noted, memory in it may have been unmapped, and its slots may be those of other pages.
         places = expand(start, count)
         slots = self.slots(places)
