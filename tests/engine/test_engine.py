@@ -454,3 +454,27 @@ def test_planning_and_filling_frames_count_for_the_cpu_budget() -> None:
         assert engine.stats.sharers > 0
         assert spent["plan"] > 0
         assert sum(paid) >= 0.9 * (spent["find"] + spent["plan"] + spent["merge"])
+
+
+def test_looks_come_less_often_where_they_would_take_more_than_half_of_the_cpu_budget() -> None:
+    backend = FakeBackend()
+    process, _ = pair_of(backend)
+    look_s = 0.01
+    with Engine(backend=backend, cpu=0.2, period=0.001) as engine:
+        target = engine.attach(process.pid)
+        look = target._memory.written
+
+        def slow(start: np.ndarray, end: np.ndarray) -> object:
+            until = time.thread_time() + look_s
+            while time.thread_time() < until:
+                pass
+            return look(start, end)
+
+        target._memory.written = slow  # type: ignore[method-assign, assignment]
+        began, looks = time.monotonic(), 0
+        engine.run(lambda: engine.stats.period >= 12)
+        looks = engine.stats.period
+        # The first few do not know yet what a look costs.
+        assert (looks - 4) * look_s / (time.monotonic() - began) < 0.2 * 0.5
+        engine.hurry_when(lambda: True)
+        assert engine._apart_s() == engine.period

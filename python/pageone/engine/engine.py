@@ -65,6 +65,8 @@ LET_GO_PERIODS = 16  #: or when so many periods have passed since a merged page 
 LET_GO_RUN = 8  #: but no shorter run than this, unless it is a whole mapping: it would cost two mappings
 MAPPING_BYTES = 256  #: what one mapping costs the kernel (vm_area_struct and its tree), for the books
 TARGET_NUMBERS = 1 << 20
+LOOKS_SHARE = 0.5  #: most of a CPU budget that looks take: they come less often than asked for where it needs that
+LOOKS_APART_MAX_S = 60.0  #: but not less often than this
 HELD_SLACK = 64  #: mappings that must have become free before pages held for lack of them are tried again
 SWEEP_SHARE = 4  #: sweep the index when one in so many of its entries may be stale
 SWEEP_MIN = 4096  #: but not for less
@@ -180,6 +182,7 @@ class Engine:
         self._decider = Decider(self._limits, backend, books, self._targets, self._apply, self._enqueue)
         self._next_number = 1
         self._period = 0
+        self._look_cpu_s = 0.0  #: what looks have cost lately
         self._due: dict[int, list[tuple[U64, I64]]] = {}
         self._totals = Tally()
         self._pauses = Pauses()
@@ -299,6 +302,7 @@ class Engine:
                 for target in self.targets:
                     self._look(target, tally)
                 self._queue_due()
+            self._look_cpu_s = (self._look_cpu_s + tally.cpu_s["look"]) / 2
             if until is not None and until > began:
                 # A look that has taken all of a period, on a busy machine, must not starve the work: as long again.
                 now = time.monotonic()
@@ -341,11 +345,18 @@ class Engine:
         ahead = time.monotonic()
         while not stop() and not self._stop.is_set():
             # Late, it goes on from now: a period whose end has passed would leave no time for the work.
-            ahead = max(ahead, time.monotonic()) + self.period
+            ahead = max(ahead, time.monotonic()) + self._apart_s()
             self.step(until=ahead)
             if not idle and not self._targets:
                 return
             self._stop.wait(max(0.0, ahead - time.monotonic()))
+
+    def _apart_s(self) -> float:
+        """Return the time between two looks: the period, or more where looks would take over half of the CPU budget."""
+        share = self._workers.budget.share
+        if share is None or self._workers.urgent():
+            return self.period
+        return max(self.period, min(LOOKS_APART_MAX_S, self._look_cpu_s / (share * LOOKS_SHARE)))
 
     def start(self) -> None:
         """Do :meth:`run` in a thread of its own, also while there are no targets; :meth:`stop` ends it."""
@@ -954,9 +965,7 @@ class Engine:
         finally:
             spent = time.thread_time() - began
             tally.cpu_s[name] += spent
-            if name != "look":
-                # The workers sleep for it, too. A look has none to follow: what it takes is bounded by its period.
-                self._workers.budget.pay(spent)
+            self._workers.budget.pay(spent)  # the workers sleep for it, too
 
     def _check_open(self) -> None:
         if self._closed:
