@@ -62,6 +62,35 @@ def test_equal_pages_at_rest_share_frames_and_each_process_reads_its_own() -> No
         consistent(engine, backend)
 
 
+def test_pages_booked_batch_by_batch_find_their_twins_in_any_batch_before() -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend)
+    a.write(np.arange(256, 512), values(256))  # the same contents once more, in the same process
+    with Engine(backend=backend, batch_pages=16) as engine:
+        engine.attach(a.pid)
+        engine.attach(b.pid)
+        steps(engine, 3)
+        stats = engine.stats
+        assert (stats.pages_read, stats.pages_merged, stats.frames, stats.index_entries) == (768, 768, 256, 256)
+        assert engine._pages.counts[State.UNIQUE] == 0
+        consistent(engine, backend)
+
+
+def test_frames_that_are_mapped_are_looked_for_in_no_process() -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend)
+    with Engine(backend=backend) as engine:
+        engine.attach(a.pid)
+        engine.attach(b.pid)
+        steps(engine, 20)
+        assert engine.stats.frames == 256
+        assert "mapped_frames" not in backend.calls
+        a.exit()
+        b.exit()
+        steps(engine, 3)
+        assert engine.stats.frames == 0
+
+
 def test_runs_shorter_than_asked_for_are_left_alone_and_counted() -> None:
     backend = FakeBackend()
     a, b = pair_of(backend)

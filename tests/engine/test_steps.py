@@ -172,6 +172,20 @@ def test_pages_keep_their_status_when_their_mapping_grows_shrinks_or_splits() ->
     assert table.counts[State.ABSENT] == 100, "a slot given back is blank"
 
 
+def test_the_slot_of_a_place_does_not_depend_on_what_else_is_asked_for() -> None:
+    table = PageTable()
+    table.update(1, u64(10 * PAGE, 25 * PAGE), u64(15 * PAGE, 30 * PAGE))
+    table.update(2, u64(0), u64(20 * PAGE))
+    every = np.concatenate(
+        (place(1, np.arange(40, dtype=np.uint64) * PAGE), place(2, np.arange(40, dtype=np.uint64) * PAGE))
+    )
+    alone = np.concatenate([table.slots(every[i : i + 1]) for i in range(len(every))])
+    assert np.count_nonzero(alone >= 0) == len(set(alone.tolist()) - {-1}) == 30
+    for low in range(len(every)):
+        for high in range(low, len(every) + 1):
+            assert np.array_equal(table.slots(every[low:high][::-1]), alone[low:high][::-1])
+
+
 def test_of_ranges_noted_earlier_only_what_is_still_tracked_is_found() -> None:
     table = PageTable()
     table.update(1, u64(10 * PAGE), u64(30 * PAGE))

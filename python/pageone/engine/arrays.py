@@ -15,7 +15,7 @@ I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
 
-__all__ = ["Extents", "Reserve", "distinct", "expand", "grouped", "runs"]
+__all__ = ["Extents", "Reserve", "ascending", "distinct", "expand", "grouped", "in_order", "repeated", "runs"]
 
 
 class Reserve:
@@ -59,11 +59,24 @@ def expand(start: npt.NDArray[Any], count: npt.NDArray[Any]) -> npt.NDArray[Any]
     return result
 
 
+def ascending(values: npt.NDArray[Any]) -> bool:
+    """Tell whether each value is greater than the one before: then there is nothing to sort, and none is repeated."""
+    return bool((values[1:] > values[:-1]).all())
+
+
+def in_order(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the values sorted; themselves where they are ascending already."""
+    return values if ascending(values) else np.sort(values)
+
+
 def distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the distinct values, ascending. Sorts: for large integers a tenth of what ``numpy.unique`` takes (2.4)."""
+    """Return the distinct values, ascending; themselves where they are that already.
+
+    Sorts otherwise: for large integers a tenth of what ``numpy.unique`` takes (2.4).
+    """
+    if ascending(values):
+        return values
     ordered = np.sort(values)
-    if len(ordered) < 2:
-        return ordered
     return ordered[np.concatenate(([True], ordered[1:] != ordered[:-1]))]
 
 
@@ -85,9 +98,9 @@ def grouped(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], I64, I64, I64]:
 
 
 def repeated(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Mark values that came before, ``(n,)``. Cost: a sort, as :func:`distinct`; more only where there are any."""
+    """Mark values that came before, ``(n,)``. Cost: next to nothing for ascending ones, else a sort."""
     marks = np.zeros(len(values), np.bool_)
-    if len(distinct(values)) < len(values):
+    if not ascending(values):
         marks[:] = True
         marks[np.unique(values, return_index=True)[1]] = False
     return marks

@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pageone.engine import plan
-from pageone.engine.arrays import distinct, grouped, repeated, runs
+from pageone.engine.arrays import distinct, grouped, in_order, repeated, runs
 from pageone.engine.backend import PAGE_SIZE, Backend, Outcome, PageCode, PageFlag, ReadCode
 from pageone.engine.decide import Decider, Limits, Members, Planned
 from pageone.engine.frames import NO_FRAME, NO_ID, Frames
@@ -56,7 +56,7 @@ Progress = Callable[[str, int, int], None]
 
 __all__ = ["Engine", "Progress", "Target"]
 
-BATCH_PAGES = 8192  #: pages of one job: 32 MiB, some milliseconds of reading
+BATCH_PAGES = 8192  #: pages of one job, 32 MiB: some milliseconds of reading; also those booked at a time
 WAVE_FRAMES = 8192  #: new frames filled, and mapped, at a time: 32 MiB
 REQUEST_PAGES = 16384  #: pages of one request to merge; the backend splits it further to keep its stops short
 DETACH_TRIES = 20  #: a target that does not stop in time is asked again so often
@@ -84,6 +84,12 @@ class _Found:
     is_new: Bools
     cpu_s: float
     outside_cpu_s: float = 0.0
+
+    def take(self, which: Bools) -> _Found:
+        """Return what was found of some of the pages."""
+        readable = which[self.codes == ReadCode.OK]
+        some = (self.places[which], self.changed, self.codes[which], self.ids[readable], self.is_new[readable])
+        return _Found(self.target, *some, self.cpu_s, self.outside_cpu_s)
 
 
 @dataclass
@@ -328,7 +334,7 @@ class Engine:
             self._period += 1
             with self._phase(tally, "look"):
                 for target in self.targets:
-                    written = self._look(target, tally)
+                    written = np.concatenate([np.empty(0, np.uint64), *self._look(target, tally)])
                     resting = self._pages.in_state(target._number, State.VOLATILE)
                     resting = resting[~np.isin(resting, written, assume_unique=True)]
                     self._enqueue(target, resting)
@@ -408,11 +414,10 @@ class Engine:
 
     # ------------------------------------------------------------------ look
 
-    def _look(self, target: Target, tally: Tally) -> U64:
-        """Bring the status of a target's pages up to date; return the places written since the last look."""
-        none = np.empty(0, np.uint64)
+    def _look(self, target: Target, tally: Tally) -> list[U64]:
+        """Bring the status of a target's pages up to date; return the places written since the last look, in parts."""
         if not self._refresh(target):
-            return none
+            return []
         tally.regions += target._regions
         start, end = self._pages.spans_of(target._number)
         try:
@@ -423,18 +428,25 @@ class Engine:
             if not target._memory.alive():
                 self._forget(target)
             tally.missed += 1
-            return none
-        if not len(written.start):
-            return none
+            return []
         count = ((written.end - written.start) // np.uint64(PAGE_SIZE)).astype(np.int64)
         first = place(target._number, written.start)
-        places, slots = self._pages.slots_of_ranges(first, count)
+        huge = (written.flags & PageFlag.HUGE).astype(np.bool_)
+        # A batch at a time: what is made on the way stays in the cache.
+        return [
+            self._note_written(target, *self._pages.slots_of_ranges(start, pages.astype(np.int64)), first, huge, tally)
+            for start, pages, _ in plan.requests(first, count, None, self._batch_pages)
+        ]
+
+    def _note_written(self, target: Target, places: U64, slots: I64, first: U64, huge: Bools, tally: Tally) -> U64:
+        """Book pages found written. ``first``, ``huge``: where each range written begins, and whether it is huge."""
         if not len(places):
-            return none
+            return places
         tally.written += len(places)
         before = self._pages.status[slots]
+        was = state(before)
         if len(target._rows):
-            shared = state(before) == State.SHARED
+            shared = was == State.SHARED
             if shared.any():
                 frames = target._rows.frames_of(places[shared])
                 self._release(frames[frames != NO_FRAME])
@@ -442,9 +454,8 @@ class Engine:
                 tally.wasted += wasted
                 target._wasted += wasted
                 target._wasted_since += wasted
-        self._index.stale_hint += int((state(before) == State.UNIQUE).sum())
+        self._index.stale_hint += int(np.count_nonzero(was == State.UNIQUE))
         after = self._pages.apply(slots, Event.WRITTEN)
-        huge = (written.flags & PageFlag.HUGE).astype(np.bool_)
         if huge.any() or (before & HUGE_BIT).any():
             ranges = np.searchsorted(first, places, side="right") - 1
             bits = np.where(huge[ranges], HUGE_BIT, 0).astype(np.uint8)
@@ -539,7 +550,7 @@ class Engine:
         for number, parts in found.items():
             target = self._targets.get(number)
             if target is not None:
-                self._push(target, np.sort(np.concatenate(parts)))
+                self._push(target, in_order(np.concatenate(parts)))
 
     def _enqueue(self, target: Target, places: U64) -> None:
         """Queue volatile or held pages of a target now. ``places`` ascending."""
@@ -603,40 +614,43 @@ class Engine:
 
     def _resolve(self, found: list[_Found], tally: Tally) -> tuple[U64, Members]:
         """Settle what was found: changed, gone and unique pages; return ``(zero pages, pages that can be merged)``."""
-        changed = np.concatenate([f.changed for f in found])
-        self._apply(distinct(changed), Event.RETRY)
-        places = np.concatenate([f.places for f in found])
-        codes = np.concatenate([f.codes for f in found])
-        ids = np.concatenate([f.ids for f in found])
-        is_new = np.concatenate([f.is_new for f in found])
-        tally.read += len(places)
-        twice = repeated(places)
+        self._apply(distinct(np.concatenate([f.changed for f in found])), Event.RETRY)
+        where = self._index.where
+        for f in found:
+            tally.read += len(f.places)
+            where[f.ids[f.is_new]] = NOWHERE
+        twice = repeated(np.concatenate([f.places for f in found]))
         if twice.any():
             # A range that went and came back was queued anew while its first batch still waited.
-            readable = twice[codes == ReadCode.OK]
-            self._index.where[ids[is_new & readable]] = NOWHERE
-            ids, is_new = ids[~readable], is_new[~readable]
-            places, codes = places[~twice], codes[~twice]
-        self._apply(places[codes == ReadCode.GONE], Event.LOST)
-        zero = places[codes == ReadCode.ZERO]
-        tally.zero += len(zero)
-        places = places[codes == ReadCode.OK]
+            ends = np.cumsum([len(f.places) for f in found])[:-1]
+            found = [f.take(~marks) for f, marks in zip(found, np.split(twice, ends), strict=True)]
+        # Batch after batch, in the order of places: what is made on the way stays in the cache.
+        parts = [self._pair(f, tally) for f in found]
+        zero, places, ids, location = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return zero, self._decider.members(places, ids, location, tally)
 
+    def _pair(self, f: _Found, tally: Tally) -> tuple[U64, U64, U32, U64]:
+        """Settle a batch, and return its ``(zero pages, pages with an equal one, their contents, where that is)``."""
+        places = f.places
+        if f.codes.any():
+            self._apply(places[f.codes == ReadCode.GONE], Event.LOST)
+            zero = places[f.codes == ReadCode.ZERO]
+            tally.zero += len(zero)
+            places = places[f.codes == ReadCode.OK]
+        else:
+            zero = places[:0]
         own = page_location(places, self._period)
         where = self._index.where
-        where[ids[is_new]] = NOWHERE
-        believed = np.zeros(len(ids), np.bool_)
-        seen = np.flatnonzero(~is_new)
-        believed[seen] = self._index.believed(where[ids[seen]], self._pages)
-        location = plan.pair(ids, own, where, believed)
-
+        believed = np.zeros(len(places), np.bool_)
+        seen = np.flatnonzero(~f.is_new)
+        believed[seen] = self._index.believed(where[f.ids[seen]], self._pages)
+        location = plan.pair(f.ids, own, where, believed)
         alone = location == own
         slots = self._pages.slots(places[alone])
         self._pages.apply(slots, Event.UNIQUE)
         self._pages.due[slots] = self._period & 255
-
         twin = ~alone
-        return zero, self._decider.members(places[twin], ids[twin], location[twin], tally)
+        return zero, places[twin], f.ids[twin], location[twin]
 
     # ------------------------------------------------------------------ merge
 

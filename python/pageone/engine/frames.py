@@ -105,6 +105,9 @@ class Frames:
         idle = idle[self.mapped[idle] == 0]
         if len(self._leaving):
             idle = idle[~np.isin(idle, self._leaving)]
+        elif not len(idle):
+            self._idle = []  # all are mapped (again)
+            return none, 0
         self.looks += 1
         first, pages, complete = backend.mapped_frames()
         if not complete:

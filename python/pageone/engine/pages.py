@@ -156,11 +156,21 @@ class PageTable:
         self.counts += sign * change[:STATES]
 
     def slots(self, places: U64) -> I64:
-        """Return the slot of each place, -1 where it is not tracked. Cost: 10–40 ns a page, least in order."""
+        """Return the slot of each place, -1 where it is not tracked.
+
+        Cost: 1 ns a page where all are in one range, else 10–40, least in order.
+        """
         self.settle()
         spans = self._all
         if not len(spans.start):
             return np.full(len(places), -1, np.int64)
+        if len(places):
+            ends = np.array([places.min(), places.max()])
+            i, slot = spans.locate(ends)
+            if i[0] == i[1] >= 0 and ends[1] < spans.end[i[0]]:
+                near: I64 = (places - ends[0]).astype(np.int64)
+                near += slot[0]
+                return near
         i, slot = spans.locate(places)
         slot[(i < 0) | (places >= spans.end[i])] = -1
         return slot

@@ -133,13 +133,16 @@ def transition(status: U8, slots: I64, event: Event) -> tuple[U8, I64]:
     Cost: about 10 ns a page. Raises :class:`PageOneError` where :data:`TABLE` has no entry; then nothing is changed.
     """
     before = status[slots]
-    after = LOOKUP[event][before]
+    table = LOOKUP[event]
     seen = np.bincount(before, minlength=256)
+    bytes_seen = np.flatnonzero(seen)
+    # most often all pages are in one state
+    after = np.full(len(before), table[bytes_seen[0]]) if len(bytes_seen) == 1 else table[before]
     change = np.zeros(16, np.int64)
-    np.add.at(change, LOOKUP[event] & 15, seen)
+    np.add.at(change, table[bytes_seen] & 15, seen[bytes_seen])
     if change[_BAD]:
-        wrong = sorted({State(int(b) & 15).name for b in np.flatnonzero(seen) if LOOKUP[event][b] & 15 == _BAD})
+        wrong = sorted({State(int(b) & 15).name for b in bytes_seen if table[b] & 15 == _BAD})
         raise PageOneError(f"engine: event {event.name} on pages in state {', '.join(wrong)}; please report this")
-    np.subtract.at(change, np.arange(256) & 15, seen)
+    np.subtract.at(change, bytes_seen & 15, seen[bytes_seen])
     status[slots] = after
     return after, change[:STATES]
