@@ -235,7 +235,7 @@ def test_a_check_touches_nothing(spawn: Any) -> None:
 
     def status() -> list[str]:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        # It may just be on its way to sleep, with its last pages to touch. SigQ counts those of all the user's processes.
+        # It may just be on its way to sleep, with its last pages to touch. SigQ counts those of all processes.
         return [line for line in lines if not re.match(r"State|.*ctxt|VmRSS|Rss|VmHWM|VmPTE|SigQ", line)]
 
     before = status()
