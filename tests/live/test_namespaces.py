@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ pytestmark = [pytest.mark.needs("merge", "root", "program:unshare")]
 
 PAGES = 2048
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
+FREEZERS = Path("/sys/fs/cgroup/freezer")
+#: Longer than the guardian waits for a list of calls (``LIST_TIMEOUT`` of ``crates/pagemem/src/inject.rs``).
+LIST_TIMEOUT_S = 5.0
 
 PROGRAM = f"""
 import mmap
@@ -47,6 +52,31 @@ def _expect_right(*programs: Any) -> None:
         assert program.stdout.readline() == "right\n"
 
 
+@contextlib.contextmanager
+def _in_group(spawn: Any, groups: Path) -> Iterator[tuple[Path, list[Any]]]:
+    """Run two programs that have filled their memory in a new control group; end them and remove it."""
+    group = groups / f"pageone-test-{os.getpid()}"
+    group.mkdir()
+    programs = []
+    try:
+        for _ in range(2):
+            program = spawn.python("input()\n" + PROGRAM)
+            (group / "cgroup.procs").write_text(str(program.pid))
+            print("begin", file=program.stdin, flush=True)
+            assert program.stdout.readline() == "ready\n"
+            programs.append(program)
+        yield group, programs
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+        for _ in range(100):
+            with contextlib.suppress(OSError):
+                group.rmdir()
+                break
+            time.sleep(0.05)
+
+
 def test_programs_in_namespaces_of_their_own_share_with_those_outside(spawn: Any) -> None:
     outside = spawn.python(PROGRAM)
     own = ["unshare", "--mount", "--pid", "--fork", "--user", "--map-root-user", "--net", "--ipc", "--uts"]
@@ -68,16 +98,7 @@ def test_programs_in_namespaces_of_their_own_share_with_those_outside(spawn: Any
 def test_programs_at_the_limit_of_their_memory_control_group_go_on(spawn: Any) -> None:
     if not (MEMORY_GROUPS / "memory.limit_in_bytes").exists():
         pytest.skip("needs a memory control group (version 1) at /sys/fs/cgroup/memory")
-    group = MEMORY_GROUPS / f"pageone-test-{os.getpid()}"
-    group.mkdir()
-    programs = []
-    try:
-        for _ in range(2):
-            program = spawn.python("input()\n" + PROGRAM)
-            (group / "cgroup.procs").write_text(str(program.pid))
-            print("begin", file=program.stdin, flush=True)
-            assert program.stdout.readline() == "ready\n"
-            programs.append(program)
+    with _in_group(spawn, MEMORY_GROUPS) as (group, programs):
         used = int((group / "memory.usage_in_bytes").read_text())
         (group / "memory.limit_in_bytes").write_text(str(used + (1 << 20)))
         with Engine() as engine:
@@ -91,12 +112,62 @@ def test_programs_at_the_limit_of_their_memory_control_group_go_on(spawn: Any) -
                 assert engine.detach(target)
             _expect_right(*programs)
         assert (group / "memory.oom_control").read_text().split()[-1] == "0"
-    finally:
-        for program in programs:
-            program.kill()
-            program.wait()
-        for _ in range(100):
-            with contextlib.suppress(OSError):
-                group.rmdir()
-                break
-            time.sleep(0.05)
+
+
+def _tracer(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("TracerPid:")[1].split()[0])
+
+
+def _freeze_inside_a_list(freezer: Path, pid: int, merging: threading.Thread) -> bool:
+    """Freeze the group while the guardian works in process ``pid``; whether it then waits for a list of calls.
+
+    One that is frozen on its way into a stop is waited for a moment only.
+    """
+    deadline = time.monotonic() + 5
+    while not _tracer(pid):
+        if time.monotonic() > deadline:
+            return False
+    freezer.write_text("FROZEN")
+    merging.join(LIST_TIMEOUT_S / 2)
+    if not merging.is_alive():
+        freezer.write_text("THAWED")
+        return False
+    return True
+
+
+def test_a_program_that_is_frozen_in_the_middle_of_a_merge_goes_on_with_the_right_bytes(spawn: Any) -> None:
+    if not FREEZERS.is_dir():
+        pytest.skip("needs the freezer control group (version 1) at /sys/fs/cgroup/freezer")
+    others = [spawn.python(PROGRAM) for _ in range(2)]
+    for other in others:
+        assert other.stdout.readline() == "ready\n"
+    with _in_group(spawn, FREEZERS) as (group, programs), Engine() as engine:
+        freezer = group / "freezer.state"
+        targets = [engine.attach(program.pid) for program in programs]
+        try:
+            for _ in range(50):
+                merging = threading.Thread(target=engine.merge_once, args=(0.1,))
+                merging.start()
+                frozen = _freeze_inside_a_list(freezer, programs[1].pid, merging)
+                if frozen:
+                    break
+                merging.join()
+                _expect_right(*programs)  # which writes some pages, so that there is something to merge again
+            assert frozen, "never met in the middle of a merge"
+            # Frozen for longer than anybody waits: given up for now, and others are served.
+            merging.join(3 * LIST_TIMEOUT_S)
+            assert not merging.is_alive()
+            assert _tracer(programs[1].pid), "let go in the middle of a list"
+            for other in others:
+                engine.attach(other.pid)
+            assert engine.merge_once(0.1).merged_pages >= PAGES
+            _expect_right(*others)
+        finally:
+            freezer.write_text("THAWED")
+        _expect_right(*programs)
+        engine.merge_once(0.1)
+        _expect_right(*programs)
+        for target in targets:
+            assert engine.detach(target)
+        _expect_right(*programs, *others)

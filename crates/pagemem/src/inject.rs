@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::arch::{self, nr, Regs};
 use crate::process::Process;
-use crate::ptrace::{self, Events, Stopped, Tracer, Wait, Worker};
+use crate::ptrace::{self, Events, List, Stopped, Tracer, Wait, Worker};
 use crate::remedies;
 use crate::sys::{read_remote, write_remote, Vma, PAGE};
 
@@ -54,7 +54,8 @@ pub const WORKSHOP_SIZE: u64 = OPS_AT + OPS_MAX as u64 * 64;
 pub const ASIDE_PAGES: u32 = 2048;
 const ASIDE_SIZE: u64 = ASIDE_PAGES as u64 * PAGE;
 
-/// How long an injected list may run before the target is given up as hanging.
+/// How long an injected list is waited for. A thread that is frozen in the middle of one, or gets no processor time,
+/// finishes it whenever it can; its process stands still until then, and others are served.
 const LIST_TIMEOUT: Duration = Duration::from_secs(5);
 
 const RESERVE: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
@@ -70,6 +71,11 @@ pub struct Workshop {
 
 fn gone() -> io::Error {
     io::Error::from_raw_os_error(libc::ESRCH)
+}
+
+/// What a request is told of a list that has not come to its end in time.
+fn unfinished() -> io::Error {
+    io::Error::from_raw_os_error(libc::ETIMEDOUT)
 }
 
 /// Code of the target's own that calls are made with before there is a workshop.
@@ -170,40 +176,43 @@ fn candidates(process: &Process, stopped: &Stopped) -> io::Result<Vec<(i32, Regs
     Ok(good)
 }
 
-/// Where the kernel keeps a thread's part of restartable sequences (`struct rseq`, mostly in the thread's own data):
-/// first byte and size. It writes there whenever the thread returns to the program after it was preempted.
-fn rseq_area(tid: i32) -> Option<(u64, u64)> {
-    #[repr(C)]
-    #[derive(Default)]
-    struct Configuration {
-        pointer: u64,
-        size: u32,
-        signature: u32,
-        flags: u32,
-        pad: u32,
-    }
+/// What a thread has told the kernel of its part of restartable sequences (`struct rseq`): the kernel's
+/// `struct ptrace_rseq_configuration`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Rseq {
+    pointer: u64,
+    size: u32,
+    signature: u32,
+    flags: u32,
+    pad: u32,
+}
+
+/// Where the kernel keeps a thread's part of restartable sequences, mostly in the thread's own data. It writes there
+/// whenever the thread returns to the program after it was preempted.
+fn rseq_of(tid: i32) -> Option<Rseq> {
     const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
-    let mut c = Configuration::default();
+    let mut c = Rseq::default();
     // SAFETY: the kernel writes at most the stated size of the structure into a live one.
     let r = unsafe {
         libc::ptrace(
             PTRACE_GET_RSEQ_CONFIGURATION,
             tid,
-            std::mem::size_of::<Configuration>(),
+            std::mem::size_of::<Rseq>(),
             &mut c,
         )
     };
-    (r > 0 && c.pointer != 0).then_some((c.pointer, u64::from(c.size)))
+    (r > 0 && c.pointer != 0).then_some(c)
 }
 
 /// Restartable sequences: a thread interrupted inside one must resume at its abort handler once other code has run
 /// in it, for the kernel forgets the sequence when it sees a foreign instruction pointer.
 fn leave_rseq(tid: i32, regs: &mut Regs) -> io::Result<()> {
-    let Some((area, _)) = rseq_area(tid) else {
+    let Some(rseq) = rseq_of(tid) else {
         return Ok(());
     };
     let mut word = [0u8; 8];
-    if read_remote(tid, area + 8, &mut word)? != 8 {
+    if read_remote(tid, rseq.pointer + 8, &mut word)? != 8 {
         return Ok(());
     }
     let at = u64::from_le_bytes(word);
@@ -240,6 +249,9 @@ struct Caller {
 
 impl Caller {
     fn hire(process: &Process, stopped: &Stopped) -> io::Result<Self> {
+        if stopped.unfinished().is_some() {
+            return Err(unfinished());
+        }
         let code = find_code(stopped.pid)?;
         let all = candidates(process, stopped)?;
         let mappings = mappings(stopped.memory());
@@ -438,7 +450,21 @@ impl Workshop {
         if remedies::without("rseq") {
             return Ok(None);
         }
-        Ok(rseq_area(tid).map(|(at, size)| (at & !(PAGE - 1), (at + size).next_multiple_of(PAGE))))
+        let pages = |r: Rseq| {
+            let end = r.pointer + u64::from(r.size);
+            (r.pointer & !(PAGE - 1), end.next_multiple_of(PAGE))
+        };
+        Ok(rseq_of(tid).map(pages))
+    }
+
+    /// The calls that have the kernel write its part of restartable sequences anew, for the thread that runs them: after
+    /// the page with it ([`Self::needed`]) was copied while the kernel may have written to it.
+    pub fn register_again(&self, process: &Process, stopped: &Stopped) -> io::Result<[Op; 2]> {
+        const UNREGISTER: u64 = 1;
+        let (tid, _) = self.hire(process, stopped)?;
+        let r = rseq_of(tid).ok_or_else(gone)?;
+        let (size, signature) = (u64::from(r.size), u64::from(r.signature));
+        Ok([UNREGISTER, 0].map(|flags| Op::new(nr::RSEQ, &[r.pointer, size, flags, signature])))
     }
 
     /// Runs `ops` (at most [`OPS_MAX`]) in one thread of the stopped target and fills in their results. The caller
@@ -453,6 +479,9 @@ impl Workshop {
     ) -> io::Result<()> {
         assert!(ops.len() <= OPS_MAX);
         let pid = stopped.pid;
+        if stopped.unfinished().is_some() {
+            return Err(unfinished());
+        }
         let (tid, regs) = self.hire(process, stopped)?;
         write_remote(pid, self.base + OPS_AT, bytes_of(ops))?;
         let looping = regs.for_loop(
@@ -469,16 +498,25 @@ impl Workshop {
         remedies::leave_inside(tid);
         let started = Instant::now();
         ptrace::resume(tid, 0)?;
-        let done = self.base + arch::loop_done_offset();
+        let mut list = List {
+            base: self.base,
+            done: self.base + arch::loop_done_offset(),
+            faults_left: OPS_MAX,
+        };
         let mut spins = 0u32;
-        let ended = loop {
+        loop {
             match ptrace::poll(tid) {
                 // Moving a guarded range waits for its event to be read.
                 Wait::Nothing if events.pending() => {
                     events.read_one();
                     spins = 0;
                 }
-                Wait::Nothing if started.elapsed() > LIST_TIMEOUT => break Err(gone()),
+                Wait::Nothing if started.elapsed() > LIST_TIMEOUT => {
+                    if let Some(w) = &mut *stopped.worker.borrow_mut() {
+                        w.unfinished = Some(list);
+                    }
+                    return Err(unfinished());
+                }
                 Wait::Nothing => {
                     spins += 1;
                     if spins > 10 {
@@ -487,25 +525,15 @@ impl Workshop {
                         std::thread::yield_now();
                     }
                 }
-                Wait::Ended => break Err(gone()),
+                Wait::Ended => return Err(gone()),
                 Wait::Signal(signal) => {
-                    if signal == arch::REPORT_SIGNAL && Regs::get(tid)?.ip() == done {
-                        break Ok(());
+                    if tracer.on_list_signal(pid, tid, &mut list, signal)? {
+                        break;
                     }
-                    if matches!(signal, libc::SIGSEGV | libc::SIGBUS) && ptrace::is_fault(tid) {
-                        // An operation met memory that cannot be had: it failed, the list goes on.
-                        let mut faulted = Regs::get(tid)?;
-                        faulted.fail_operation(self.base);
-                        faulted.set(tid)?;
-                    } else {
-                        tracer.owe(pid, tid, signal);
-                    }
-                    ptrace::resume(tid, 0)?;
                 }
                 Wait::Interrupted | Wait::Suspended | Wait::Event(_) => ptrace::resume(tid, 0)?,
             }
-        };
-        ended?;
+        }
         let mut back = vec![Op::default(); ops.len()];
         if read_remote(pid, self.base + OPS_AT, bytes_of_mut(&mut back))?
             != std::mem::size_of_val(ops)
@@ -545,6 +573,7 @@ impl Workshop {
             mask,
             cpu: process.cpu(),
             masked: false,
+            unfinished: None,
         });
         Ok((tid, regs))
     }

@@ -177,6 +177,19 @@ pub struct Worker {
     pub cpu: Duration,
     /// Whether its signals are held back already.
     pub masked: bool,
+    /// The list that it was in the middle of when it was waited for no longer: frozen, or starved of processor time.
+    pub unfinished: Option<List>,
+}
+
+/// A list of operations that a thread runs.
+#[derive(Clone, Copy, Debug)]
+pub struct List {
+    /// Where the loop's code begins.
+    pub base: u64,
+    /// Where the thread stands when it is through.
+    pub done: u64,
+    /// How often an operation may still meet memory that cannot be had.
+    pub faults_left: usize,
 }
 
 impl Stopped {
@@ -184,6 +197,14 @@ impl Stopped {
     /// which leaves the process without memory of its own in the eyes of `/proc/PID`.
     pub fn memory(&self) -> i32 {
         self.tids.first().copied().unwrap_or(self.pid)
+    }
+
+    /// The thread that is in the middle of a list, and the list.
+    pub fn unfinished(&self) -> Option<(i32, List)> {
+        let worker = self.worker.borrow();
+        worker
+            .as_ref()
+            .and_then(|w| w.unfinished.map(|list| (w.tid, list)))
     }
 
     /// CPU time that the target has spent on injected code in this stop: only the worker has run.
@@ -284,6 +305,8 @@ pub struct Tracer {
     owed: Vec<(i32, i32, i32)>,
     sharers: Sharers,
     waits: Waits,
+    /// Processes of which one thread has not finished its list yet: none of the others may go on before it has.
+    stalled: Vec<Stopped>,
 }
 
 impl Default for Tracer {
@@ -303,6 +326,7 @@ impl Default for Tracer {
             owed: Vec::new(),
             sharers: Sharers::default(),
             waits: Waits::default(),
+            stalled: Vec::new(),
         }
     }
 }
@@ -380,6 +404,9 @@ impl Tracer {
     ) -> Result<Stopped, StopError> {
         let since = Instant::now();
         let pid = process.pid;
+        if self.stalled.iter().any(|s| s.pid == pid) {
+            return Err(StopError::Timeout);
+        }
         let mut seized = BTreeSet::new();
         let mut stopped = BTreeSet::new();
         let mut ended = BTreeSet::new();
@@ -635,8 +662,14 @@ impl Tracer {
         self.held.insert(tid, (pid, Held::Followed));
     }
 
-    /// Lets all threads go; returns how long the process stood still.
+    /// Lets all threads go; returns how long the process stood still. Where a list is unfinished they are let go as soon
+    /// as it is done ([`Self::tend`]): until then memory may be missing that they would touch.
     pub fn release(&mut self, stopped: Stopped) -> Duration {
+        if stopped.unfinished().is_some() {
+            let pause = stopped.since.elapsed();
+            self.stalled.push(stopped);
+            return pause;
+        }
         let mut worker = None;
         if let Some(w) = stopped.worker.take() {
             // Mask first: until the registers are back the thread would still leave through its frame.
@@ -697,8 +730,62 @@ impl Tracer {
         self.owed.push((pid, tid, signal));
     }
 
+    /// Acts on a signal that a thread in the middle of `list` has stopped for; whether it is through. If not it goes on.
+    pub fn on_list_signal(
+        &mut self,
+        pid: i32,
+        tid: i32,
+        list: &mut List,
+        signal: i32,
+    ) -> io::Result<bool> {
+        if signal == REPORT_SIGNAL && Regs::get(tid)?.ip() == list.done {
+            return Ok(true);
+        }
+        if matches!(signal, libc::SIGSEGV | libc::SIGBUS) && is_fault(tid) {
+            // An operation met memory that cannot be had: it failed, the list goes on.
+            list.faults_left = list
+                .faults_left
+                .checked_sub(1)
+                .ok_or_else(|| io::Error::from_raw_os_error(libc::EFAULT))?;
+            let mut faulted = Regs::get(tid)?;
+            faulted.fail_operation(list.base);
+            faulted.set(tid)?;
+        } else {
+            self.owe(pid, tid, signal);
+        }
+        resume(tid, 0)?;
+        Ok(false)
+    }
+
+    /// Looks after processes that could not be let go, since a list was unfinished.
+    fn tend_stalled(&mut self) {
+        for stopped in std::mem::take(&mut self.stalled) {
+            let Some((tid, mut list)) = stopped.unfinished() else {
+                continue;
+            };
+            let through = match poll(tid) {
+                Wait::Nothing => Ok(false),
+                Wait::Ended => {
+                    stopped.worker.take();
+                    Ok(true)
+                }
+                Wait::Signal(signal) => self.on_list_signal(stopped.pid, tid, &mut list, signal),
+                Wait::Interrupted | Wait::Suspended | Wait::Event(_) => {
+                    resume(tid, 0).map(|()| false)
+                }
+            };
+            // Where something failed but for too many faults, it is ending, and is found so the next time.
+            let hopeless = matches!(&through, Err(e) if e.raw_os_error() == Some(libc::EFAULT));
+            if let Some(w) = &mut *stopped.worker.borrow_mut() {
+                w.unfinished = (!hopeless && !matches!(through, Ok(true))).then_some(list);
+            }
+            self.release(stopped);
+        }
+    }
+
     /// Looks after threads that are held outside of a stop. True while some is awaited soon.
     pub fn tend(&mut self) -> bool {
+        self.tend_stalled();
         let tids: Vec<i32> = self.held.keys().copied().collect();
         let mut awaited = false;
         for tid in tids {

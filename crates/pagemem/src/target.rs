@@ -700,10 +700,14 @@ impl Target {
                     looked = true;
                     let (begun, cpu) = (Instant::now(), sys::cpu_time());
                     self.mend(tracer, &stopped);
-                    if let Err(_error) = work(self, tracer, &stopped, &batch, &mut codes, &mut out)
-                    {
+                    if let Err(e) = work(self, tracer, &stopped, &batch, &mut codes, &mut out) {
+                        let code = if e.raw_os_error() == Some(libc::ETIMEDOUT) {
+                            Code::Timeout
+                        } else {
+                            Code::Refused
+                        };
                         for c in codes.iter_mut().filter(|c| **c == Code::Done as u8) {
-                            *c = Code::Refused as u8;
+                            *c = code as u8;
                         }
                     }
                     let injected = stopped.injected(&self.process);
@@ -1206,6 +1210,12 @@ impl Target {
                 calls.push(protect(*prot));
             }
             at += bytes(r);
+        }
+        let needed = self.workshop.needed(&self.process, stopped)?;
+        let overlaps = |r: &Run| needed.is_some_and(|(a, b)| r.addr < b && a < r.addr + bytes(r));
+        if runs.iter().any(overlaps) {
+            // What the kernel wrote between the copy there and the copy back is lost, and it may not write it again.
+            calls.extend(self.workshop.register_again(&self.process, stopped)?);
         }
         let unmap = Op::new(nr::MUNMAP, &[base, total]);
         let track = self.track.as_ref().map(Uffd::descriptor).transpose()?;

@@ -28,6 +28,7 @@ pub mod nr {
     pub const MPROTECT: u64 = 226;
     pub const MADVISE: u64 = 233;
     pub const USERFAULTFD: u64 = 282;
+    pub const RSEQ: u64 = 293;
 }
 
 /// Calls that the kernel may go on with through `restart_syscall`: clock_nanosleep, futex, nanosleep, ppoll and that.

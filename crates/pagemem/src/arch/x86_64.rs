@@ -21,6 +21,7 @@ pub mod nr {
     pub const SOCKETPAIR: u64 = 53;
     pub const PRCTL: u64 = 157;
     pub const USERFAULTFD: u64 = 323;
+    pub const RSEQ: u64 = 334;
 }
 
 /// `syscall; ret`: every C library has that.
