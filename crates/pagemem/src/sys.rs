@@ -162,6 +162,8 @@ pub struct Vma {
 
 /// Readable, writable, not executable, private.
 pub const VMA_PRIVATE_RW: u64 = 3;
+/// Shared, and no access.
+pub const VMA_SHARED_NONE: u64 = 8;
 
 #[repr(C)]
 #[derive(Default)]

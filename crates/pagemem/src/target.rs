@@ -129,6 +129,10 @@ pub struct Target {
     /// Pages of the next stop, for each kind of work.
     batch: [f64; 3],
     discarded: Vec<(u64, u64)>,
+    /// Ranges that the program has moved, not looked at yet: from, to, bytes.
+    moved: Vec<(u64, u64, u64)>,
+    /// Pages without access behind mappings of frames.
+    fences: BTreeSet<u64>,
     /// Ranges whose merged mappings are given advice: start, end, bits.
     advised: Vec<(u64, u64, u64)>,
     /// Descriptors of children's address spaces, from fork events, not yet known by pid.
@@ -148,6 +152,7 @@ pub struct Heir {
     guard: Option<Uffd>,
     limits: Limits,
     advised: Vec<(u64, u64, u64)>,
+    fences: BTreeSet<u64>,
     pool_file: FileId,
     core_dumps: CoreDumps,
 }
@@ -191,6 +196,8 @@ impl Heir {
             limits: self.limits,
             batch: [FIRST_BATCH; 3],
             discarded: Vec::new(),
+            moved: Vec::new(),
+            fences: std::mem::take(&mut self.fences),
             advised: std::mem::take(&mut self.advised),
             born: Vec::new(),
             pool_file: self.pool_file,
@@ -204,6 +211,7 @@ impl Heir {
 struct Watch<'a> {
     guard: &'a Uffd,
     discarded: &'a mut Vec<(u64, u64)>,
+    moved: &'a mut Vec<(u64, u64, u64)>,
     born: &'a mut Vec<Uffd>,
 }
 
@@ -226,7 +234,8 @@ impl Events for Watch<'_> {
         match self.guard.next_event() {
             Ok(Some(Event::Remove { start, end })) => self.discarded.push((start, end)),
             Ok(Some(Event::Fork(child))) => self.born.push(child),
-            Ok(Some(Event::Remap { .. } | Event::Other(_)) | None) | Err(_) => {}
+            Ok(Some(Event::Remap { from, to, len })) => self.moved.push((from, to, len)),
+            Ok(Some(Event::Other(_)) | None) | Err(_) => {}
         }
     }
 }
@@ -389,6 +398,8 @@ impl Target {
             limits,
             batch: [FIRST_BATCH; 3],
             discarded: Vec::new(),
+            moved: Vec::new(),
+            fences: BTreeSet::new(),
             advised: Vec::new(),
             born,
             pool_file,
@@ -522,6 +533,7 @@ impl Target {
             guard: Some(guard),
             limits: self.limits,
             advised: self.advised.clone(),
+            fences: self.fences.clone(),
             pool_file: self.pool_file,
             core_dumps: self.core_dumps,
         }
@@ -573,6 +585,8 @@ impl Target {
             limits: self.limits,
             batch: [FIRST_BATCH; 3],
             discarded: Vec::new(),
+            moved: Vec::new(),
+            fences: self.fences.clone(),
             advised: self.advised.clone(),
             born: Vec::new(),
             pool_file: self.pool_file,
@@ -624,6 +638,7 @@ impl Target {
         let mut watch = Watch {
             guard: &self.guard,
             discarded: &mut self.discarded,
+            moved: &mut self.moved,
             born: &mut self.born,
         };
         tracer.stop(&self.process, timeout, strictness, &mut watch)
@@ -719,7 +734,7 @@ impl Target {
                     self.learn(kind, worked.as_secs_f64() / pages as f64);
                 }
             }
-            if !self.discarded.is_empty() {
+            if self.needs_mending() {
                 // Read of, but no stop came about in time.
                 self.on_events(tracer);
             }
@@ -939,6 +954,23 @@ impl Target {
                 }
             }
         }
+        let ends = spans(&kept).into_iter().map(|(s, _)| s.addr + bytes(&s));
+        let ends: Vec<u64> = ends.filter(|_| pool.is_some()).collect();
+        for end in self.fence(tracer, stopped, ends.into_iter()) {
+            // Its last page becomes the target's own, so that the frames before it cannot grow.
+            let last = kept.iter().find(|(r, _)| r.addr + bytes(r) == end);
+            if let Some((r, first)) = last {
+                let code = &mut codes[first + r.pages as usize - 1];
+                if *code == Code::Done as u8 {
+                    *code = Code::Refused as u8;
+                    unguarded.push(Run {
+                        addr: end - PAGE,
+                        pages: 1,
+                        frame: r.frame + r.pages - 1,
+                    });
+                }
+            }
+        }
         for runs in unguarded.chunks(UNSHARE_MAX) {
             let prots = vec![PROT_RW; runs.len()];
             self.unshare(tracer, stopped, runs, &prots, Way::Apart)?;
@@ -987,9 +1019,11 @@ impl Target {
         stopped: &Stopped,
         ops: &mut [Op],
     ) -> io::Result<()> {
+        // What is told of moves is told of ours: nothing else runs.
         let mut watch = Watch {
             guard: &self.guard,
             discarded: &mut self.discarded,
+            moved: &mut Vec::new(),
             born: &mut self.born,
         };
         self.workshop
@@ -1259,6 +1293,8 @@ impl Target {
                     Err(e.into_io())
                 } else if self.workshop.intact(stopped.memory()) {
                     self.mend(tracer, &stopped);
+                    let fences: Vec<u64> = self.fences.iter().copied().collect();
+                    self.remove_fences(tracer, &stopped, &fences);
                     self.workshop.remove(&self.process, &stopped)
                 } else {
                     Ok(())
@@ -1280,9 +1316,9 @@ impl Target {
         std::mem::take(&mut self.born)
     }
 
-    /// Whether a discard is known of that has not been mended.
+    /// Whether a discard or a move is known of that has not been mended.
     pub fn needs_mending(&self) -> bool {
-        !self.discarded.is_empty()
+        !self.discarded.is_empty() || !self.moved.is_empty()
     }
 }
 

@@ -22,6 +22,7 @@ pub mod nr {
     pub const PRCTL: u64 = 167;
     pub const SOCKETPAIR: u64 = 199;
     pub const RECVMSG: u64 = 212;
+    pub const BRK: u64 = 214;
     pub const MUNMAP: u64 = 215;
     pub const MREMAP: u64 = 216;
     pub const MMAP: u64 = 222;
@@ -269,6 +270,14 @@ impl Regs {
     /// The system call that the thread was stopped in, and its first three arguments: cannot be told here.
     pub fn syscall(&self) -> Option<(u64, [u64; 3])> {
         None
+    }
+
+    /// Of a thread on its way back from `mremap`, which has moved `bytes` from one address to another: how many bytes the
+    /// range has now, and whether the old one is still mapped. The first argument, the old address, is lost.
+    pub fn moved(&self, _from: u64, to: u64, bytes: u64) -> Option<(u64, bool)> {
+        let x = &self.general.x;
+        ((x[8], x[1], x[0]) == (nr::MREMAP, bytes, to))
+            .then_some((x[2], x[3] & libc::MREMAP_DONTUNMAP as u64 != 0))
     }
 
     /// What the system call returned, when stopped on the way back from one.

@@ -13,6 +13,7 @@ pub mod nr {
     pub const MMAP: u64 = 9;
     pub const MPROTECT: u64 = 10;
     pub const MUNMAP: u64 = 11;
+    pub const BRK: u64 = 12;
     pub const IOCTL: u64 = 16;
     pub const MREMAP: u64 = 25;
     pub const MADVISE: u64 = 28;
@@ -211,6 +212,14 @@ impl Regs {
     pub fn syscall(&self) -> Option<(u64, [u64; 3])> {
         ((self.0.orig_rax as i64) >= 0)
             .then_some((self.0.orig_rax, [self.0.rdi, self.0.rsi, self.0.rdx]))
+    }
+
+    /// Of a thread on its way back from `mremap`, which has moved `bytes` from one address to another: how many bytes the
+    /// range has now, and whether the old one is still mapped.
+    pub fn moved(&self, from: u64, to: u64, bytes: u64) -> Option<(u64, bool)> {
+        let r = &self.0;
+        (self.syscall()? == (nr::MREMAP, [from, bytes, r.rdx]) && r.rax == to)
+            .then_some((r.rdx, r.r10 & libc::MREMAP_DONTUNMAP as u64 != 0))
     }
 
     /// What the system call returned, when stopped on the way back from one.

@@ -3,6 +3,10 @@
 //! A discarded private page of a file shows the file's bytes again, and our frames are a file. So merged ranges are
 //! watched, and a thread that discards some waits until the guardian has read of it. All threads are interrupted before
 //! that, so none executes an instruction of the program between the discard and the mending.
+//!
+//! The same holds where memory is moved with `mremap` and grows by that, or leaves empty pages behind: what is new must
+//! be zero, and would be further frames. Growing where it is tells nobody; so that it cannot, there is always a mapping
+//! behind one of frames, where the program has none a *fence*: a page without access.
 
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -12,7 +16,7 @@ use crate::arch::{nr, Regs};
 use crate::inject::{Op, OPS_MAX};
 use crate::ptrace::{Events, NoEvents, StopError, Stopped, Strictness, Tracer};
 use crate::remedies;
-use crate::sys::PAGE;
+use crate::sys::{Vma, PAGE, VMA_SHARED_NONE};
 
 /// How long a stop for mending may take; it waits only for threads that are busy inside the kernel.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -47,6 +51,7 @@ impl Target {
                 }
                 Err(StopError::Gone) => {
                     self.discarded.clear();
+                    self.moved.clear();
                     return;
                 }
                 Err(StopError::Refused(_) | StopError::Shared) => {
@@ -71,6 +76,7 @@ impl Target {
         let mut watch = super::Watch {
             guard: &self.guard,
             discarded: &mut self.discarded,
+            moved: &mut self.moved,
             born: &mut self.born,
         };
         while watch.pending() {
@@ -90,6 +96,7 @@ impl Target {
 
     /// Maps zeros where the target has discarded pages of frames, inside the stop that the discarding thread is in.
     pub(super) fn mend(&mut self, tracer: &mut Tracer, stopped: &Stopped) {
+        self.note_growth(stopped);
         if self.discarded.is_empty() {
             return;
         }
@@ -145,6 +152,113 @@ impl Target {
                     let _ = regs.set(tid);
                 }
             }
+        }
+    }
+
+    /// Adds to what was discarded the pages that moves of frames have made: behind them, and where they were.
+    fn note_growth(&mut self, stopped: &Stopped) {
+        for (from, to, bytes) in std::mem::take(&mut self.moved) {
+            let by = stopped.tids.iter().find_map(|&tid| {
+                let regs = match &*stopped.worker.borrow() {
+                    Some(worker) if worker.tid == tid => worker.regs,
+                    _ => Regs::get(tid).ok()?,
+                };
+                regs.moved(from, to, bytes)
+            });
+            let Some((grown, stays)) = by.filter(|_| !remedies::without("growth")) else {
+                continue;
+            };
+            let grown = grown.next_multiple_of(PAGE);
+            if grown > bytes {
+                self.discarded.push((to + bytes, to + grown));
+            }
+            if stays {
+                self.discarded.push((from, from + bytes));
+            }
+        }
+    }
+
+    /// Sees to it that mappings of frames that end at one of `ends`, in a stopped target, have some mapping behind them.
+    /// Those where that cannot be had are returned.
+    pub(super) fn fence(
+        &mut self,
+        tracer: &mut Tracer,
+        stopped: &Stopped,
+        ends: impl Iterator<Item = u64>,
+    ) -> Vec<u64> {
+        if remedies::without("growth") {
+            return Vec::new();
+        }
+        let looked = self.process.with_maps(|maps| {
+            let mut open = Vec::new();
+            for end in ends {
+                if maps.at_or_after(end)?.is_none_or(|v| v.start > end) {
+                    open.push(end);
+                }
+            }
+            // Those that no longer stand behind anything.
+            let mut idle = Vec::new();
+            if !open.is_empty() {
+                for &fence in &self.fences {
+                    if maps
+                        .at_or_after(fence - 1)?
+                        .is_none_or(|v| v.start == fence)
+                    {
+                        idle.push(fence);
+                    }
+                }
+            }
+            Ok((open, idle))
+        });
+        let Ok((mut open, idle)) = looked else {
+            return Vec::new();
+        };
+        if open.is_empty() {
+            return open;
+        }
+        self.remove_fences(tracer, stopped, &idle);
+        // Behind the heap the kernel wants to extend it. Nobody moves that.
+        let mut ask = [Op::new(nr::BRK, &[0])];
+        if self.run_ops(tracer, stopped, &mut ask).is_ok() {
+            let heap_end = (ask[0].result as u64).next_multiple_of(PAGE);
+            open.retain(|end| *end != heap_end);
+        }
+        let kind = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let flags = (kind | libc::MAP_FIXED_NOREPLACE) as u64;
+        let plant = |end: &u64| Op::new(nr::MMAP, &[*end, PAGE, 0, flags, u64::MAX, 0]);
+        for some in open.chunks(OPS_MAX) {
+            let mut ops: Vec<Op> = some.iter().map(plant).collect();
+            // An operation that has not run has no result.
+            let _ = self.run_ops(tracer, stopped, &mut ops);
+            for op in ops.iter().filter(|op| op.result as u64 == op.args[0]) {
+                self.fences.insert(op.args[0]);
+            }
+        }
+        open.retain(|end| !self.fences.contains(end));
+        open
+    }
+
+    /// Unmaps fences, as far as they still are some.
+    pub(super) fn remove_fences(&mut self, tracer: &mut Tracer, stopped: &Stopped, fences: &[u64]) {
+        let still = self.process.with_maps(|maps| {
+            let mut still = Vec::new();
+            for &fence in fences {
+                let its = |v: &Vma| {
+                    (v.start, v.end, v.flags & 15) == (fence, fence + PAGE, VMA_SHARED_NONE)
+                };
+                if maps.at_or_after(fence)?.as_ref().is_some_and(its) {
+                    still.push(fence);
+                }
+            }
+            Ok(still)
+        });
+        for some in still.unwrap_or_default().chunks(OPS_MAX) {
+            let unmap = |fence: &u64| Op::new(nr::MUNMAP, &[*fence, PAGE]);
+            let mut ops: Vec<Op> = some.iter().map(unmap).collect();
+            let _ = self.run_ops(tracer, stopped, &mut ops);
+        }
+        for fence in fences {
+            self.fences.remove(fence);
         }
     }
 

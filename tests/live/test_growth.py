@@ -1,0 +1,105 @@
+"""Memory that is merged and then grows, or moves away, shows the program zeros there and nothing of anybody's."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pageone.engine import Engine
+
+pytestmark = pytest.mark.needs("merge")
+
+PAGES = 64
+
+#: Maps PAGES pages with nothing behind them, and some in the middle of others; does on demand what `mremap` can do.
+PROGRAM = f"""
+import ctypes, mmap, sys
+N, SIZE, MAYMOVE, DONTUNMAP = {PAGES}, 4096, 1, 4
+libc = ctypes.CDLL(None, use_errno=True)
+word = ctypes.c_size_t
+libc.mmap.restype = libc.mremap.restype = word
+libc.mmap.argtypes = [word, word, ctypes.c_int, ctypes.c_int, ctypes.c_int, word]
+libc.mremap.argtypes = [word, word, word, ctypes.c_int, word]
+libc.munmap.argtypes = [word, word]
+some = bytes(range(1, 252)) * 20
+def page(k):
+    return k.to_bytes(4, "little") + some[k % 251 : k % 251 + 4092]
+def filled(first, pages):
+    room = libc.mmap(0, 16 * pages * SIZE, 0, 0x22, -1, 0)  # no access, private, of its own
+    at = room + 4 * pages * SIZE
+    assert libc.mmap(at, pages * SIZE, 3, 0x32, -1, 0) == at  # read and write, fixed
+    libc.munmap(room, 4 * pages * SIZE)
+    libc.munmap(at + pages * SIZE, 11 * pages * SIZE)
+    for k in range(pages):
+        ctypes.memmove(at + SIZE * k, page(first + k), SIZE)
+    return at
+def right(at, first, pages, zeros):
+    kept = all(ctypes.string_at(at + SIZE * k, SIZE) == page(first + k) for k in range(pages))
+    return kept and not any(ctypes.string_at(at + SIZE * pages, SIZE * zeros))
+alone, inside, more = filled(1, N), filled(1000, 3 * N), filled(5000, 8 * N)
+print("ready", flush=True)
+for line in sys.stdin:
+    if line == "grow\\n":
+        at = libc.mremap(alone, N * SIZE, 4 * N * SIZE, MAYMOVE, 0)
+        print(at != 2**64 - 1 and right(at, 1, N, 3 * N), flush=True)
+    if line == "grow where it is\\n":
+        at = libc.mremap(alone, N * SIZE, 4 * N * SIZE, 0, 0)
+        print(at == 2**64 - 1 or right(at, 1, N, 3 * N), flush=True)
+    if line == "grow a part\\n":
+        at = libc.mremap(inside + N * SIZE, N * SIZE, 2 * N * SIZE, MAYMOVE, 0)
+        print(at != 2**64 - 1 and right(at, 1000 + N, N, N) and right(inside, 1000, N, 0), flush=True)
+    if line == "leave\\n":
+        at = libc.mremap(more, 8 * N * SIZE, 8 * N * SIZE, MAYMOVE | DONTUNMAP, 0)
+        print(at != 2**64 - 1 and right(at, 5000, 8 * N, 0) and right(more, 0, 0, 8 * N), flush=True)
+    if line == "mappings\\n":
+        print(sum(1 for _ in open("/proc/self/maps")), flush=True)
+"""
+
+
+def _ask(process: subprocess.Popen[str], what: str) -> str:
+    assert process.stdin
+    assert process.stdout
+    print(what, file=process.stdin, flush=True)
+    return process.stdout.readline().strip()
+
+
+@pytest.fixture
+def merged(spawn: Any) -> Iterator[tuple[subprocess.Popen[str], Engine]]:
+    programs = [spawn.python(PROGRAM) for _ in range(2)]
+    for program in programs:
+        assert program.stdout.readline() == "ready\n"
+    with Engine() as engine:
+        for program in programs:
+            engine.attach(program.pid)
+        assert engine.merge_once(0.2).merged_pages >= 2 * 12 * PAGES
+        yield programs[0], engine
+
+
+@pytest.mark.parametrize("what", ["grow", "grow where it is", "grow a part", "leave"])
+def test_what_is_new_is_zero(what: str, merged: tuple[subprocess.Popen[str], Engine]) -> None:
+    program, engine = merged
+    assert _ask(program, what) == "True"
+    assert engine.detach(engine.targets[0])
+
+
+@pytest.mark.parametrize("what", ["grow", "grow where it is", "grow a part", "leave"])
+def test_without_the_remedy_it_is_not(what: str, monkeypatch: pytest.MonkeyPatch, request: Any) -> None:
+    monkeypatch.setenv("PAGEONE_WITHOUT", "growth")  # read by the guardian, which starts with the engine
+    program, _ = request.getfixturevalue("merged")
+    assert _ask(program, what) == "False"
+
+
+def test_fences_go_with_their_program_let_go(spawn: Any) -> None:
+    programs = [spawn.python(PROGRAM) for _ in range(2)]
+    for program in programs:
+        assert program.stdout.readline() == "ready\n"
+    before = [_ask(program, "mappings") for program in programs]
+    with Engine() as engine:
+        targets = [engine.attach(program.pid) for program in programs]
+        assert engine.merge_once(0.2).merged_pages >= 2 * 12 * PAGES
+        for target in targets:
+            assert engine.detach(target)
+    assert [_ask(program, "mappings") for program in programs] == before
