@@ -8,7 +8,8 @@
 //! ```
 //!
 //! The object that came first stays where it is; all others are below the second root, by `Order::whole`, each counted
-//! in `members`, and so is every operation under way there. The rules that make one CAS on `state` decide:
+//! in `members`, and so is every operation under way there; a batch that meets the same class again and again counts some
+//! in ahead. The rules that make one CAS on `state` decide:
 //!
 //! * the id is taken out when its object is removed and never put back: the same bytes come in below the second root,
 //!   so that an object is never in both places;
@@ -41,13 +42,14 @@ pub(crate) fn members(state: u64) -> u32 {
     (state & MEMBERS) as u32
 }
 
-/// Counts an operation in, unless the class is dead.
+/// Counts so many operations in, unless the class is dead.
 #[inline]
-pub(crate) fn enter(state: &AtomicU64) -> bool {
+pub(crate) fn enter(state: &AtomicU64, operations: u32) -> bool {
     let mut now = state.load(Ordering::Acquire);
     while now != DEAD {
         crate::freeze::point();
-        match state.compare_exchange(now, now + 1, Ordering::AcqRel, Ordering::Acquire) {
+        let more = now + operations as u64;
+        match state.compare_exchange(now, more, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => return true,
             Err(other) => now = other,
         }

@@ -4,7 +4,7 @@ use crate::arena::Arena;
 use crate::edge::PREFIX;
 use crate::epoch::{Full, Pin};
 use crate::primitive::{AtomicU64, Ordering};
-use crate::tree::{prefetch, Shape, Space, Trie, GROUP};
+use crate::tree::{prefetch, Run, Shape, Space, Trie, GROUP};
 
 /// A set of `u64` keys with dense ids, for any number of threads, none of which waits for another.
 ///
@@ -81,7 +81,13 @@ impl Space for Keys {
         self.key(id) == q.key
     }
 
-    fn compute_wholes(&self, _queries: &mut [Query], _which: &[u16]) {}
+    fn class(&self, _q: &Query) -> u32 {
+        crate::edge::NONE
+    }
+
+    fn set_class(&self, _q: &mut Query, _node: u32) {}
+
+    fn compute_wholes(&self, _queries: &mut [Query], _which: &[(u16, u32)]) {}
 
     #[inline]
     fn bit(&self, q: &mut Query, at: u32) -> usize {
@@ -152,8 +158,9 @@ impl KeyTree {
         &'t self,
         pin: &mut Pin<'t, R>,
         keys: &[u64],
-        mut f: impl FnMut(&mut Pin<'t, R>, usize, &mut Query),
+        mut f: impl FnMut(&mut Pin<'t, R>, &mut Run, usize, &mut Query),
     ) {
+        let mut run = self.trie.start(pin);
         let mut group = [Query { key: 0, spread: 0 }; GROUP];
         for (b, part) in keys.chunks(GROUP).enumerate() {
             for (q, &key) in group.iter_mut().zip(part) {
@@ -161,11 +168,12 @@ impl KeyTree {
                 self.trie.prefetch_place(pin, q.spread, None);
             }
             let group = &mut group[..part.len()];
-            self.trie.warm(&self.space, pin, group);
+            self.trie.warm(&self.space, pin, group, &mut run);
             for (i, q) in (b * GROUP..).zip(group) {
-                f(pin, i, q);
+                f(pin, &mut run, i, q);
             }
         }
+        self.trie.end(&self.space, pin, &mut group[0], run);
     }
 
     /// Puts each key into the set unless it is there; writes its id, and whether it is new. Equal keys of one call
@@ -181,8 +189,8 @@ impl KeyTree {
         for (s, part) in keys.chunks(SITTING).enumerate() {
             let mut pin = self.trie.pin(&self.space);
             let mut full = Ok(());
-            self.each(&mut pin, part, |pin, i, q| {
-                match self.trie.insert(&self.space, pin, q) {
+            self.each(&mut pin, part, |pin, run, i, q| {
+                match self.trie.insert(&self.space, pin, q, run) {
                     Ok(done) => (ids[s * SITTING + i], new[s * SITTING + i]) = done,
                     Err(e) => full = Err(e),
                 }
@@ -200,7 +208,7 @@ impl KeyTree {
         assert_eq!(keys.len(), ids.len(), "slices of one length");
         for (s, part) in keys.chunks(SITTING).enumerate() {
             let mut pin = self.trie.pin(&self.space);
-            self.each(&mut pin, part, |pin, i, q| {
+            self.each(&mut pin, part, |pin, _, i, q| {
                 let found = self.trie.find(&self.space, pin, q);
                 ids[s * SITTING + i] = found.map_or(-1, i64::from);
             });
@@ -216,8 +224,8 @@ impl KeyTree {
         assert_eq!(keys.len(), removed.len(), "slices of one length");
         for (s, part) in keys.chunks(SITTING).enumerate() {
             let mut pin = self.trie.pin(&self.space);
-            self.each(&mut pin, part, |pin, i, q| {
-                let id = self.trie.remove(&self.space, pin, q);
+            self.each(&mut pin, part, |pin, run, i, q| {
+                let id = self.trie.remove(&self.space, pin, q, run);
                 removed[s * SITTING + i] = id.is_some();
             });
         }

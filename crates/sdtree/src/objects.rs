@@ -7,7 +7,7 @@ use crate::keys::{Stats, SITTING};
 use crate::order::{Order, SampledMixed, STREAM};
 use crate::primitive::{AtomicU32, Ordering};
 use crate::store::{Fixed, Rows, Store, Variable, MAX_OBJECT};
-use crate::tree::{prefetch, Space, Trie, GROUP};
+use crate::tree::{prefetch, Run, Space, Trie, GROUP};
 
 /// In `meta`: the object is in the tree, or about to be.
 const ALIVE: u32 = 1;
@@ -31,10 +31,13 @@ struct Query {
     first: u64,
     /// [`Order::whole`], if `known`.
     whole: u64,
-    known: bool,
+    /// 0 or 1: as wide as the rest, since a copy of padding stalls on what was written more narrowly.
+    known: u64,
     /// An object that has been found equal, or `NONE`. Objects do not change and their ids are not given to others
     /// before the pin under which the query was made has ended, so it stays true.
     same: u32,
+    /// The class it belongs to, if that is known, or `NONE`.
+    class: u32,
 }
 
 /// A query that is none yet.
@@ -42,8 +45,9 @@ const NO_QUERY: Query = Query {
     bytes: &[],
     first: 0,
     whole: 0,
-    known: false,
+    known: 0,
     same: NONE,
+    class: NONE,
 };
 
 impl<S: Store, O: Order> Objects<S, O> {
@@ -55,8 +59,9 @@ impl<S: Store, O: Order> Objects<S, O> {
             bytes,
             first: self.order.first(bytes),
             whole,
-            known: eager,
+            known: eager as u64,
             same: NONE,
+            class: NONE,
         }
     }
 
@@ -74,8 +79,9 @@ impl<S: Store, O: Order> Objects<S, O> {
             bytes: bytes[k],
             first: first[k],
             whole: whole[k],
-            known: eager,
+            known: eager as u64,
             same: NONE,
+            class: NONE,
         })
     }
 
@@ -117,9 +123,9 @@ impl<S: Store, O: Order> Space for Objects<S, O> {
 
     #[inline]
     fn whole(&self, q: &mut Query) -> u64 {
-        if !q.known {
+        if q.known == 0 {
             q.whole = self.order.whole(Self::bytes_of(q));
-            q.known = true;
+            q.known = 1;
         }
         q.whole
     }
@@ -140,11 +146,21 @@ impl<S: Store, O: Order> Space for Objects<S, O> {
         ours.len() == theirs.len() && mix::first_diff(ours, theirs).is_none()
     }
 
-    fn compute_wholes(&self, queries: &mut [Query], which: &[u16]) {
+    #[inline]
+    fn class(&self, q: &Query) -> u32 {
+        q.class
+    }
+
+    #[inline]
+    fn set_class(&self, q: &mut Query, node: u32) {
+        q.class = node;
+    }
+
+    fn compute_wholes(&self, queries: &mut [Query], which: &[(u16, u32)]) {
         let mut unknown = [0u16; GROUP];
         let mut n = 0;
-        for &i in which {
-            if !queries[i as usize].known {
+        for &(i, _) in which {
+            if queries[i as usize].known == 0 {
                 unknown[n] = i;
                 n += 1;
             }
@@ -157,7 +173,7 @@ impl<S: Store, O: Order> Space for Objects<S, O> {
                 .order
                 .whole_four(four.map(|i| Self::bytes_of(&queries[i])));
             for (i, whole) in four.into_iter().zip(whole) {
-                (queries[i].whole, queries[i].known) = (whole, true);
+                (queries[i].whole, queries[i].known) = (whole, 1);
             }
         }
         for &i in &unknown[4 * quarter..n] {
@@ -393,98 +409,98 @@ impl<S: Store, O: Order> SdTree<S, O> {
 
     /// Calls `f` with the queries of a range one by one, in groups that are warm in the caches.
     ///
-    /// All that waits for memory is spread evenly: beside each call of `f`, one object of the next group is mixed and
-    /// one further on is asked for, since many requests at once would wait for each other.
+    /// Where the objects of the next group are not read whole, one of them is mixed and one further on is asked for
+    /// beside each call of `f`, since many requests at once would wait for each other. Where they are, they are read
+    /// between the calls of one group and those of the next, so that what was warmed for the calls is not driven out.
     #[inline]
     fn each<'t, B: Batch + ?Sized, R: Fn(u32)>(
         &'t self,
         pin: &mut Pin<'t, R>,
         batch: &B,
         range: std::ops::Range<usize>,
-        mut f: impl FnMut(&mut Pin<'t, R>, usize, &mut Query),
+        mut f: impl FnMut(&mut Pin<'t, R>, &mut Run, usize, &mut Query),
     ) {
         /// Objects between asking for one and mixing it.
         const AHEAD: usize = 16;
         /// Objects read side by side where they are read whole, and the distance between them.
         const STREAMS: usize = 4;
         const APART: usize = GROUP / STREAMS;
-        /// Bytes asked for of each before it is read: 512 are some 20 ns a page better than none or more.
-        const AHEAD_OF_STREAM: usize = 512;
-        let (mut group, mut next) = ([NO_QUERY; GROUP], [NO_QUERY; GROUP]);
-        // Where most of a group were of classes, the objects of the next but one are read whole at once, in one pass.
-        let mut eager = false;
-        // Prepares object `k` of the group that begins at `start`; some of those after it, too, where they are streams.
-        let step = |pin: &mut Pin<'t, R>,
-                    next: &mut [Query; GROUP],
-                    start: usize,
-                    k: usize,
-                    eager: bool,
-                    stream: bool| {
-            let i = start + k;
-            if stream {
-                if k.is_multiple_of(STREAMS) {
-                    let at = |s: usize| k / STREAMS + s * APART;
-                    let bytes = std::array::from_fn(|s| batch.get(start + at(s)));
-                    for (s, q) in self
-                        .objects
-                        .query_four(bytes, eager)
-                        .into_iter()
-                        .enumerate()
-                    {
-                        self.trie
-                            .prefetch_place(pin, q.first, q.known.then_some(q.whole));
-                        next[at(s)] = q;
-                    }
+        /// The line asked for of an object that will be read whole: it brings the translation of the page's address. At
+        /// the head, or with more lines, it would keep the hardware from seeing the stream.
+        const OF_STREAM: usize = 512;
+        let mut run = self.trie.start(pin);
+        let mut buffers = [[NO_QUERY; GROUP]; 2];
+        let [mut group, mut next] = buffers.each_mut();
+        // Whether the group that begins at `start` is read as streams: it must be a whole one. With `eager` by
+        // `Order::whole`, too.
+        let streams = |start: usize, eager: bool| {
+            start + GROUP <= range.end
+                && (eager || self.objects.order.streams(batch.get(start).len()))
+        };
+        let read = |pin: &Pin<'t, R>, start: usize, eager: bool, group: &mut [Query; GROUP]| {
+            for k in 0..APART {
+                let bytes = std::array::from_fn(|s| batch.get(start + k + s * APART));
+                let four = self.objects.query_four(bytes, eager);
+                for (s, q) in four.into_iter().enumerate() {
+                    self.prefetch_place(pin, &q);
+                    group[k + s * APART] = q;
                 }
-                // While the processor is at something else, memory may bring the head of one of the next four.
-                let (row, s) = (k / STREAMS + 1, k % STREAMS);
-                let next = (row / APART) * GROUP + row % APART + s * APART;
-                if start + next < range.end {
-                    prefetch_lines(batch.get(start + next), AHEAD_OF_STREAM);
-                }
-                return;
             }
+        };
+        let prepare = |pin: &Pin<'t, R>, i: usize, eager: bool, q: &mut Query| {
             if i + AHEAD < range.end {
                 self.touch(batch, i + AHEAD);
             }
             if i < range.end {
-                let q = self.objects.query(batch.get(i), eager);
-                self.trie
-                    .prefetch_place(pin, q.first, q.known.then_some(q.whole));
-                next[k] = q;
+                *q = self.objects.query(batch.get(i), eager);
+                self.prefetch_place(pin, q);
             }
-        };
-        // Whether the group that begins at `start` is read as streams: it must be a whole one.
-        let streams = |start: usize, eager: bool| {
-            start + GROUP <= range.end
-                && (eager || self.objects.order.streams(batch.get(start).len()))
         };
         let touch_some = |start: usize| {
             for i in start..range.end.min(start + AHEAD) {
                 self.touch(batch, i);
             }
         };
-        let mut stream = streams(range.start, eager);
-        if !stream {
+        let mut stream = streams(range.start, false);
+        if stream {
+            read(pin, range.start, false, next);
+        } else {
             touch_some(range.start);
-        }
-        for k in 0..GROUP {
-            step(pin, &mut next, range.start, k, eager, stream);
+            for (i, q) in (range.start..).zip(&mut *next) {
+                prepare(pin, i, false, q);
+            }
         }
         for start in range.clone().step_by(GROUP) {
             std::mem::swap(&mut group, &mut next);
             let group = &mut group[..GROUP.min(range.end - start)];
-            eager = 2 * self.trie.warm(&self.objects, pin, group) > group.len();
-            let before = stream;
-            stream = streams(start + GROUP, eager);
+            let of_classes = self.trie.warm(&self.objects, pin, group, &mut run);
+            // Where most of a group were of classes, the next one is read whole at once, in one pass.
+            let eager = 2 * of_classes > group.len();
+            let after = start + GROUP;
+            let before = std::mem::replace(&mut stream, streams(after, eager));
             if before && !stream {
-                touch_some(start + GROUP);
+                touch_some(after);
             }
             for (k, q) in group.iter_mut().enumerate() {
-                step(pin, &mut next, start + GROUP, k, eager, stream);
-                f(pin, start + k, q);
+                if !stream {
+                    prepare(pin, after + k, eager, &mut next[k]);
+                } else if batch.get(after + k).len() > OF_STREAM {
+                    prefetch(batch.get(after + k)[OF_STREAM..].as_ptr());
+                }
+                f(pin, &mut run, start + k, q);
+            }
+            if stream {
+                read(pin, after, eager, next);
             }
         }
+        self.trie.end(&self.objects, pin, &mut { NO_QUERY }, run);
+    }
+
+    /// Asks for the places in the tables where the search will begin, as far as they are known.
+    #[inline]
+    fn prefetch_place<R: Fn(u32)>(&self, pin: &Pin<'_, R>, q: &Query) {
+        let whole = (q.known != 0).then_some(q.whole);
+        self.trie.prefetch_place(pin, q.first, whole);
     }
 
     /// Splits `0..n` into ranges worked on while seated once.
@@ -515,8 +531,8 @@ impl<S: Store, O: Order> SdTree<S, O> {
         for sitting in Self::sittings(n) {
             let mut pin = self.trie.pin(&self.objects);
             let mut result = Ok(());
-            self.each(&mut pin, batch, sitting, |pin, i, q| {
-                match self.trie.insert(&self.objects, pin, q) {
+            self.each(&mut pin, batch, sitting, |pin, run, i, q| {
+                match self.trie.insert(&self.objects, pin, q, run) {
                     Ok(done) => (ids[i], new[i]) = done,
                     Err(full) => result = Err(full),
                 }
@@ -548,7 +564,7 @@ impl<S: Store, O: Order> SdTree<S, O> {
         assert_eq!(batch.len(), ids.len(), "a slice of the batch's length");
         for sitting in Self::sittings(batch.len()) {
             let mut pin = self.trie.pin(&self.objects);
-            self.each(&mut pin, batch, sitting, |pin, i, q| {
+            self.each(&mut pin, batch, sitting, |pin, _, i, q| {
                 let found = self.trie.find(&self.objects, pin, q);
                 ids[i] = found.map_or(-1, i64::from);
             });
@@ -564,8 +580,8 @@ impl<S: Store, O: Order> SdTree<S, O> {
         assert_eq!(batch.len(), removed.len(), "a slice of the batch's length");
         for sitting in Self::sittings(batch.len()) {
             let mut pin = self.trie.pin(&self.objects);
-            self.each(&mut pin, batch, sitting, |pin, i, q| {
-                removed[i] = self.trie.remove(&self.objects, pin, q).is_some();
+            self.each(&mut pin, batch, sitting, |pin, run, i, q| {
+                removed[i] = self.trie.remove(&self.objects, pin, q, run).is_some();
             });
         }
     }
@@ -603,6 +619,7 @@ impl<S: Store, O: Order> SdTree<S, O> {
     pub fn clear(&self) {
         for ids in self.ids().chunks(SITTING) {
             let mut pin = self.trie.pin(&self.objects);
+            let mut run = self.trie.start(&mut pin);
             for &id in ids {
                 let alive = self.objects.meta(id).load(Ordering::Acquire) & ALIVE != 0;
                 if alive {
@@ -610,9 +627,11 @@ impl<S: Store, O: Order> SdTree<S, O> {
                     let mut q = self
                         .objects
                         .query(unsafe { self.objects.store.bytes(id) }, false);
-                    self.trie.remove(&self.objects, &mut pin, &mut q);
+                    self.trie.remove(&self.objects, &mut pin, &mut q, &mut run);
                 }
             }
+            self.trie
+                .end(&self.objects, &mut pin, &mut { NO_QUERY }, run);
         }
     }
 

@@ -83,8 +83,12 @@ pub(crate) trait Space: Sync {
     fn whole_of(&self, id: u32) -> u64;
     /// Whether `q` equals object `id`: all the bytes.
     fn equal(&self, q: &Self::Query, id: u32) -> bool;
-    /// Computes `whole` of those of the queries whose numbers are in `which`.
-    fn compute_wholes(&self, queries: &mut [Self::Query], which: &[u16]);
+    /// The class that `q` was found to belong to under this pin, or `NONE`. With `CLASSES` only, as the next.
+    fn class(&self, q: &Self::Query) -> u32;
+    /// Notes the class that `q` belongs to.
+    fn set_class(&self, q: &mut Self::Query, node: u32);
+    /// Computes `whole` of those of the queries whose numbers are in `which`, each with its class.
+    fn compute_wholes(&self, queries: &mut [Self::Query], which: &[(u16, u32)]);
     /// Key bit `at >= PREFIX` of `q` (below the second root, if there are `CLASSES`).
     fn bit(&self, q: &mut Self::Query, at: u32) -> usize;
     /// Compares `q` with object `id`, whose first `PREFIX` key bits are the same: all the bytes. `None` if equal,
@@ -124,6 +128,21 @@ enum Taken {
     /// The object belongs to this class, which has been entered.
     Class(u32),
 }
+
+/// What the operations of one pin keep from one to the next. Made by [`Trie::start`], given back by [`Trie::end`].
+pub(crate) struct Run {
+    /// The path of the search under way; kept here so that its memory is.
+    path: Vec<Step>,
+    /// A class that was seen twice in succession, and the prefix of its objects: what has this prefix need not be
+    /// looked for below the first root. `NONE` if there is none.
+    class: u32,
+    prefix: u64,
+    /// Operations counted into it in advance, so that one change of its state serves many.
+    held: u32,
+}
+
+/// Operations counted into a class at a time.
+const HOLD: u32 = if cfg!(loom) { 2 } else { 64 };
 
 /// What a try that failed has left for the next one.
 #[derive(Default)]
@@ -182,8 +201,8 @@ struct Walk {
     /// Those at an object whose prefix is theirs.
     hits: [(u16, u32); GROUP],
     hits_n: usize,
-    /// Those at a class that is theirs.
-    classes: [u16; GROUP],
+    /// Those at a class that is theirs, and the class.
+    classes: [(u16, u32); GROUP],
     classes_n: usize,
 }
 
@@ -409,10 +428,9 @@ impl Trie {
         word
     }
 
-    /// The first object of the class that the edge leads to, if it equals `q`.
+    /// The first object of a class, if it equals `q`.
     #[inline]
-    fn first_of_class<S: Space>(&self, space: &S, q: &mut S::Query, word: u64) -> Option<u32> {
-        let node = self.node(word);
+    fn first_of_class<S: Space>(&self, space: &S, q: &mut S::Query, node: &Node) -> Option<u32> {
         let first = class::first(node.0[0].load(Ordering::Acquire));
         // Different wholes are of different bytes.
         let equal = first != edge::NONE
@@ -442,7 +460,7 @@ impl Trie {
                 let id = edge::index(word);
                 return space.equal(q, id).then_some(id);
             }
-            if let Some(id) = self.first_of_class(space, q, word) {
+            if let Some(id) = self.first_of_class(space, q, self.node(word)) {
                 return Some(id);
             }
             key = space.whole(q);
@@ -455,6 +473,65 @@ impl Trie {
         space.compare(q, id).is_none().then_some(id)
     }
 
+    /// What the operations under `pin` are given.
+    pub(crate) fn start<R: Fn(u32)>(&self, pin: &mut Pin<'_, R>) -> Run {
+        Run {
+            path: std::mem::take(&mut pin.local().path),
+            class: edge::NONE,
+            prefix: 0,
+            held: 0,
+        }
+    }
+
+    /// After the last operation under `pin`; `q` is any query.
+    pub(crate) fn end<S: Space, R: Fn(u32)>(
+        &self,
+        space: &S,
+        pin: &mut Pin<'_, R>,
+        q: &mut S::Query,
+        mut run: Run,
+    ) {
+        self.turn_to(space, pin, q, &mut run, (edge::NONE, 0));
+        pin.local().path = run.path;
+    }
+
+    /// Makes `class` the one that is expected to come again; what is held of the one before is counted out.
+    fn turn_to<S: Space, R: Fn(u32)>(
+        &self,
+        space: &S,
+        pin: &mut Pin<'_, R>,
+        q: &mut S::Query,
+        run: &mut Run,
+        class: (u32, u64),
+    ) {
+        let before = (run.class, run.prefix);
+        (run.class, run.prefix) = class;
+        let held = std::mem::take(&mut run.held);
+        if held > 0 {
+            self.leave(space, pin, q, before, held as u64, &mut run.path);
+        }
+    }
+
+    /// Counts an operation into the class `node`, which was seen under this pin, unless it is dead.
+    #[inline]
+    fn enter(&self, node: u32, run: &mut Run) -> bool {
+        let again = node == run.class;
+        if again && run.held > 0 {
+            run.held -= 1;
+            return true;
+        }
+        let operations = if again { HOLD } else { 1 };
+        // SAFETY: the number of a class that was seen under this pin.
+        if class::enter(unsafe { &self.nodes.get(node).0[0] }, operations) {
+            run.held += operations - 1;
+            return true;
+        }
+        if again {
+            run.class = edge::NONE;
+        }
+        false
+    }
+
     /// Puts `q` into the tree unless an equal object is there. Returns the id, and whether it is new.
     #[inline]
     pub(crate) fn insert<S: Space, R: Fn(u32)>(
@@ -462,16 +539,32 @@ impl Trie {
         space: &S,
         pin: &mut Pin<'_, R>,
         q: &mut S::Query,
+        run: &mut Run,
     ) -> Result<(u32, bool), Full> {
-        let mut path = std::mem::take(&mut pin.local().path);
-        let mut spare = Spare::default();
         let mut root = FIRST;
         // The class entered: its node and its prefix.
         let mut entered = (0, 0);
+        if S::CLASSES {
+            let node = space.class(q);
+            if node != edge::NONE {
+                // SAFETY: the number of a class that was seen under this pin.
+                if let Some(id) = self.first_of_class(space, q, unsafe { self.nodes.get(node) }) {
+                    return Ok((id, false));
+                }
+                if self.enter(node, run) {
+                    (root, entered) = (SECOND, (node, space.prefix(q)));
+                }
+            }
+        }
+        let mut spare = Spare::default();
         let done = loop {
-            let put = self.insert_below(space, pin, root, q, &mut path, &mut spare);
+            let put = self.insert_below(space, pin, root, q, &mut run.path, &mut spare);
             if root == SECOND && !matches!(put, Ok(Put::Done(_, true))) {
-                self.leave(space, pin, q, entered, 1, &mut path);
+                if run.held > 0 && run.class == entered.0 {
+                    run.held += 1;
+                } else {
+                    self.leave(space, pin, q, entered, 1, &mut run.path);
+                }
                 root = FIRST;
             }
             match put {
@@ -481,7 +574,6 @@ impl Trie {
                 Err(full) => break Err(full),
             }
         };
-        pin.local().path = path;
         if let Ok((_, true)) = done {
             pin.count(root, 1);
             let local = pin.local();
@@ -554,10 +646,10 @@ impl Trie {
                 let differ = match edge::fingerprint_diff(last.word, key) {
                     None if S::CLASSES && root == FIRST => {
                         if edge::is_class(last.word) {
-                            if let Some(id) = self.first_of_class(space, q, last.word) {
+                            if let Some(id) = self.first_of_class(space, q, self.node(last.word)) {
                                 return Ok(Put::Done(id, false));
                             }
-                            if class::enter(&self.node(last.word).0[0]) {
+                            if class::enter(&self.node(last.word).0[0], 1) {
                                 return Ok(Put::Class(found));
                             }
                             // Dead: it must be gone before another can come.
@@ -692,23 +784,23 @@ impl Trie {
         space: &S,
         pin: &mut Pin<'_, R>,
         q: &mut S::Query,
+        run: &mut Run,
     ) -> Option<u32> {
-        let mut path = std::mem::take(&mut pin.local().path);
-        let gone = match self.remove_below(space, pin, FIRST, q, &mut path) {
+        let path = &mut run.path;
+        let gone = match self.remove_below(space, pin, FIRST, q, path) {
             Taken::Nothing => None,
             Taken::Object(id) => Some((id, FIRST)),
             Taken::Class(node) => {
-                let id = match self.remove_below(space, pin, SECOND, q, &mut path) {
+                let id = match self.remove_below(space, pin, SECOND, q, path) {
                     Taken::Object(id) => Some(id),
                     _ => None,
                 };
                 let members = 1 + id.is_some() as u64;
                 let prefix = space.prefix(q);
-                self.leave(space, pin, q, (node, prefix), members, &mut path);
+                self.leave(space, pin, q, (node, prefix), members, path);
                 id.map(|id| (id, SECOND))
             }
         };
-        pin.local().path = path;
         let (id, root) = gone?;
         space.removed(id);
         pin.retire(Kind::Id, id);
@@ -735,7 +827,7 @@ impl Trie {
             let id = edge::index(last.word);
             if edge::is_class(last.word) {
                 let state = &self.node(last.word).0[0];
-                if let Some(first) = self.first_of_class(space, q, last.word) {
+                if let Some(first) = self.first_of_class(space, q, self.node(last.word)) {
                     // If another has taken it out, it was gone at that moment.
                     let (taken, dead) = class::take_first(state, first);
                     if dead {
@@ -748,7 +840,7 @@ impl Trie {
                     };
                 }
                 // In a dead class there is nothing.
-                return if class::enter(state) {
+                return if class::enter(state, 1) {
                     Taken::Class(id)
                 } else {
                     Taken::Nothing
@@ -938,34 +1030,50 @@ impl Trie {
     pub(crate) fn warm<S: Space, R: Fn(u32)>(
         &self,
         space: &S,
-        _pin: &Pin<'_, R>,
+        pin: &mut Pin<'_, R>,
         queries: &mut [S::Query],
+        run: &mut Run,
     ) -> usize {
         debug_assert!(queries.len() <= GROUP);
-        let table = self.table(FIRST);
         let mut walk = Walk {
             active: [(0, 0); GROUP],
             n: 0,
             hits: [(0, 0); GROUP],
             hits_n: 0,
-            classes: [0; GROUP],
+            classes: [(0, 0); GROUP],
             classes_n: 0,
         };
+        let table = self.table(FIRST);
         for (i, q) in queries.iter().enumerate() {
             let key = space.prefix(q);
+            if S::CLASSES && key == run.prefix && run.class != edge::NONE {
+                walk.classes[walk.classes_n] = (i as u16, run.class);
+                walk.classes_n += 1;
+                continue;
+            }
             let word = table.place(key).load(Ordering::Acquire);
             self.look_ahead(space, key, i, word, &mut walk);
         }
+        let known = walk.classes_n;
         self.walk_on(space, FIRST, queries, &mut walk);
         if S::CLASSES && walk.classes_n > 0 {
+            let found = &walk.classes[known..walk.classes_n];
+            if let Some(two) = found.windows(2).find(|two| two[0].1 == two[1].1) {
+                let (i, node) = two[0];
+                let q = &mut queries[i as usize];
+                let prefix = space.prefix(q);
+                self.turn_to(space, pin, q, run, (node, prefix));
+            }
             let table = self.table(SECOND);
             let mine = walk.classes;
             let mine = &mine[..walk.classes_n];
             space.compute_wholes(queries, mine);
-            for &i in mine {
-                prefetch(table.place(space.whole(&mut queries[i as usize])));
+            for &(i, node) in mine {
+                let q = &mut queries[i as usize];
+                space.set_class(q, node);
+                prefetch(table.place(space.whole(q)));
             }
-            for &i in mine {
+            for &(i, _) in mine {
                 let key = space.whole(&mut queries[i as usize]);
                 let word = table.place(key).load(Ordering::Acquire);
                 self.look_ahead(space, key, i as usize, word, &mut walk);
@@ -1004,7 +1112,7 @@ impl Trie {
         } else if !edge::is_empty(word) && edge::fingerprint_diff(word, key).is_none() {
             if edge::is_class(word) {
                 prefetch(self.node(word));
-                walk.classes[walk.classes_n] = i as u16;
+                walk.classes[walk.classes_n] = (i as u16, edge::index(word));
                 walk.classes_n += 1;
             } else {
                 space.prefetch_record(edge::index(word));

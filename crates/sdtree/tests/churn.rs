@@ -1,6 +1,9 @@
 //! Mixed operations at a steady size: memory stays flat, and nothing is lost. A hundred million with `PAGEONE_SOAK`.
 #![cfg(not(loom))]
 
+mod rng;
+
+use rng::Rng;
 use sdtree::{RowBatch, SdTree};
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -10,13 +13,6 @@ const SIZE: usize = 16;
 const UNIVERSE: u64 = 50_000;
 /// Operations of a call.
 const BATCH: usize = 1000;
-
-fn rng(state: &mut u64) -> u64 {
-    *state ^= *state >> 12;
-    *state ^= *state << 25;
-    *state ^= *state >> 27;
-    state.wrapping_mul(0x2545_f491_4f6c_dd1d)
-}
 
 /// Bytes of this process that are resident.
 fn resident() -> usize {
@@ -37,19 +33,19 @@ fn mixed_operations_at_a_steady_size_keep_memory_flat() {
             for t in 0..2u64 {
                 let (tree, there) = (&tree, &there);
                 s.spawn(move || {
-                    let mut state = (round << 8 | t).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+                    let mut rng = Rng((round << 8 | t).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
                     let mut rows = vec![0u8; SIZE * BATCH];
                     let (mut ids, mut found) = (vec![0; BATCH], vec![0; BATCH]);
                     let mut done = vec![false; BATCH];
                     for _ in 0..operations / 2 / BATCH {
                         for row in rows.chunks_exact_mut(SIZE) {
-                            let key = rng(&mut state) % UNIVERSE;
+                            let key = rng.next() % UNIVERSE;
                             row[..8].copy_from_slice(&key.to_le_bytes());
                             row[8..].copy_from_slice(&(key ^ 99).to_le_bytes());
                         }
                         let batch = RowBatch::new(&rows, SIZE);
                         let count = |done: &[bool]| done.iter().filter(|&&d| d).count() as i64;
-                        match rng(&mut state) >> 62 {
+                        match rng.next() >> 62 {
                             0 | 1 => {
                                 tree.intern(&batch, &mut ids, &mut done).expect("room");
                                 there.fetch_add(count(&done), Ordering::Relaxed);

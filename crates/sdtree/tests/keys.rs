@@ -4,17 +4,8 @@
 use sdtree::KeyTree;
 use std::collections::HashMap;
 
-/// xorshift64*.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-}
+mod rng;
+use rng::Rng;
 
 fn intern(tree: &KeyTree, keys: &[u64]) -> (Vec<u32>, Vec<bool>) {
     let (mut ids, mut new) = (vec![0; keys.len()], vec![false; keys.len()]);

@@ -209,6 +209,27 @@ fn a_class_dies_beside_an_insert_that_would_enter_it() {
 }
 
 #[test]
+fn a_batch_that_holds_its_class_keeps_its_objects_beside_removals_that_would_kill_it() {
+    model(|| {
+        let tree = class();
+        intern(&tree, 1);
+        intern(&tree, 2);
+        let other = tree.clone();
+        let removing = thread::spawn(move || (take(&other, 1), take(&other, 2)));
+        let (mut ids, mut new) = ([0; 3], [false; 3]);
+        tree.intern(&RowBatch::new(&[3, 4, 3], 1), &mut ids, &mut new)
+            .expect("room");
+        assert_eq!(removing.join().expect("no panic"), (true, true));
+        assert_eq!(new, [true, true, false]);
+        assert_eq!(ids[0], ids[2]);
+        assert!(there(&tree, 3) && there(&tree, 4));
+        assert!(!there(&tree, 1) && !there(&tree, 2));
+        assert!(take(&tree, 3) && take(&tree, 4) && intern(&tree, 3).1);
+        assert_eq!(tree.len(), 1);
+    });
+}
+
+#[test]
 fn two_removals_kill_a_class_once() {
     model(|| {
         let tree = class();

@@ -6,19 +6,9 @@ use sdtree::{Batch, Fixed, Mixed, Order, Raw, RowBatch, SampledMixed, SdTree, St
 use std::collections::BTreeMap;
 
 mod orders;
+mod rng;
 use orders::Colliding;
-
-/// xorshift64*.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-}
+use rng::Rng;
 
 /// All objects that begin with the same two bytes are a class.
 struct TwoBytes;
@@ -205,6 +195,26 @@ const FAMILIES: [&str; 5] = [
     "tail counter",
     "near-duplicate",
 ];
+
+#[test]
+fn a_batch_leaves_nothing_counted_in_the_classes_that_it_met() {
+    // Near-duplicates, of one class and of others in between, and some of them twice.
+    let pages: Vec<Vec<u8>> = (0..3000)
+        .map(|v| page("near-duplicate", v * 7919 % 2900))
+        .collect();
+    let trees = [1, 3, pages.len()].map(|batch| {
+        let tree = SdTree::fixed(4096, 0, b"counted");
+        for some in pages.chunks(batch) {
+            intern(&tree, some);
+        }
+        tree
+    });
+    // The shape counts the members of each class.
+    for tree in &trees[1..] {
+        assert_eq!(tree.len(), 2900);
+        assert_eq!(tree.stats().shape, trees[0].stats().shape);
+    }
+}
 
 #[test]
 fn adversarial_families_stay_shallow() {

@@ -4,13 +4,8 @@
 #[path = "../../../fuzz/src/model.rs"]
 mod model;
 
-/// xorshift64*.
-fn next(state: &mut u64) -> u64 {
-    *state ^= *state >> 12;
-    *state ^= *state << 25;
-    *state ^= *state >> 27;
-    state.wrapping_mul(0x2545_f491_4f6c_dd1d)
-}
+mod rng;
+use rng::Rng;
 
 #[test]
 fn the_corpus_of_the_fuzzer_shows_no_difference_from_a_btree_map() {
@@ -30,14 +25,14 @@ fn random_operations_show_no_difference_from_a_btree_map() {
         |s| s.parse().expect("a number"),
     );
     println!("PAGEONE_SEED={seed}");
-    let mut state = seed | 1;
+    let mut rng = Rng(seed | 1);
     for _ in 0..1500 {
-        let n = next(&mut state) as usize % 12;
-        let mut input = vec![next(&mut state) as u8];
+        let n = rng.next() as usize % 12;
+        let mut input = vec![rng.next() as u8];
         // Objects of few kinds, so that batches meet each other's.
-        let (fill, at) = (next(&mut state) as u8, next(&mut state) as u8);
+        let (fill, at) = (rng.next() as u8, rng.next() as u8);
         for _ in 0..n {
-            let r = next(&mut state).to_le_bytes();
+            let r = rng.next().to_le_bytes();
             input.extend([
                 r[0],
                 r[1],
