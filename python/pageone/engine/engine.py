@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pageone.engine import plan
-from pageone.engine.arrays import distinct, grouped, in_order, repeated, runs
+from pageone.engine.arrays import distinct, grouped, in_order, marked, repeated, runs
 from pageone.engine.backend import PAGE_SIZE, Backend, Outcome, PageCode, PageFlag, ReadCode
 from pageone.engine.decide import Decider, Limits, Members, Planned
 from pageone.engine.frames import NO_FRAME, NO_ID, Frames
@@ -522,15 +522,13 @@ class Engine:
 
     def _schedule(self, places: U64, slots: I64, status: U8) -> None:
         """Have volatile pages come due after their quiet periods and their back-off. ``places`` ascending."""
-        waiting = state(status) == State.VOLATILE
-        if not waiting.all():
-            places, slots, status = places[waiting], slots[waiting], status[waiting]
+        places, slots, status = marked(state(status) == State.VOLATILE, places, slots, status)
         if not len(places):
             return
         wait = level(status)
         self._pages.due[slots] = (np.uint8((self._period + self.quiet_periods) & 255) + wait).astype(np.uint8)
         for extra in np.flatnonzero(np.bincount(wait)):
-            mine = places[wait == extra]
+            (mine,) = marked(wait == extra, places)
             first, count = runs(mine)
             when = self._period + self.quiet_periods + int(extra)
             self._due.setdefault(when, []).append((mine[first], count))
@@ -544,8 +542,8 @@ class Engine:
                 status = self._pages.status[slots]
                 ready = (state(status) == State.VOLATILE) & (self._pages.due[slots] == when & 255)
                 if ready.any():
-                    ready_places = places[ready]
-                    self._pages.apply(slots[ready], Event.DUE)
+                    ready_places, slots = marked(ready, places, slots)
+                    self._pages.apply(slots, Event.DUE)
                     found.setdefault(int(target_of(ready_places[:1])[0]), []).append(ready_places)
         for number, parts in found.items():
             target = self._targets.get(number)
@@ -577,7 +575,7 @@ class Engine:
         known = slots >= 0
         now = state(self._pages.status[slots])
         changed = places[known & (now == State.CHANGED)]
-        places = places[known & (now == State.QUEUED)]
+        (places,) = marked(known & (now == State.QUEUED), places)
         none = np.empty(0, np.uint32)
         if not len(places) or not target.attached:
             return _Found(target, places[:0], changed, none.astype(np.uint8), none, none > 0, 0.0)
@@ -585,7 +583,7 @@ class Engine:
             keys, codes = target._memory.read_keys(address(places))
         except TargetError:
             keys, codes = np.zeros(len(places), np.uint64), np.full(len(places), ReadCode.GONE, np.uint8)
-        ids, is_new = self._index.intern(keys[codes == ReadCode.OK])
+        ids, is_new = self._index.intern(*marked(codes == ReadCode.OK, keys))
         return _Found(target, places, changed, codes, ids, is_new, time.thread_time() - began)
 
     def _work(self, tally: Tally, progress: Progress | None, until: float | None) -> None:
@@ -631,14 +629,12 @@ class Engine:
 
     def _pair(self, f: _Found, tally: Tally) -> tuple[U64, U64, U32, U64]:
         """Settle a batch, and return its ``(zero pages, pages with an equal one, their contents, where that is)``."""
-        places = f.places
+        zero = f.places[:0]
         if f.codes.any():
-            self._apply(places[f.codes == ReadCode.GONE], Event.LOST)
-            zero = places[f.codes == ReadCode.ZERO]
+            self._apply(f.places[f.codes == ReadCode.GONE], Event.LOST)
+            zero = f.places[f.codes == ReadCode.ZERO]
             tally.zero += len(zero)
-            places = places[f.codes == ReadCode.OK]
-        else:
-            zero = places[:0]
+        (places,) = marked(f.codes == ReadCode.OK, f.places)
         own = page_location(places, self._period)
         where = self._index.where
         believed = np.zeros(len(places), np.bool_)
@@ -646,7 +642,8 @@ class Engine:
         believed[seen] = self._index.believed(where[f.ids[seen]], self._pages)
         location = plan.pair(f.ids, own, where, believed)
         alone = location == own
-        slots = self._pages.slots(places[alone])
+        (unique,) = marked(alone, places)
+        slots = self._pages.slots(unique)
         self._pages.apply(slots, Event.UNIQUE)
         self._pages.due[slots] = self._period & 255
         twin = ~alone
