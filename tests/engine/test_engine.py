@@ -41,6 +41,11 @@ def consistent(engine: Engine, backend: FakeBackend) -> None:
     assert np.array_equal(engine._frames.mapped, mapped)
     assert engine._frames.live.sum() == engine._pages.counts[State.SHARED]
     assert engine._frames.used == backend.filled.sum()
+    contents = engine._contents
+    assert np.array_equal(contents.keys, backend.key(backend.pool[contents.frames])), "a frame under another's key"
+    assert len(set(contents.frames.tolist())) == len(contents.frames)
+    assert np.isin(np.flatnonzero(engine._frames.live), contents.frames).all(), "a frame that is read, and not found"
+    assert (contents.find(contents.keys) != NONE).all()
     for p in backend.processes.values():
         p.check()
 
@@ -71,7 +76,7 @@ def test_pages_booked_batch_by_batch_find_their_twins_in_any_batch_before() -> N
         engine.attach(b.pid)
         steps(engine, 3)
         stats = engine.stats
-        assert (stats.pages_read, stats.pages_merged, stats.frames, stats.index_entries) == (768, 768, 256, 256)
+        assert (stats.pages_read, stats.pages_merged, stats.frames, len(engine._contents)) == (768, 768, 256, 256)
         assert engine._pages.counts[State.UNIQUE] == 0
         consistent(engine, backend)
 

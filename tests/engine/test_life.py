@@ -31,7 +31,7 @@ def nothing_is_left(engine: Engine, backend: FakeBackend) -> None:
     assert not backend.filled.any()
     assert not engine._frames.mapped.any()
     assert not engine._frames.live.any()
-    assert not engine._frames.blocks
+    assert not len(engine._contents.frames)
     assert set(stats.states.values()) == {0}
 
 

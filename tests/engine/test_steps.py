@@ -10,12 +10,14 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pageone.engine import plan
 from pageone.engine.arrays import Extents, Reserve, distinct, expand, repeated, runs
-from pageone.engine.frames import covered
+from pageone.engine.contents import Contents
+from pageone.engine.frames import NO_FRAME, covered
+from pageone.engine.index import Index, page_location, place_of
 from pageone.engine.metrics import MergeReport, Pauses, Stats, TargetStats, as_json, as_prometheus
 from pageone.engine.pages import PageTable, address, coalesce, place, target_of
 from pageone.engine.queue import CpuBudget, Workers, cpu_share
@@ -259,6 +261,60 @@ def test_requests_cut_long_runs_and_gather_short_ones() -> None:
 
 
 # ---------------------------------------------------------------- frames
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3)), max_size=20), st.sets(st.integers(0, 60))),
+        max_size=6,
+    ),
+    st.sampled_from([1, 0x9E3779B97F4A7C15, 1 << 60]),
+)
+def test_contents_find_the_frames_that_were_added_and_not_dropped(
+    rounds: list[tuple[list[tuple[int, int]], set[int]]], factor: int
+) -> None:
+    def key(value: int) -> int:
+        return value * factor & (1 << 64) - 1
+
+    contents, number = Contents(), 0
+    known: dict[int, int] = {}
+    for added, dropped in rounds:
+        for value, frames in added:
+            fresh = np.arange(number, number + frames, dtype=np.uint32)
+            number += frames
+            contents.add(np.full(frames, key(value), np.uint64), fresh)
+            known.update(dict.fromkeys(fresh.tolist(), key(value)))
+        contents.drop(np.array(sorted(dropped), np.uint32))
+        known = {frame: k for frame, k in known.items() if frame not in dropped}
+        assert len(contents) == len(set(known.values()))
+        every = u64(*(key(value) for value in range(14)))
+        first, behind = contents.rows(every)
+        found = contents.find(every)
+        for k, low, high, frame in zip(every.tolist(), first, behind, found.tolist(), strict=True):
+            rows = contents.frames[low:high].tolist()
+            assert sorted(rows) == sorted(f for f, its in known.items() if its == k)
+            assert frame == (rows[0] if rows else NO_FRAME)
+
+
+def test_an_index_with_little_left_gives_its_memory_back_and_keeps_what_holds() -> None:
+    table, index = PageTable(), Index()
+    table.update(1, u64(0), u64(10_000 * PAGE))
+    places = place(1, np.arange(10_000, dtype=np.uint64) * PAGE)
+    for event in (Event.WRITTEN, Event.DUE, Event.UNIQUE):
+        table.apply(table.slots(places), event)
+    keys = np.random.default_rng(3).integers(1, 1 << 62, 10_000, dtype=np.uint64)
+    ids, _ = index.intern(keys)
+    index.where[ids] = page_location(places, 0)
+    before = index.nbytes
+    table.apply(table.slots(places[1000:]), Event.SHARED)
+    assert index.sweep(table) == 9000
+    assert len(index) == 1000
+    assert index.nbytes < before / 9
+    ids, new = index.intern(keys[:1000])
+    assert not new.any()
+    assert np.array_equal(place_of(index.where[ids]), places[:1000])
+    assert index.believed(index.where[ids], table).all()
 
 
 def test_a_frame_is_covered_by_any_mapping_that_reaches_over_it() -> None:

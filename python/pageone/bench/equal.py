@@ -66,7 +66,8 @@ def _one(pages: int, processes: int, max_sharing: int, tell: Any) -> dict[str, A
             engine.step()
         stats = engine.stats
         used = time.process_time() + engine._backend.cpu_s() - cpu  # type: ignore[attr-defined]
-        block = max((len(b) for b in engine._frames.blocks.values()), default=1)
+        first, behind = engine._contents.rows(engine._contents.keys)
+        block = int((behind - first).max(initial=1))
         result |= {
             "pages": pages,
             "processes": processes,

@@ -1,7 +1,7 @@
 """What is worth doing with pages that have an equal page: which frame each gets, and which are left alone.
 
-For: the engine. May call ``plan`` (the arithmetic), ``pages``, ``frames`` and ``index``; asks nothing of a target but
-to copy a page into a frame.
+For: the engine. May call ``plan`` (the arithmetic), ``pages``, ``frames``, ``contents`` and ``index``; asks nothing of
+a target but to copy a page into a frame.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy.typing as npt
 from pageone.engine import plan
 from pageone.engine.arrays import distinct, grouped
 from pageone.engine.backend import Backend, ReadCode
+from pageone.engine.contents import Contents
 from pageone.engine.frames import NO_FRAME, Frames
-from pageone.engine.index import Index, frame_of, is_frame, place_of
+from pageone.engine.index import place_of
 from pageone.engine.metrics import Tally
 from pageone.engine.pages import PageTable, address, target_of
 from pageone.engine.status import HUGE_BIT, Event, State, state
@@ -29,7 +30,7 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-__all__ = ["Decider", "Limits", "Members", "Planned"]
+__all__ = ["Decider", "Limits", "Members", "Planned", "Twins"]
 
 NEW_FRAME = np.uint64(1 << 32)  #: planned frames that are not allocated yet count from here
 
@@ -54,12 +55,21 @@ class Members:
     """Pages that have an equal page: one element a page; ``frames`` from ``NEW_FRAME`` on are planned ones."""
 
     places: U64
-    ids: U32
+    keys: U64
     frames: U64
 
     def take(self, which: I64 | Bools) -> Members:
         """Return some of them."""
-        return Members(self.places[which], self.ids[which], self.frames[which])
+        return Members(self.places[which], self.keys[which], self.frames[which])
+
+
+@dataclass
+class Twins:
+    """Pages that have an equal page without a frame: one element a page; ``location``: where that is."""
+
+    places: U64
+    keys: U64
+    location: U64
 
 
 @dataclass
@@ -99,45 +109,45 @@ class Decider:
         self,
         limits: Limits,
         backend: Backend,
-        books: tuple[PageTable, Frames, Index],
+        books: tuple[PageTable, Frames, Contents],
         targets: dict[int, Target],
         mark: Callable[[U64, Event], None],
         enqueue: Callable[[Target, U64], None],
     ) -> None:
         self._limits, self._backend = limits, backend
-        self._pages, self._frames, self._index = books
+        self._pages, self._frames, self._contents = books
         self._targets = targets
         self._mark, self._enqueue = mark, enqueue
 
-    def members(self, places: U64, ids: U32, location: U64, tally: Tally) -> Members:
-        """Bring pages with an equal page or frame together with it, and give each a frame, if only a planned one."""
-        joins = is_frame(location)
-        reps = place_of(location[~joins])
+    def members(self, fresh: Twins, joins: Members, tally: Tally) -> Members:
+        """Bring pages with an equal page together with it and give each a frame, if only a planned one.
+
+        ``joins``: pages whose content has a frame, with that.
+        """
+        reps = place_of(fresh.location)
         heads = distinct(reps)
         group = np.searchsorted(heads, reps)
-        head_ids = np.empty(len(heads), np.uint32)
-        head_ids[group] = ids[~joins]
+        head_keys = np.empty(len(heads), np.uint64)
+        head_keys[group] = fresh.keys
         pages = np.bincount(group, minlength=len(heads)) + 1
-        tally.duplicate += len(places) + len(heads)
+        tally.duplicate += len(joins.places) + len(fresh.places) + len(heads)
 
         # contents without a frame: frames in the order in which their first pages lie in memory
         wanted = plan.frames_wanted(pages, self._limits.max_sharing, self._limits.repeat_share)
         base = NEW_FRAME + (np.cumsum(wanted) - wanted).astype(np.uint64)
-        fresh = Members(
-            np.concatenate((heads, places[~joins])),
-            np.concatenate((head_ids, ids[~joins])),
+        new = Members(
+            np.concatenate((heads, fresh.places)),
+            np.concatenate((head_keys, fresh.keys)),
             np.concatenate((base, base[group])),
         )
-        all_groups = np.concatenate((np.arange(len(heads)), group))
-        self._spread_new(fresh, all_groups, wanted)
+        self._spread_new(new, np.concatenate((np.arange(len(heads)), group)), wanted)
 
         # contents that have a frame: that one, unless it has all the sharers it may have
-        old = Members(places[joins], ids[joins], frame_of(location[joins]).astype(np.uint64))
-        self._spread_old(old, int(NEW_FRAME) + int(wanted.sum()))
+        self._spread_old(joins, int(NEW_FRAME) + int(wanted.sum()))
         members = Members(
-            np.concatenate((fresh.places, old.places)),
-            np.concatenate((fresh.ids, old.ids)),
-            np.concatenate((fresh.frames, old.frames)),
+            np.concatenate((new.places, joins.places)),
+            np.concatenate((new.keys, joins.keys)),
+            np.concatenate((new.frames, joins.frames)),
         )
         return members.take(np.argsort(members.places, kind="stable"))
 
@@ -159,19 +169,17 @@ class Decider:
         if not len(members.places):
             return
         frames = self._frames
-        content, index, inverse, count = grouped(members.ids)
+        content, index, inverse, count = grouped(members.keys)
+        first, behind = self._contents.rows(content)
         primary = members.frames[index].astype(np.int64)
-        crowded = frames.mapped[primary] + count > self._limits.max_sharing
-        if frames.blocks:
-            several = np.fromiter(frames.blocks, np.uint32, len(frames.blocks))
-            crowded |= np.isin(content, several)
+        crowded = (frames.mapped[primary] + count > self._limits.max_sharing) | (behind - first > 1)
         if not crowded.any():
             return
         order = np.lexsort((members.places, inverse))
         last = np.cumsum(count)
         for c in np.flatnonzero(crowded):
             mine = order[last[c] - count[c] : last[c]]
-            have = frames.blocks.get(int(content[c]), primary[c : c + 1].astype(np.uint32))
+            have = self._contents.frames[first[c] : behind[c]]
             load = frames.mapped[have].astype(np.int64)
             sharers = np.array([int(load.sum()) + len(mine)])
             more = max(
@@ -197,12 +205,11 @@ class Decider:
         fresh = members.frames >= NEW_FRAME
         if not fresh.any():
             return members
-        _, _, inverse, count = grouped(members.ids[fresh])
+        _, _, inverse, count = grouped(members.keys[fresh])
         lone = np.zeros(len(fresh), np.bool_)
         lone[np.flatnonzero(fresh)[count[inverse] < 2]] = True
         # a content that has a frame already may have one page on a new one
-        has = is_frame(self._index.where[members.ids])
-        lone &= ~has
+        lone &= self._contents.find(members.keys) == NO_FRAME
         if lone.any():
             self._mark(members.places[lone], Event.HELD)
             members = members.take(~lone)
@@ -260,11 +267,11 @@ class Decider:
             return members
         return self._hold(members, np.repeat(chosen, pages))
 
-    def fill(self, members: Members, tally: Tally) -> Members:
-        """Allocate the planned frames and copy a page of their content into each."""
+    def fill(self, members: Members, tally: Tally) -> tuple[Members, U32]:
+        """Allocate the planned frames and copy a page of their content into each; return these frames, too."""
         fresh = members.frames >= NEW_FRAME
         if not fresh.any():
-            return members
+            return members, np.empty(0, np.uint32)
         wanted, source, inverse, _ = grouped(members.frames[fresh])
         got = self._frames.take(len(wanted))
         real = np.full(len(wanted), NO_FRAME, np.uint32)
@@ -294,4 +301,4 @@ class Decider:
             tally.left_pool += int(full.sum())
             self._mark(members.places[full], Event.HELD)
             members = members.take(~full)
-        return members
+        return members, got

@@ -34,9 +34,10 @@ import numpy.typing as npt
 from pageone.engine import plan
 from pageone.engine.arrays import distinct, grouped, in_order, marked, repeated, runs
 from pageone.engine.backend import PAGE_SIZE, Backend, Outcome, PageCode, PageFlag, ReadCode
-from pageone.engine.decide import Decider, Limits, Members, Planned
-from pageone.engine.frames import NO_FRAME, NO_ID, Frames
-from pageone.engine.index import NOWHERE, Index, frame_location, frame_of, is_frame, page_location
+from pageone.engine.contents import Contents
+from pageone.engine.decide import Decider, Limits, Members, Planned, Twins
+from pageone.engine.frames import NO_FRAME, Frames
+from pageone.engine.index import NOWHERE, Index, page_location
 from pageone.engine.metrics import MergeReport, Pauses, Stats, Tally, TargetStats
 from pageone.engine.pages import PageTable, address, coalesce, place, target_of
 from pageone.engine.queue import CpuBudget, Workers, be_modest, cpu_share
@@ -74,12 +75,18 @@ SWEEP_MIN = 4096  #: but not for less
 
 @dataclass
 class _Found:
-    """What a batch was found to be. One element a page read; ``ids`` and ``is_new`` one a readable non-zero page."""
+    """What a batch was found to be.
+
+    One element a page read; ``keys`` and ``frames`` one for each that is readable and not zero, ``ids`` and ``is_new``
+    one for each of these whose content has no frame.
+    """
 
     target: Target
     places: U64
     changed: U64  #: pages of the batch that were written while queued
     codes: U8
+    keys: U64
+    frames: U32  #: a frame of the same content, or ``NO_FRAME``
     ids: U32
     is_new: Bools
     cpu_s: float
@@ -88,8 +95,9 @@ class _Found:
     def take(self, which: Bools) -> _Found:
         """Return what was found of some of the pages."""
         readable = which[self.codes == ReadCode.OK]
-        some = (self.places[which], self.changed, self.codes[which], self.ids[readable], self.is_new[readable])
-        return _Found(self.target, *some, self.cpu_s, self.outside_cpu_s)
+        lone = readable[self.frames == NO_FRAME]
+        pages = (self.places[which], self.changed, self.codes[which], self.keys[readable], self.frames[readable])
+        return _Found(self.target, *pages, self.ids[lone], self.is_new[lone], self.cpu_s, self.outside_cpu_s)
 
 
 @dataclass
@@ -182,9 +190,10 @@ class Engine:
         self._lock = threading.RLock()
         self._pages = PageTable()
         self._index = Index()
+        self._contents = Contents()
         self._frames = Frames(backend.frames_max)
         self._targets: dict[int, Target] = {}
-        books = (self._pages, self._frames, self._index)
+        books = (self._pages, self._frames, self._contents)
         self._decider = Decider(self._limits, backend, books, self._targets, self._apply, self._enqueue)
         self._next_number = 1
         self._period = 0
@@ -576,15 +585,19 @@ class Engine:
         now = state(self._pages.status[slots])
         changed = places[known & (now == State.CHANGED)]
         (places,) = marked(known & (now == State.QUEUED), places)
-        none = np.empty(0, np.uint32)
-        if not len(places) or not target.attached:
-            return _Found(target, places[:0], changed, none.astype(np.uint8), none, none > 0, 0.0)
-        try:
-            keys, codes = target._memory.read_keys(address(places))
-        except TargetError:
-            keys, codes = np.zeros(len(places), np.uint64), np.full(len(places), ReadCode.GONE, np.uint8)
-        ids, is_new = self._index.intern(*marked(codes == ReadCode.OK, keys))
-        return _Found(target, places, changed, codes, ids, is_new, time.thread_time() - began)
+        if not target.attached:
+            places = places[:0]
+        keys, codes = np.empty(0, np.uint64), np.empty(0, np.uint8)
+        if len(places):
+            try:
+                keys, codes = target._memory.read_keys(address(places))
+            except TargetError:
+                codes = np.full(len(places), ReadCode.GONE, np.uint8)
+                keys = np.zeros(len(places), np.uint64)
+        (keys,) = marked(codes == ReadCode.OK, keys)
+        frames = self._contents.find(keys)
+        ids, is_new = self._index.intern(*marked(frames == NO_FRAME, keys))
+        return _Found(target, places, changed, codes, keys, frames, ids, is_new, time.thread_time() - began)
 
     def _work(self, tally: Tally, progress: Progress | None, until: float | None) -> None:
         """Find, plan, merge and free."""
@@ -624,17 +637,20 @@ class Engine:
             found = [f.take(~marks) for f, marks in zip(found, np.split(twice, ends), strict=True)]
         # Batch after batch, in the order of places: what is made on the way stays in the cache.
         parts = [self._pair(f, tally) for f in found]
-        zero, places, ids, location = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return zero, self._decider.members(places, ids, location, tally)
+        zero, *rest = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return zero, self._decider.members(Twins(*rest[:3]), Members(*rest[3:]), tally)
 
-    def _pair(self, f: _Found, tally: Tally) -> tuple[U64, U64, U32, U64]:
-        """Settle a batch, and return its ``(zero pages, pages with an equal one, their contents, where that is)``."""
+    def _pair(self, f: _Found, tally: Tally) -> tuple[U64, ...]:
+        """Settle a batch; return zero pages, the columns of its :class:`Twins`, and those of what joins a frame."""
         zero = f.places[:0]
         if f.codes.any():
             self._apply(f.places[f.codes == ReadCode.GONE], Event.LOST)
             zero = f.places[f.codes == ReadCode.ZERO]
             tally.zero += len(zero)
         (places,) = marked(f.codes == ReadCode.OK, f.places)
+        framed = f.frames != NO_FRAME
+        joins = places[framed], f.keys[framed], f.frames[framed].astype(np.uint64)
+        places, keys = marked(~framed, places, f.keys)
         own = page_location(places, self._period)
         where = self._index.where
         believed = np.zeros(len(places), np.bool_)
@@ -647,7 +663,7 @@ class Engine:
         self._pages.apply(slots, Event.UNIQUE)
         self._pages.due[slots] = self._period & 255
         twin = ~alone
-        return zero, places[twin], f.ids[twin], location[twin]
+        return zero, places[twin], keys[twin], location[twin], *joins
 
     # ------------------------------------------------------------------ merge
 
@@ -660,7 +676,7 @@ class Engine:
         zero, done = planned.zero, 0
         for members in planned.waves(WAVE_FRAMES):
             with self._phase(tally, "plan"):
-                filled = self._decider.fill(members, tally)
+                filled, fresh = self._decider.fill(members, tally)
 
             def tell(part: float, done: int = done, size: int = len(zero) + len(members.places)) -> None:
                 if progress is not None:
@@ -668,10 +684,11 @@ class Engine:
 
             results = self._map(zero, filled, tell)
             with self._phase(tally, "plan"):
-                self._book_results(results, zero, filled, tally)
+                self._book_results(results, zero, filled, fresh, tally)
             done += len(zero) + len(members.places)
             zero = zero[:0]
         with self._phase(tally, "plan"):
+            self._contents.settle()
             for target, mappings in before.items():
                 if target.attached and self._refresh(target):
                     # what the kernel says: it joins neighbouring mappings of one file, and splits those around a run
@@ -697,7 +714,7 @@ class Engine:
         finally:
             self._workers.push(waiting)
 
-    def _book_results(self, results: list[_Done], zero: U64, members: Members, tally: Tally) -> None:
+    def _book_results(self, results: list[_Done], zero: U64, members: Members, fresh: U32, tally: Tally) -> None:
         zcodes = np.full(len(zero), PageCode.TIMEOUT, np.uint8)
         codes = np.full(len(members.places), PageCode.TIMEOUT, np.uint8)
         for done in results:
@@ -710,7 +727,7 @@ class Engine:
         dropped = zero[zcodes == PageCode.DONE]
         tally.dropped += len(dropped)
         self._apply(dropped, Event.ZERO)
-        self._book_merged(members.take(codes == PageCode.DONE), tally)
+        self._book_merged(members.take(codes == PageCode.DONE), fresh, tally)
         self._settle(zero, zcodes, tally)
         self._settle(members.places, codes, tally)
         self._frames.watch(distinct(members.frames).astype(np.uint32))
@@ -745,33 +762,21 @@ class Engine:
         target._pauses.add(outcome.pauses_s)
         self._pauses.add(outcome.pauses_s)
 
-    def _book_merged(self, members: Members, tally: Tally) -> None:
-        """Book pages that map their frame now: status, sharers, and the frame as the location of its content."""
-        books, where = self._frames, self._index.where
+    def _book_merged(self, members: Members, fresh: U32, tally: Tally) -> None:
+        """Book pages that map their frame now: status, sharers, and the content of frames just filled."""
         frames = members.frames.astype(np.uint32)
         self._apply(members.places, Event.SHARED)
-        np.add.at(books.live, frames, np.uint32(1))
+        np.add.at(self._frames.live, frames, np.uint32(1))
         tally.merged += len(frames)
         owner = target_of(members.places)
         for number in distinct(owner):
             self._targets[int(number)]._merged += int((owner == number).sum())
-        new, index, _, _ = grouped(frames)
-        new_ids = members.ids[index]
-        fresh = books.id[new] == NO_ID
-        new, new_ids = new[fresh], new_ids[fresh]
-        books.id[new] = new_ids
-        content, _, inverse, count = grouped(new_ids)
-        has = is_frame(where[content])
-        several = (count > 1) | has
-        if several.any():
-            order = np.argsort(inverse, kind="stable")
-            last = np.cumsum(count)
-            for c in np.flatnonzero(several):
-                known = books.blocks.get(int(content[c]))
-                if known is None:
-                    known = frame_of(where[content[c : c + 1]]) if has[c] else new[:0]
-                books.blocks[int(content[c])] = np.union1d(known, new[order[last[c] - count[c] : last[c]]])
-        self._index.where[new_ids[~has[inverse]]] = frame_location(new[~has[inverse]])
+        # A page that maps it, compared and unwritten since it was read, is what proves the content of a frame.
+        proved, index, _, _ = grouped(frames)
+        new = np.isin(proved, fresh)
+        keys = members.keys[index[new]]
+        self._contents.add(keys, proved[new])
+        self._index.stale_hint += len(distinct(keys))
 
     def _settle(self, places: U64, codes: U8, tally: Tally) -> None:
         """Book the pages that were left alone, by reason."""
@@ -841,30 +846,10 @@ class Engine:
         self._let_go(tally)
         out, _ = self._frames.reclaim(self._backend)
         if len(out):
-            self._retire(out)
+            self._contents.drop(out)
         stale = self._index.stale_hint
         if len(self._index) and (stale * SWEEP_SHARE > max(len(self._index), SWEEP_MIN) or not self._targets):
             self._index.sweep(self._pages)
-
-    def _retire(self, frames: U32) -> None:
-        """Take frames out of the index, so that no page is sent to them any more."""
-        books, where = self._frames, self._index.where
-        ids = books.id[frames]
-        frames, ids = frames[ids != NO_ID], ids[ids != NO_ID]
-        books.id[frames] = NO_ID
-        contents = distinct(ids)
-        if books.blocks:
-            kept = []
-            several = np.fromiter(books.blocks, np.uint32, len(books.blocks))
-            for content in contents[np.isin(contents, several)]:
-                rest = np.setdiff1d(books.blocks.pop(int(content)), frames[ids == content])
-                if len(rest) > 1:
-                    books.blocks[int(content)] = rest
-                if len(rest):
-                    where[content] = frame_location(rest[:1])[0]
-                    kept.append(content)
-            contents = np.setdiff1d(contents, np.array(kept, np.uint32))
-        self._index.retire(contents)
 
     # ------------------------------------------------------------------ figures
 
@@ -883,8 +868,8 @@ class Engine:
                 frames_freed=frames.freed,
                 sharers=int(pages.counts[State.SHARED]),
                 saved_bytes=self._saved_bytes(),
-                index_entries=len(self._index),
-                index_bytes=self._index.nbytes,
+                index_entries=len(self._index) + len(self._contents),
+                index_bytes=self._index.nbytes + self._contents.nbytes,
                 metadata_bytes=self._metadata_bytes(),
                 pages_read=totals.read,
                 pages_written=totals.written,
@@ -925,9 +910,9 @@ class Engine:
         """Bytes of index, status and books: what is touched of them, not what is reserved."""
         seen = self._pages.tracked - int(self._pages.counts[State.ABSENT])
         waiting = sum(start.nbytes + count.nbytes for parts in self._due.values() for start, count in parts)
-        blocks = sum(block.nbytes for block in self._frames.blocks.values())
         rows = sum(20 * len(t._rows) for t in self._targets.values())
-        return self._index.nbytes + 2 * seen + 12 * self._frames.used + waiting + blocks + rows
+        index = self._index.nbytes + self._contents.nbytes
+        return index + 2 * seen + Frames.BYTES * self._frames.used + waiting + rows
 
     def _saved_bytes(self) -> int:
         """Memory given back: pages shared or zero, less frames, mappings and what the engine keeps of them."""

@@ -1,4 +1,4 @@
-"""The books of the frames: who maps them, when one may be freed, and how a content gets more than one.
+"""The books of the frames: who maps them, and when one may be freed.
 
 For: the engine. May call ``arrays`` and the backend's ``mapped_frames`` and ``punch``. A frame is *mapped* by every
 page of a target's mapping of the pool, written since or not, and *live* for those pages that still read it. It is freed
@@ -19,10 +19,9 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-__all__ = ["NO_FRAME", "NO_ID", "Frames", "covered"]
+__all__ = ["NO_FRAME", "Frames", "covered"]
 
 NO_FRAME = 0xFFFFFFFF
-NO_ID = 0xFFFFFFFF
 #: Looks are put off up to this many periods while somebody unknown holds on to a frame that we have let go.
 LOOKS_APART_MAX = 32
 
@@ -41,22 +40,19 @@ def covered(frames: U32, first: U32, pages: U32) -> Bools:
 class Frames:
     """Reference counts of the frames of one pool, and their way back to it."""
 
+    BYTES = 8  #: kept of a frame
+
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._mapped = Reserve(capacity, np.uint32)
         self._live = Reserve(capacity, np.uint32)
-        self._id = Reserve(capacity, np.uint32)
         #: Pages of targets' mappings that cover each frame.
         self.mapped: U32 = self._mapped.data
         #: Those of them that read it still.
         self.live: U32 = self._live.data
-        #: The content of each frame, as the index numbers it; ``NO_ID`` for none. Meaningless for a free frame.
-        self.id: U32 = self._id.data
-        #: Frames of every content that has more than one.
-        self.blocks: dict[int, U32] = {}
         self._free = Extents(capacity)
         self._idle: list[I64] = []  # fell to no mapping: to be looked at
-        self._leaving: I64 = np.empty(0, np.int64)  # seen unmapped once, and out of the index
+        self._leaving: I64 = np.empty(0, np.int64)  # seen unmapped once, and no content's any more
         self._wait = 0
         self._apart = 1
         self.used = 0
@@ -67,7 +63,6 @@ class Frames:
         """Take ``n`` free frames, consecutive if possible; fewer when the pool is full."""
         got = self._free.take(n)
         self.used += len(got)
-        self.id[got] = NO_ID
         return got.astype(np.uint32)
 
     def map(self, frames: U32) -> None:
@@ -93,7 +88,7 @@ class Frames:
     def reclaim(self, backend: Backend) -> tuple[U32, int]:
         """Take one look, if there is anything to look for; return ``(frames out of use since now, frames freed)``.
 
-        The caller must take the contents of the former out of the index, so that nobody maps them again.
+        The caller must drop the former from the contents, so that nobody maps them again.
         """
         none = np.empty(0, np.uint32)
         if not self._idle and not len(self._leaving):
