@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pageone.engine import Engine
+from pageone.engine.pages import address
 from pageone.live import backend
 
 pytestmark = pytest.mark.needs("merge")
@@ -20,6 +21,56 @@ for line in sys.stdin:
     kept[-1][:] = bytes([len(kept)]) * 16384
     print(flush=True)
 """
+
+
+#: Maps the same 64 pages three times, the last as its argument says; writes their addresses.
+TWINS = """
+import ctypes, mmap, random, sys
+pages = random.Random(1).randbytes(64 * mmap.PAGESIZE)
+libc = ctypes.CDLL(None, use_errno=True)
+kept = []
+for _ in range(3):
+    # a page in between that is no part of them keeps the kernel from joining them
+    kept.append(mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ))
+    kept.append(mmap.mmap(-1, len(pages), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    kept[-1].write(pages)
+addresses = [ctypes.addressof(ctypes.c_char.from_buffer(m)) for m in kept[1::2]]
+last, size = ctypes.c_void_p(addresses[-1]), ctypes.c_size_t(len(pages))
+MADV_WIPEONFORK = 18
+{assert_done}
+print(*addresses, flush=True)
+for line in sys.stdin:
+    print(all(m[:] == pages for m in kept[1::2]), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "merged_pages"),
+    [
+        ("libc.madvise(last, size, MADV_WIPEONFORK)", [64, 64, 0]),
+        ("libc.mlock(last, size)", [0, 0, 0]),  # who locks memory is left alone as a whole
+        ("0", [64, 64, 64]),
+    ],
+)
+def test_memory_with_flags_that_would_be_lost_is_not_merged_though_it_has_twins(
+    spawn: Any, call: str, merged_pages: list[int]
+) -> None:
+    process = spawn.python(TWINS.replace("{assert_done}", f"assert {call} == 0"))
+    addresses = [int(a) for a in process.stdout.readline().split()]
+    with Engine() as engine:
+        target = engine.attach(process.pid)
+        for _ in range(10):
+            engine.merge_once(quiet_s=0.1)
+            rows = target._rows
+            ranges = list(zip(address(rows.start).tolist(), address(rows.end).tolist(), strict=True))
+            ends = [(a, a + 64 * mmap.PAGESIZE) for a in addresses]
+            merged = [sum(max(0, min(high, e) - max(low, a)) for low, high in ranges) // mmap.PAGESIZE for a, e in ends]
+            if any(merged) and merged == merged_pages:
+                break  # else it may not have stopped in time
+        assert merged == merged_pages
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline().strip() == "True"
 
 
 def test_the_flags_of_new_mappings_are_read_as_often_as_their_share_of_the_time_allows(
