@@ -106,3 +106,22 @@ def test_the_flags_of_new_mappings_are_read_as_often_as_their_share_of_the_time_
         engine.step()
         assert len(reads) == 3, "what was put off is made up for"
         assert target.stats.tracked >= tracked + 5 * 16384 // mmap.PAGESIZE
+
+
+SMAPS = """7f0000000000-7f0000004000 rw-p 00000000 00:00 0
+Size:                 16 kB
+THPeligible:           0
+ProtectionKey:         {first}
+VmFlags: rd wr mr mw me ac sd
+7f0000005000-7f0000006000 rw-p 00000000 00:00 0          [heap]
+Size:                  4 kB
+THPeligible:           0
+VmFlags: rd wr mr mw me lo ac
+"""
+
+
+def test_a_mapping_with_a_protection_key_is_told_from_others() -> None:
+    plain = {"rd", "wr", "mr", "mw", "me", "ac"}
+    for first, its in (("0", plain | {"sd"}), ("3", plain | {"sd", "key"})):
+        found = backend.flags_in(SMAPS.format(first=first))
+        assert found == {0x7F0000000000: frozenset(its), 0x7F0000005000: frozenset(plain | {"lo"})}

@@ -63,7 +63,7 @@ _RINGS = ("/[aio]", "anon_inode:[io_uring]")
 _RINGS_MATTER = "rings" not in os.environ.get("PAGEONE_WITHOUT", "").split(",")
 
 #: smaps flags of mappings whose meaning a merged mapping would not keep.
-_FLAGS_LEFT_ALONE = frozenset(("lo", "wf", "io", "pf", "ht", "mm", "gd", "ss"))
+_FLAGS_LEFT_ALONE = frozenset(("lo", "wf", "io", "pf", "ht", "mm", "gd", "ss", "key"))
 #: smaps flags that new mappings are given again: don't fork, don't dump, huge pages wanted, not wanted.
 _FLAGS_REPEATED = {"dc": 1, "dd": 2, "hg": 4, "nh": 8}
 
@@ -458,12 +458,18 @@ def _smaps_flags(pid: int) -> dict[int, frozenset[str]]:
         text = Path(f"/proc/{pid}/smaps").read_text(errors="replace")
     except OSError as error:
         raise TargetError(f"process {pid} has ended or cannot be read: {error.strerror}") from error
+    return flags_in(text)
+
+
+def flags_in(text: str) -> dict[int, frozenset[str]]:
+    """Return the flags of each mapping by its start from the text of smaps; ``key`` where a protection key is set."""
     # A mapping begins with a line of its addresses and ends with that of its flags.
     flags: dict[int, frozenset[str]] = {}
     head, *parts = text.split("\nVmFlags: ")
     for part in parts:
         its, _, behind = part.partition("\n")
-        flags[int(head.partition("-")[0], 16)] = frozenset(its.split())
+        key = head.rpartition("\nProtectionKey:")[2] if "\nProtectionKey:" in head else "0"
+        flags[int(head.partition("-")[0], 16)] = frozenset(its.split() + ["key"] * (key.strip() != "0"))
         head = behind
     return flags
 
