@@ -7,6 +7,7 @@ import json
 import re
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -337,6 +338,16 @@ def test_workers_do_every_job_once_and_leave_what_there_is_no_time_for() -> None
         assert sorted(workers.drain(progress=told.append)) == list(range(100))
         assert told[-1] == 100
         assert workers.drain() == []
+    finally:
+        workers.close()
+
+
+def test_what_jobs_return_is_kept_by_nobody_but_who_asked() -> None:
+    workers = Workers(1)
+    try:
+        workers.push([lambda: np.zeros(1000)])
+        result = weakref.ref(workers.drain()[0])
+        assert result() is None
     finally:
         workers.close()
 

@@ -131,11 +131,12 @@ class Workers:
                 self._open = False
                 while self._busy:
                     self._wake.wait(0.5)
+        results, self._results = self._results, []  # nothing is kept of them here: they are long
         if self._errors:
             raise self._errors[0]
         if progress is not None:
-            progress(len(self._results))
-        return self._results
+            progress(len(results))
+        return results
 
     def take_all(self) -> list[Job]:
         """Take every waiting job out of the queue."""
