@@ -141,12 +141,10 @@ fn pagemap_entries<'py>(
     Ok(entries.into_pyarray(py))
 }
 
-#[allow(clippy::too_many_arguments)]
 fn keys_from<'py>(
     py: Python<'py>,
     open: impl FnOnce() -> io::Result<Source> + Send,
     at: &[u64],
-    known: Option<PyReadonlyArray1<'py, u64>>,
     page_size: usize,
     key: &Key,
     threads: usize,
@@ -154,10 +152,6 @@ fn keys_from<'py>(
 ) -> PyResult<(Array<'py, u64>, Array<'py, u8>)> {
     some_size(page_size)?;
     let (mut keys, mut code) = (vec![0u64; at.len()], vec![0u8; at.len()]);
-    let known = known.as_ref().map(|known| known.as_slice()).transpose()?;
-    if let Some(known) = known {
-        same_length(known.len(), at.len(), "entries and addr")?;
-    }
     let mut keep = keep;
     let keep = match &mut keep {
         Some(keep) => {
@@ -171,7 +165,6 @@ fn keys_from<'py>(
         read::read_keys(
             &open()?,
             at,
-            known,
             page_size,
             &key.0,
             &mut keys,
@@ -183,9 +176,9 @@ fn keys_from<'py>(
     Ok((keys.into_pyarray(py), code.into_pyarray(py)))
 }
 
-/// read_keys(pid, addr, key, threads=1, keep=None, entries=None) -> (keys, code)
+/// read_keys(pid, addr, key, threads=1, keep=None) -> (keys, code)
 #[pyfunction]
-#[pyo3(signature = (pid, addr, key, threads=1, keep=None, entries=None))]
+#[pyo3(signature = (pid, addr, key, threads=1, keep=None))]
 fn read_keys<'py>(
     py: Python<'py>,
     pid: i32,
@@ -193,19 +186,9 @@ fn read_keys<'py>(
     key: &Key,
     threads: usize,
     keep: Option<PyReadwriteArray1<'py, u8>>,
-    entries: Option<PyReadonlyArray1<'py, u64>>,
 ) -> PyResult<(Array<'py, u64>, Array<'py, u8>)> {
     let size = pagemap::PAGE_SIZE as usize;
-    keys_from(
-        py,
-        process(pid),
-        addr.as_slice()?,
-        entries,
-        size,
-        key,
-        threads,
-        keep,
-    )
+    keys_from(py, process(pid), addr.as_slice()?, size, key, threads, keep)
 }
 
 /// file_keys(fd, offset, page_size, key, threads=1, keep=None) -> (keys, code)
@@ -224,7 +207,6 @@ fn file_keys<'py>(
         py,
         || Ok(Source::File(fd)),
         offset.as_slice()?,
-        None,
         page_size,
         key,
         threads,

@@ -462,7 +462,6 @@ pub fn keys_of_read(key: &Key, bytes: &[u8], page_size: usize, keys: &mut [u64],
 pub fn read_keys(
     source: &Source,
     at: &[u64],
-    known: Option<&[u64]>,
     page_size: usize,
     key: &Key,
     keys: &mut [u64],
@@ -475,12 +474,7 @@ pub fn read_keys(
     let step = chunk_pages(page_size);
     let keys = keys.chunks_mut(step);
     let code = code.chunks_mut(step);
-    if let Some(known) = known {
-        assert_eq!(known.len(), at.len(), "known must hold one element a page");
-    }
-    let part_of_known =
-        |part: usize, pages: usize| known.map(|known| &known[part * step..][..pages]);
-    let parts = at.chunks(step).enumerate().zip(keys).zip(code);
+    let parts = at.chunks(step).zip(keys).zip(code);
     match keep {
         Some(keep) => {
             assert_eq!(
@@ -489,15 +483,15 @@ pub fn read_keys(
                 "keep must hold at.len() pages"
             );
             let items: Vec<_> = parts.zip(keep.chunks_mut(step * page_size)).collect();
-            each(items, threads, |((((part, at), keys), code), bytes)| {
-                source.read(at, part_of_known(part, at.len()), page_size, bytes, code)?;
+            each(items, threads, |(((at, keys), code), bytes)| {
+                source.read(at, None, page_size, bytes, code)?;
                 keys_of_read(key, bytes, page_size, keys, code);
                 Ok(())
             })
         }
-        None => each(parts.collect(), threads, |(((part, at), keys), code)| {
+        None => each(parts.collect(), threads, |((at, keys), code)| {
             with_scratch(at.len() * page_size, |bytes| {
-                source.read(at, part_of_known(part, at.len()), page_size, bytes, code)?;
+                source.read(at, None, page_size, bytes, code)?;
                 keys_of_read(key, bytes, page_size, keys, code);
                 Ok(())
             })
@@ -775,10 +769,7 @@ mod tests {
                     let (mut keys, mut code) = (vec![1; pages], vec![99; pages]);
                     let mut kept = vec![0; if keep { pages * PAGE } else { 0 }];
                     let keep = keep.then_some(&mut kept[..]);
-                    read_keys(
-                        source, at, None, PAGE, &key, &mut keys, &mut code, keep, threads,
-                    )
-                    .unwrap();
+                    read_keys(source, at, PAGE, &key, &mut keys, &mut code, keep, threads).unwrap();
                     assert_eq!((&keys, &code), (&expected, &expected_code));
                     assert!(kept.is_empty() || kept == bytes);
                 }

@@ -6,6 +6,7 @@ mod rng;
 use rng::Rng;
 use sdtree::{RowBatch, SdTree};
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::Barrier;
 
 /// Bytes of a row.
 const SIZE: usize = 16;
@@ -13,6 +14,9 @@ const SIZE: usize = 16;
 const UNIVERSE: u64 = 50_000;
 /// Operations of a call.
 const BATCH: usize = 1000;
+/// Calls between two meetings of the threads. One that the system lets stand for long in the middle of a call holds back
+/// the reuse of all that the other removes meanwhile, and on a loaded machine that would be what is measured here.
+const MEETING: usize = 16;
 
 /// Bytes of this process that are resident.
 fn resident() -> usize {
@@ -29,15 +33,19 @@ fn mixed_operations_at_a_steady_size_keep_memory_flat() {
     let there = AtomicI64::new(0);
     // Some work first, in which the tree comes to its size; then memory is looked at ten times.
     let part = |round: u64, operations: usize| {
+        let meeting = Barrier::new(2);
         std::thread::scope(|s| {
             for t in 0..2u64 {
-                let (tree, there) = (&tree, &there);
+                let (tree, there, meeting) = (&tree, &there, &meeting);
                 s.spawn(move || {
                     let mut rng = Rng((round << 8 | t).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
                     let mut rows = vec![0u8; SIZE * BATCH];
                     let (mut ids, mut found) = (vec![0; BATCH], vec![0; BATCH]);
                     let mut done = vec![false; BATCH];
-                    for _ in 0..operations / 2 / BATCH {
+                    for call in 0..operations / 2 / BATCH {
+                        if call % MEETING == 0 {
+                            meeting.wait();
+                        }
                         for row in rows.chunks_exact_mut(SIZE) {
                             let key = rng.next() % UNIVERSE;
                             row[..8].copy_from_slice(&key.to_le_bytes());

@@ -83,15 +83,13 @@ def read_keys(
     key: Key,
     threads: int = 1,
     keep: _U8 | None = None,
-    entries: _U64 | None = None,
 ) -> tuple[_U64, _U8]:
     """Read pages of a process: ``(keys, code)``, a keyed 64-bit mix and a ``ReadCode`` of each page.
 
     The key of a page that is zero or gone is 0. ``keep``, of ``4096 * len(addr)`` bytes, gets the pages
-    themselves. ``entries``: the pages' pagemap entries, if they were just read. Nothing is stopped: a page
-    written meanwhile may be torn. ``PermissionError`` where the process may not be read; a process that is gone
-    has only pages that are ``GONE``. Cost: 0.4-0.6 µs a page in runs, a third more for pages that are shared
-    since a fork (or by KSM), which stay shared.
+    themselves. Nothing is stopped: a page written meanwhile may be torn. ``PermissionError`` where the process
+    may not be read; a process that is gone has only pages that are ``GONE``. Cost: 0.4-0.6 µs a page in runs, a
+    third more for pages that are shared since a fork (or by KSM), which stay shared.
     """
 
 def file_keys(
