@@ -48,6 +48,11 @@ for line in sys.stdin:
     if line == "grow where it is\\n":
         at = libc.mremap(alone, N * SIZE, 4 * N * SIZE, 0, 0)
         print(at == 2**64 - 1 or right(at, 1, N, 3 * N), flush=True)
+    if line == "shrink\\n":
+        print(libc.mremap(alone, N * SIZE, N // 2 * SIZE, 0, 0) == alone, flush=True)
+    if line == "grow again\\n":
+        at = libc.mremap(alone, N // 2 * SIZE, N * SIZE, 0, 0)
+        print(at == 2**64 - 1 or right(at, 1, N // 2, N // 2), flush=True)
     if line == "grow a part\\n":
         at = libc.mremap(inside + N * SIZE, N * SIZE, 2 * N * SIZE, MAYMOVE, 0)
         print(at != 2**64 - 1 and right(at, 1000 + N, N, N) and right(inside, 1000, N, 0), flush=True)
@@ -85,11 +90,22 @@ def test_what_is_new_is_zero(what: str, merged: tuple[subprocess.Popen[str], Eng
     assert engine.detach(engine.targets[0])
 
 
-@pytest.mark.parametrize("what", ["grow", "grow where it is", "grow a part", "leave"])
+def test_what_has_shrunk_does_not_grow_into_frames_again(merged: tuple[subprocess.Popen[str], Engine]) -> None:
+    program, engine = merged
+    assert _ask(program, "shrink") == "True"
+    engine.step()
+    assert _ask(program, "grow again") == "True"
+
+
+@pytest.mark.parametrize("what", ["grow", "grow where it is", "shrink, grow again", "grow a part", "leave"])
 def test_without_the_remedy_it_is_not(what: str, monkeypatch: pytest.MonkeyPatch, request: Any) -> None:
     monkeypatch.setenv("PAGEONE_WITHOUT", "growth")  # read by the guardian, which starts with the engine
-    program, _ = request.getfixturevalue("merged")
-    assert _ask(program, what) == "False"
+    program, engine = request.getfixturevalue("merged")
+    *before, last = what.split(", ")
+    for step in before:
+        assert _ask(program, step) == "True"
+        engine.step()
+    assert _ask(program, last) == "False"
 
 
 def test_fences_go_with_their_program_let_go(spawn: Any) -> None:

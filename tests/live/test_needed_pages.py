@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,8 +56,11 @@ def _wait_until_at_rest(memory: TargetMemory, page: int) -> None:
     pytest.fail("the page is written all the time")
 
 
-def _merge(backend: LiveBackend, process: subprocess.Popen[str]) -> PageCode:
-    """Ask for the page to be exchanged for a frame with the same bytes; return what came of it."""
+def _merge(backend: LiveBackend, process: subprocess.Popen[str], *passing: PageCode) -> PageCode:
+    """Ask for the page to be exchanged for a frame with the same bytes; return what came of it.
+
+    Asked again when the thread had just woken, and after the codes in ``passing``.
+    """
     assert process.stdout
     area = int(process.stdout.readline())
     if not area:
@@ -70,8 +74,9 @@ def _merge(backend: LiveBackend, process: subprocess.Popen[str]) -> PageCode:
         _wait_until_at_rest(memory, page)
         assert backend.fill(frame, memory, address)[0] == 0
         code = PageCode(int(memory.merge(address, np.array([1], np.uint32), frame).code[0]))
-        if code not in (PageCode.WRITTEN, PageCode.DIFFERS, PageCode.TIMEOUT):  # the thread had just woken
+        if code not in (PageCode.WRITTEN, PageCode.DIFFERS, PageCode.TIMEOUT, *passing):
             return code
+        time.sleep(0.01)
     pytest.fail("never at rest long enough to be asked for")
 
 
@@ -115,9 +120,9 @@ print(area, flush=True)
 ours, theirs = os.pipe()
 def answer():
     for line in sys.stdin:
+        print("here", flush=True)
         if line == "go on\\n":
             os.write(theirs, b".")
-        print("here", flush=True)
 threading.Thread(target=answer, daemon=True).start()
 waits = select.poll()
 waits.register(ours, select.POLLIN)
@@ -136,7 +141,8 @@ def test_such_a_page_of_another_thread_is_merged_and_written_anew_when_it_is_giv
     spawn: Any, backend: LiveBackend
 ) -> None:
     process = spawn.python(TWO_THREADS)
-    assert _merge(backend, process) == PageCode.DONE
+    # Refused until the first thread has come to its wait.
+    assert _merge(backend, process, PageCode.REFUSED) == PageCode.DONE
     assert _answer(process, "go on") == "here"
     memory = backend.targets[process.pid]
     regions = memory.regions()

@@ -31,6 +31,7 @@ mod op {
     pub const DETACH: u32 = 6;
     pub const STATUS: u32 = 7;
     pub const LIMITS: u32 = 8;
+    pub const FENCE: u32 = 9;
 }
 
 /// Flag of an attach request: let the kernel tell of forks (needs `CAP_SYS_PTRACE`).
@@ -281,6 +282,7 @@ impl Guardian {
                 };
                 t.unmerge(&mut self.tracer, &self.pool, &runs, way)
             }
+            op::FENCE => t.close_ends(&mut self.tracer, &self.pool, &runs),
             _ => return Err(invalid()),
         }))
     }

@@ -112,6 +112,7 @@ enum Kind {
     Merge = 0,
     Zero = 1,
     Unmerge = 2,
+    Fence = 3,
 }
 
 /// A process whose memory is merged.
@@ -127,7 +128,7 @@ pub struct Target {
     pub guard: Uffd,
     limits: Limits,
     /// Pages of the next stop, for each kind of work.
-    batch: [f64; 3],
+    batch: [f64; 4],
     discarded: Vec<(u64, u64)>,
     /// Ranges that the program has moved, not looked at yet: from, to, bytes.
     moved: Vec<(u64, u64, u64)>,
@@ -194,7 +195,7 @@ impl Heir {
             track: None,
             guard: self.guard.take()?,
             limits: self.limits,
-            batch: [FIRST_BATCH; 3],
+            batch: [FIRST_BATCH; 4],
             discarded: Vec::new(),
             moved: Vec::new(),
             fences: std::mem::take(&mut self.fences),
@@ -396,7 +397,7 @@ impl Target {
             track: Some(track),
             guard,
             limits,
-            batch: [FIRST_BATCH; 3],
+            batch: [FIRST_BATCH; 4],
             discarded: Vec::new(),
             moved: Vec::new(),
             fences: BTreeSet::new(),
@@ -583,7 +584,7 @@ impl Target {
             track: None,
             guard: guard?,
             limits: self.limits,
-            batch: [FIRST_BATCH; 3],
+            batch: [FIRST_BATCH; 4],
             discarded: Vec::new(),
             moved: Vec::new(),
             fences: self.fences.clone(),
@@ -1061,6 +1062,41 @@ impl Target {
                 Ok(())
             },
         )
+    }
+
+    /// Keeps merged memory from growing where it is: `pages` are the last ones of mappings of frames with nothing behind.
+    /// Where no page without access can be had there, they are given memory of their own.
+    pub fn close_ends(&mut self, tracer: &mut Tracer, pool: &Pool, pages: &[Run]) -> Outcome {
+        let file = pool.file();
+        self.in_stops(
+            tracer,
+            Kind::Fence,
+            pages,
+            |t, tracer, stopped, batch, codes, _| {
+                t.classify(batch, |v| v.file == file, codes, &mut BTreeSet::new())?;
+                let good = good_runs(batch, codes);
+                let ends = good.iter().map(|(r, _)| r.addr + u64::from(r.pages) * PAGE);
+                let ends: Vec<u64> = ends.collect();
+                for end in t.fence(tracer, stopped, ends.into_iter()) {
+                    t.give_back(tracer, stopped, end - PAGE)?;
+                }
+                Ok(())
+            },
+        )
+    }
+
+    /// Gives one merged page memory of its own.
+    fn give_back(&mut self, tracer: &mut Tracer, stopped: &Stopped, addr: u64) -> io::Result<()> {
+        let run = Run {
+            addr,
+            pages: 1,
+            frame: 0,
+        };
+        let prot = self
+            .process
+            .with_maps(|maps| Ok(maps.at_or_after(addr)?.map_or(PROT_RW, |v| v.flags & 7)))?;
+        self.unshare(tracer, stopped, &[run], &[prot], Way::Apart)
+            .map(drop)
     }
 
     /// Where the descriptor received by [`Self::run_with_descriptor`] stands in the target, as a 32-bit number.

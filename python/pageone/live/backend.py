@@ -26,6 +26,7 @@ from pageone.engine.backend import (
     U32,
     U64,
     Outcome,
+    PageCode,
     PageFlag,
     PageRanges,
     Regions,
@@ -90,6 +91,8 @@ class LiveTarget:
         self._cuts: list[U64] = []
         #: When (``time.monotonic``) the flags of new mappings may be read again: that is never free.
         self._flags_due = 0.0
+        #: Ends of merged mappings with nothing behind them that the guardian has been told of.
+        self._open_ends: set[int] = set()
         #: Merged mappings as just read, for the one look that follows: reading the maps is what a look costs.
         self._merged: tuple[U64, U64] | None = None
 
@@ -121,6 +124,7 @@ class LiveTarget:
         start = np.where(joined, np.uint64(high), start)
         merged = self._backend.is_pool(device, inode)
         self._merged = start[merged], end[merged]
+        self._close_ends(end[:-1][merged[:-1] & (start[1:] != end[:-1])])
         special = np.array([bool(_LEFT_ALONE.match(n)) for n in names] or [False])[name]
         private_rw = (perms & 15) == (_READ | _WRITE)
         free = private_rw & (inode == 0) & ~special & ~((start < self._workshop[1]) & (end > self._workshop[0]))
@@ -135,6 +139,16 @@ class LiveTarget:
             names=[names[i] for i in name[chosen]],
             mappings=len(start),
         )
+
+    def _close_ends(self, ends: U64) -> None:
+        """Have merged memory that nothing follows kept from growing: what is new would be further frames."""
+        new = np.array([end for end in ends.tolist() if end not in self._open_ends], np.uint64)
+        self._open_ends = set(ends.tolist())  # the heap's stays open
+        if len(new):
+            codes = np.full(len(new), PageCode.TIMEOUT, np.uint8)
+            with contextlib.suppress(OSError):  # it is ending, or its program is being replaced
+                codes = self._guardian.close_ends(self.pid, new - np.uint64(PAGE_SIZE)).code
+            self._open_ends -= set(new[codes == PageCode.TIMEOUT].tolist())
 
     def _unusable(self, start: U64, end: U64, free: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """Arm the free mappings that are not armed yet; mark those that cannot be used, or not yet."""

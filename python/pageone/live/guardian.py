@@ -28,7 +28,7 @@ _HEADER = struct.Struct("<IiII")
 _REPLY = struct.Struct("<iI")
 _OUTCOME = struct.Struct("<IIIIdd")
 
-_ATTACH, _ARM, _MERGE, _ZERO, _UNMERGE, _DETACH, _STATUS, _LIMITS = range(1, 9)
+_ATTACH, _ARM, _MERGE, _ZERO, _UNMERGE, _DETACH, _STATUS, _LIMITS, _FENCE = range(1, 10)
 _FLAG_FORKS = 1
 _FLAG_APART = 1  #: of a request to unmerge
 _CREDENTIALS = struct.Struct("iII")
@@ -158,6 +158,10 @@ class Guardian:
     def unmerge(self, pid: int, addr: U64, pages: U32, apart: bool = False) -> Outcome:
         """See ``TargetMemory.unmerge``."""
         return self._runs(_UNMERGE, pid, addr, pages, None, _FLAG_APART if apart else 0)
+
+    def close_ends(self, pid: int, addr: U64) -> Outcome:
+        """Keep merged memory from growing where it is; ``addr``: pages with nothing behind them, ``(n,)``."""
+        return self._runs(_FENCE, pid, addr, np.ones(len(addr), np.uint32), None)
 
     def detach(self, pid: int) -> None:
         """Remove what was planted and stop watching; nothing happens if the process has gone."""
