@@ -32,12 +32,12 @@ pytestmark = [pytest.mark.realworld, pytest.mark.needs("merge")]
 
 #: Periods in seconds, of the engines that ``pageone run`` starts; None: no engine.
 PERIODS = {"alone": None, "default": 20.0, "eager": 0.2}
-ROUNDS = 7
+ROUNDS = 11
 KEYS = 12_000
 CONTENTS = 3_000
-REQUESTS = 60_000
+REQUESTS = 120_000
 DATA_MIB = 48
-JOBS = 12  #: of a worker in one turn
+JOBS = 20  #: of a worker in one turn
 
 
 @contextmanager

@@ -66,7 +66,7 @@ LET_GO_PERIODS = 16  #: or when so many periods have passed since a merged page 
 LET_GO_RUN = 8  #: but no shorter run than this, unless it is a whole mapping: it would cost two mappings
 MAPPING_BYTES = 256  #: what one mapping costs the kernel (vm_area_struct and its tree), for the books
 TARGET_NUMBERS = 1 << 20
-LOOKS_SHARE = 0.5  #: most of a CPU budget that looks take: they come less often than asked for where it needs that
+LOOKS_SHARE = 0.25  #: most of a CPU budget that looks take: they come less often than asked for where it needs that
 LOOKS_APART_MAX_S = 60.0  #: but not less often than this
 HELD_SLACK = 64  #: mappings that must have become free before pages held for lack of them are tried again
 SWEEP_SHARE = 4  #: sweep the index when one in so many of its entries may be stale
@@ -367,7 +367,7 @@ class Engine:
             self._stop.wait(max(0.0, ahead - time.monotonic()))
 
     def _apart_s(self) -> float:
-        """Return the time between two looks: the period, or more where looks would take over half of the CPU budget."""
+        """Return the time between two looks: the period, or more where they would take too much of the CPU budget."""
         share = self._workers.budget.share
         if share is None or self._workers.urgent():
             return self.period
