@@ -72,14 +72,22 @@ class Target:
         return json.loads(line)
 
     def frames(self, name, pid=None):
-        """The physical frame of every page of an area, each read first."""
-        if pid is None:
-            self.do(f"sum(get({name!r})[::{PAGE}])")
-        start, length = self.do(f"list(areas[{name!r}][2:4])")
-        with open(f"/proc/{pid or self.pid}/pagemap", "rb") as file:
-            file.seek(start // PAGE * 8)
-            entries = np.frombuffer(file.read(length // PAGE * 8), np.uint64)
-        assert (entries >> np.uint64(63)).all(), "a page is not present"
+        """The physical frame of every page of an area, each read first.
+
+        Asked again where a page is not there just then: the kernel is moving it, or has paged it out.
+        """
+        for _ in range(50):
+            if pid is None:
+                self.do(f"sum(get({name!r})[::{PAGE}])")
+            start, length = self.do(f"list(areas[{name!r}][2:4])")
+            with open(f"/proc/{pid or self.pid}/pagemap", "rb") as file:
+                file.seek(start // PAGE * 8)
+                entries = np.frombuffer(file.read(length // PAGE * 8), np.uint64)
+            present = (entries >> np.uint64(63)).astype(bool)
+            if present.all():
+                break
+            time.sleep(0.01)
+        assert present.all(), f"pages are not present: {[hex(e) for e in entries[~present]]}"
         return entries & np.uint64((1 << 55) - 1)
 
     def zero_frame(self):
