@@ -505,7 +505,7 @@ def test_looks_come_less_often_where_they_would_take_more_than_a_quarter_of_the_
             return look(start, end)
 
         target._memory.written = slow  # type: ignore[method-assign, assignment]
-        began, looks = time.monotonic(), 0
+        began = time.monotonic()
         engine.run(lambda: engine.stats.period >= 12)
         looks = engine.stats.period
         # The first few do not know yet what a look costs.

@@ -72,10 +72,15 @@ def _ask(process: subprocess.Popen[str], what: str) -> str:
 
 
 @pytest.fixture
-def merged(spawn: Any) -> Iterator[tuple[subprocess.Popen[str], Engine]]:
-    programs = [spawn.python(PROGRAM) for _ in range(2)]
-    for program in programs:
+def programs(spawn: Any) -> list[subprocess.Popen[str]]:
+    started = [spawn.python(PROGRAM) for _ in range(2)]
+    for program in started:
         assert program.stdout.readline() == "ready\n"
+    return started
+
+
+@pytest.fixture
+def merged(programs: list[subprocess.Popen[str]]) -> Iterator[tuple[subprocess.Popen[str], Engine]]:
     with Engine() as engine:
         for program in programs:
             engine.attach(program.pid)
@@ -108,10 +113,7 @@ def test_without_the_remedy_it_is_not(what: str, monkeypatch: pytest.MonkeyPatch
     assert _ask(program, last) == "False"
 
 
-def test_fences_go_with_their_program_let_go(spawn: Any) -> None:
-    programs = [spawn.python(PROGRAM) for _ in range(2)]
-    for program in programs:
-        assert program.stdout.readline() == "ready\n"
+def test_fences_go_with_their_program_let_go(programs: list[subprocess.Popen[str]]) -> None:
     before = [_ask(program, "mappings") for program in programs]
     with Engine() as engine:
         targets = [engine.attach(program.pid) for program in programs]

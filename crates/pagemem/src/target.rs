@@ -957,19 +957,12 @@ impl Target {
         }
         let ends = spans(&kept).into_iter().map(|(s, _)| s.addr + bytes(&s));
         let ends: Vec<u64> = ends.filter(|_| pool.is_some()).collect();
-        for end in self.fence(tracer, stopped, ends.into_iter()) {
-            // Its last page becomes the target's own, so that the frames before it cannot grow.
+        for end in self.fence(tracer, stopped, &ends) {
             let last = kept.iter().find(|(r, _)| r.addr + bytes(r) == end);
-            if let Some((r, first)) = last {
-                let code = &mut codes[first + r.pages as usize - 1];
-                if *code == Code::Done as u8 {
-                    *code = Code::Refused as u8;
-                    unguarded.push(Run {
-                        addr: end - PAGE,
-                        pages: 1,
-                        frame: r.frame + r.pages - 1,
-                    });
-                }
+            let code = last.map(|(r, first)| &mut codes[first + r.pages as usize - 1]);
+            if let Some(code) = code.filter(|c| **c == Code::Done as u8) {
+                *code = Code::Refused as u8;
+                self.give_back(tracer, stopped, end - PAGE)?;
             }
         }
         for runs in unguarded.chunks(UNSHARE_MAX) {
@@ -1047,11 +1040,7 @@ impl Target {
                 }
                 for part in cut(&good_runs(batch, codes), &edges).chunks(UNSHARE_MAX) {
                     let runs: Vec<Run> = part.iter().map(|(r, _)| *r).collect();
-                    let prots: Vec<u64> = t.process.with_maps(|maps| {
-                        runs.iter()
-                            .map(|r| Ok(maps.at_or_after(r.addr)?.map_or(PROT_RW, |v| v.flags & 7)))
-                            .collect()
-                    })?;
+                    let prots = t.protections(&runs)?;
                     let done = t.unshare(tracer, stopped, &runs, &prots, way);
                     for (i, (r, first)) in part.iter().enumerate() {
                         if !done.as_ref().is_ok_and(|d| d[i]) {
@@ -1074,10 +1063,11 @@ impl Target {
             pages,
             |t, tracer, stopped, batch, codes, _| {
                 t.classify(batch, |v| v.file == file, codes, &mut BTreeSet::new())?;
-                let good = good_runs(batch, codes);
-                let ends = good.iter().map(|(r, _)| r.addr + u64::from(r.pages) * PAGE);
-                let ends: Vec<u64> = ends.collect();
-                for end in t.fence(tracer, stopped, ends.into_iter()) {
+                let ends: Vec<u64> = good_runs(batch, codes)
+                    .iter()
+                    .map(|(r, _)| r.addr + u64::from(r.pages) * PAGE)
+                    .collect();
+                for end in t.fence(tracer, stopped, &ends) {
                     t.give_back(tracer, stopped, end - PAGE)?;
                 }
                 Ok(())
@@ -1085,18 +1075,25 @@ impl Target {
         )
     }
 
-    /// Gives one merged page memory of its own.
+    /// Gives the last page of a mapping of frames memory of its own, so that the frames before it cannot grow.
     fn give_back(&mut self, tracer: &mut Tracer, stopped: &Stopped, addr: u64) -> io::Result<()> {
-        let run = Run {
+        let runs = [Run {
             addr,
             pages: 1,
             frame: 0,
-        };
-        let prot = self
-            .process
-            .with_maps(|maps| Ok(maps.at_or_after(addr)?.map_or(PROT_RW, |v| v.flags & 7)))?;
-        self.unshare(tracer, stopped, &[run], &[prot], Way::Apart)
+        }];
+        let prots = self.protections(&runs)?;
+        self.unshare(tracer, stopped, &runs, &prots, Way::Apart)
             .map(drop)
+    }
+
+    /// The protection that the program has given to each of `runs`.
+    fn protections(&self, runs: &[Run]) -> io::Result<Vec<u64>> {
+        self.process.with_maps(|maps| {
+            runs.iter()
+                .map(|r| Ok(maps.at_or_after(r.addr)?.map_or(PROT_RW, |v| v.flags & 7)))
+                .collect()
+        })
     }
 
     /// Where the descriptor received by [`Self::run_with_descriptor`] stands in the target, as a 32-bit number.

@@ -63,7 +63,7 @@ _RINGS = ("/[aio]", "anon_inode:[io_uring]")
 #: A test of the tests has them overlooked: see ``crates/pagemem/src/remedies.rs``.
 _RINGS_MATTER = "rings" not in os.environ.get("PAGEONE_WITHOUT", "").split(",")
 
-#: smaps flags of mappings whose meaning a merged mapping would not keep.
+#: Flags (:func:`flags_in`) of mappings whose meaning a merged mapping would not keep.
 _FLAGS_LEFT_ALONE = frozenset(("lo", "wf", "io", "pf", "ht", "mm", "gd", "ss", "key"))
 #: smaps flags that new mappings are given again: don't fork, don't dump, huge pages wanted, not wanted.
 _FLAGS_REPEATED = {"dc": 1, "dd": 2, "hg": 4, "nh": 8}

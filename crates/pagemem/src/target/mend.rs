@@ -82,6 +82,8 @@ impl Target {
         while watch.pending() {
             watch.read_one();
         }
+        // Whoever has moved memory goes on now: what it has asked for cannot be told any more.
+        self.moved.clear();
         let discarded = std::mem::take(&mut self.discarded);
         let since = Instant::now();
         if remedies::without("outside") {
@@ -184,14 +186,14 @@ impl Target {
         &mut self,
         tracer: &mut Tracer,
         stopped: &Stopped,
-        ends: impl Iterator<Item = u64>,
+        ends: &[u64],
     ) -> Vec<u64> {
         if remedies::without("growth") {
             return Vec::new();
         }
         let looked = self.process.with_maps(|maps| {
             let mut open = Vec::new();
-            for end in ends {
+            for &end in ends {
                 if maps.at_or_after(end)?.is_none_or(|v| v.start > end) {
                     open.push(end);
                 }
