@@ -422,38 +422,41 @@ impl<S: Store, O: Order> SdTree<S, O> {
     ) {
         /// Objects between asking for one and mixing it.
         const AHEAD: usize = 16;
-        /// Objects read side by side where they are read whole, and the distance between them.
+        /// Objects read side by side where they are read whole.
         const STREAMS: usize = 4;
-        const APART: usize = GROUP / STREAMS;
         /// The line asked for of an object that will be read whole: it brings the translation of the page's address. At
         /// the head, or with more lines, it would keep the hardware from seeing the stream.
         const OF_STREAM: usize = 512;
         let mut run = self.trie.start(pin);
         let mut buffers = [[NO_QUERY; GROUP]; 2];
         let [mut group, mut next] = buffers.each_mut();
-        // Whether the group that begins at `start` is read as streams: it must be a whole one. With `eager` by
-        // `Order::whole`, too.
+        // Whether the group that begins at `start` is read as streams. With `eager` by `Order::whole`, too.
         let streams = |start: usize, eager: bool| {
-            start + GROUP <= range.end
+            start + STREAMS <= range.end
                 && (eager || self.objects.order.streams(batch.get(start).len()))
         };
-        let read = |pin: &Pin<'t, R>, start: usize, eager: bool, group: &mut [Query; GROUP]| {
-            for k in 0..APART {
-                let bytes = std::array::from_fn(|s| batch.get(start + k + s * APART));
+        let read = |start: usize, eager: bool, group: &mut [Query; GROUP]| {
+            let n = GROUP.min(range.end - start);
+            // As far from each other as can be.
+            let apart = n / STREAMS;
+            for k in 0..apart {
+                let bytes = std::array::from_fn(|s| batch.get(start + k + s * apart));
                 let four = self.objects.query_four(bytes, eager);
                 for (s, q) in four.into_iter().enumerate() {
-                    self.prefetch_place(pin, &q);
-                    group[k + s * APART] = q;
+                    group[k + s * apart] = q;
                 }
             }
+            let rest = apart * STREAMS;
+            for (k, q) in group[..n].iter_mut().enumerate().skip(rest) {
+                *q = self.objects.query(batch.get(start + k), eager);
+            }
         };
-        let prepare = |pin: &Pin<'t, R>, i: usize, eager: bool, q: &mut Query| {
+        let prepare = |i: usize, eager: bool, q: &mut Query| {
             if i + AHEAD < range.end {
                 self.touch(batch, i + AHEAD);
             }
             if i < range.end {
                 *q = self.objects.query(batch.get(i), eager);
-                self.prefetch_place(pin, q);
             }
         };
         let touch_some = |start: usize| {
@@ -463,16 +466,20 @@ impl<S: Store, O: Order> SdTree<S, O> {
         };
         let mut stream = streams(range.start, false);
         if stream {
-            read(pin, range.start, false, next);
+            read(range.start, false, next);
         } else {
             touch_some(range.start);
-            for (i, q) in (range.start..).zip(&mut *next) {
-                prepare(pin, i, false, q);
+            for (i, q) in range.clone().zip(&mut *next) {
+                prepare(i, false, q);
             }
         }
         for start in range.clone().step_by(GROUP) {
             std::mem::swap(&mut group, &mut next);
             let group = &mut group[..GROUP.min(range.end - start)];
+            // All in a row: each may wait for the translation of an address, and so would streams or samples beside it.
+            for q in &*group {
+                self.prefetch_place(pin, q);
+            }
             let of_classes = self.trie.warm(&self.objects, pin, group, &mut run);
             // Where most of a group were of classes, the next one is read whole at once, in one pass.
             let eager = 2 * of_classes > group.len();
@@ -483,14 +490,14 @@ impl<S: Store, O: Order> SdTree<S, O> {
             }
             for (k, q) in group.iter_mut().enumerate() {
                 if !stream {
-                    prepare(pin, after + k, eager, &mut next[k]);
-                } else if batch.get(after + k).len() > OF_STREAM {
+                    prepare(after + k, eager, &mut next[k]);
+                } else if after + k < range.end && batch.get(after + k).len() > OF_STREAM {
                     prefetch(batch.get(after + k)[OF_STREAM..].as_ptr());
                 }
                 f(pin, &mut run, start + k, q);
             }
             if stream {
-                read(pin, after, eager, next);
+                read(after, eager, next);
             }
         }
         self.trie.end(&self.objects, pin, &mut { NO_QUERY }, run);

@@ -41,7 +41,7 @@ const FIRST: usize = 0;
 /// The root below which the members of classes are.
 const SECOND: usize = 1;
 /// Searches walked in step: enough to keep the line fill buffers of a core busy, few enough for its caches.
-pub(crate) const GROUP: usize = 32;
+pub(crate) const GROUP: usize = 64;
 
 /// An inner node: two edges, by the value of the bit that the edge above names.
 #[repr(align(16))]

@@ -272,6 +272,30 @@ fn adversarial_families_do_build_chains_in_raw_order() {
 }
 
 #[test]
+fn batches_of_every_length_are_read_to_their_last_object() {
+    // Pages that are alike in what is sampled: read whole, side by side, from the second group on.
+    let pages: Vec<Vec<u8>> = (0..300)
+        .map(|v| page("near-duplicate", 8 * 1000 + v))
+        .collect();
+    for n in 1..pages.len() {
+        let batch = &pages[..n];
+        let (sampled, mixed) = (
+            SdTree::fixed(4096, 0, b"lengths"),
+            SdTree::with(Fixed::new(4096), Mixed::new(b"lengths"), 0),
+        );
+        let want: Vec<u32> = (0..n as u32).collect();
+        let (ids, new) = intern(&sampled, batch);
+        assert_eq!((&ids, new), (&want, vec![true; n]), "{n} pages");
+        assert_eq!(intern(&mixed, batch).0, want, "{n} pages");
+        assert_eq!(intern(&sampled, batch), (want, vec![false; n]), "{n} pages");
+        let there: Vec<i64> = (0..300)
+            .map(|i| if i < n as i64 { i } else { -1 })
+            .collect();
+        assert_eq!(find(&mixed, &pages[..]), there, "{n} pages");
+    }
+}
+
+#[test]
 fn a_million_equal_objects_are_one() {
     let tree = SdTree::fixed(64, 0, b"equal");
     let rows = vec![42u8; 64 * 100_000];
