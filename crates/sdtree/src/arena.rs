@@ -41,12 +41,21 @@ impl<T: Zeroed> Arena<T> {
         Arena { pieces, width }
     }
 
-    /// Makes sure that element `i` is backed by memory. Any number of threads may call it at once.
-    pub(crate) fn reserve(&self, i: u32) {
-        let (piece, _, shift) = place(i);
-        if !self.pieces[piece].load(Ordering::Acquire).is_null() {
-            return;
+    /// Makes sure that element `i` is backed by memory, and returns its first T. Any number of threads may call it at once.
+    #[inline]
+    pub(crate) fn reserve(&self, i: u32) -> *mut T {
+        let (piece, at, shift) = place(i);
+        let mut p = self.pieces[piece].load(Ordering::Acquire);
+        if p.is_null() {
+            p = self.grow(piece, shift);
         }
+        // SAFETY: the piece is there, and `at` within it.
+        unsafe { p.add(at * self.width) }
+    }
+
+    /// Makes a piece, unless another thread comes first; returns it.
+    #[cold]
+    fn grow(&self, piece: usize, shift: u32) -> *mut T {
         let made: Box<[T]> = zeroed_box(self.width << shift);
         let p = Box::into_raw(made) as *mut T;
         let put = self.pieces[piece].compare_exchange(
@@ -55,11 +64,15 @@ impl<T: Zeroed> Arena<T> {
             Ordering::AcqRel,
             Ordering::Acquire,
         );
-        if put.is_err() {
-            // SAFETY: `p` is the box of just now, which nobody else has seen.
-            drop(unsafe {
-                Box::from_raw(std::ptr::slice_from_raw_parts_mut(p, self.width << shift))
-            });
+        match put {
+            Ok(_) => p,
+            Err(theirs) => {
+                // SAFETY: `p` is the box of just now, which nobody else has seen.
+                drop(unsafe {
+                    Box::from_raw(std::ptr::slice_from_raw_parts_mut(p, self.width << shift))
+                });
+                theirs
+            }
         }
     }
 

@@ -102,9 +102,8 @@ impl Space for Keys {
 
     #[inline]
     fn place(&self, id: u32, q: &mut Query, _differ: Option<u32>) -> bool {
-        self.keys.reserve(id);
-        // SAFETY: reserved in the line above.
-        unsafe { self.keys.get(id) }.store(q.key, Ordering::Relaxed);
+        // SAFETY: reserved by this very call.
+        unsafe { &*self.keys.reserve(id) }.store(q.key, Ordering::Relaxed);
         false
     }
 

@@ -5,12 +5,12 @@ use crate::edge::NONE;
 use crate::epoch::{Full, Pin};
 use crate::keys::{Stats, SITTING};
 use crate::order::{Order, SampledMixed, STREAM};
-use crate::primitive::{AtomicU32, Ordering};
+use crate::primitive::{AtomicU8, Ordering};
 use crate::store::{Fixed, Rows, Store, Variable, MAX_OBJECT};
 use crate::tree::{prefetch, Run, Space, Trie, GROUP};
 
 /// In `meta`: the object is in the tree, or about to be.
-const ALIVE: u32 = 1;
+const ALIVE: u8 = 1;
 /// The first key bit after those of [`Order::whole`]: of the length, or of the bytes.
 const DEEP: u32 = 64;
 /// Bits of the length in a key.
@@ -21,7 +21,7 @@ struct Objects<S, O> {
     store: S,
     order: O,
     /// By id: [`ALIVE`].
-    meta: Arena<AtomicU32>,
+    meta: Arena<AtomicU8>,
 }
 
 /// An object searched for.
@@ -93,7 +93,7 @@ impl<S: Store, O: Order> Objects<S, O> {
     }
 
     #[inline]
-    fn meta(&self, id: u32) -> &AtomicU32 {
+    fn meta(&self, id: u32) -> &AtomicU8 {
         // SAFETY: ids come from leaf edges or from `place`, which reserves them.
         unsafe { self.meta.get(id) }
     }
@@ -224,9 +224,9 @@ impl<S: Store, O: Order> Space for Objects<S, O> {
     }
 
     fn place(&self, id: u32, q: &mut Query, differ: Option<u32>) -> bool {
-        self.meta.reserve(id);
         q.bytes = self.store.place(id, q.bytes);
-        self.meta(id).store(ALIVE, Ordering::Release);
+        // SAFETY: reserved by this very call.
+        unsafe { &*self.meta.reserve(id) }.store(ALIVE, Ordering::Release);
         if !S::COPIES {
             return false;
         }

@@ -3,12 +3,12 @@
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{
-    fence, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+    fence, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, AtomicU8, AtomicUsize, Ordering,
 };
 
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{
-    fence, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+    fence, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, AtomicU8, AtomicUsize, Ordering,
 };
 
 /// A value that memory of zeros is a valid instance of (outside of loom models, which build them one by one).
@@ -32,6 +32,13 @@ unsafe impl Zeroed for AtomicU64 {
 unsafe impl Zeroed for AtomicU32 {
     fn zeroed() -> Self {
         AtomicU32::new(0)
+    }
+}
+
+// SAFETY: as above.
+unsafe impl Zeroed for AtomicU8 {
+    fn zeroed() -> Self {
+        AtomicU8::new(0)
     }
 }
 

@@ -612,15 +612,17 @@ impl Trie {
 
     /// The node of a try: one that a former try has left, or a new one.
     #[inline]
-    fn spare_node<R: Fn(u32)>(&self, pin: &mut Pin<'_, R>, spare: &mut Spare) -> Result<u32, Full> {
-        match spare.node {
-            Some(node) => Ok(node),
-            None => {
-                let node = pin.alloc(Kind::Node)?;
-                self.nodes.reserve(node);
-                Ok(*spare.node.insert(node))
-            }
-        }
+    fn spare_node<R: Fn(u32)>(
+        &self,
+        pin: &mut Pin<'_, R>,
+        spare: &mut Spare,
+    ) -> Result<(u32, &Node), Full> {
+        let node = match spare.node {
+            Some(node) => node,
+            None => *spare.node.insert(pin.alloc(Kind::Node)?),
+        };
+        // SAFETY: reserved by this very call; pieces live as long as the arena.
+        Ok((node, unsafe { &*self.nodes.reserve(node) }))
     }
 
     fn insert_below<S: Space, R: Fn(u32)>(
@@ -664,10 +666,8 @@ impl Trie {
                             continue;
                         }
                         // The second of its class.
-                        let node = self.spare_node(pin, spare)?;
+                        let (node, Node(words)) = self.spare_node(pin, spare)?;
                         self.make_second::<S>();
-                        // SAFETY: reserved by `spare_node`.
-                        let words = unsafe { &self.nodes.get(node).0 };
                         // Published by the CAS below.
                         words[0].store(class::new(found), Ordering::Relaxed);
                         words[1].store(space.whole_of(found), Ordering::Relaxed);
@@ -719,9 +719,7 @@ impl Trie {
                 }
                 continue;
             };
-            let node = self.spare_node(pin, spare)?;
-            // SAFETY: reserved by `spare_node`.
-            let edges = unsafe { &self.nodes.get(node).0 };
+            let (node, Node(edges)) = self.spare_node(pin, spare)?;
             let side = Self::side(space, q, key, b);
             // Published by the CAS below; nobody else sees the node before.
             edges[side].store(leaf, Ordering::Relaxed);
