@@ -95,10 +95,14 @@ def test_what_is_new_is_zero(what: str, merged: tuple[subprocess.Popen[str], Eng
     assert engine.detach(engine.targets[0])
 
 
-def test_what_has_shrunk_does_not_grow_into_frames_again(merged: tuple[subprocess.Popen[str], Engine]) -> None:
+@pytest.mark.parametrize("looked", [False, True])
+def test_what_has_shrunk_does_not_grow_into_frames_again(
+    looked: bool, merged: tuple[subprocess.Popen[str], Engine]
+) -> None:
     program, engine = merged
     assert _ask(program, "shrink") == "True"
-    engine.step()
+    if looked:
+        engine.step()
     assert _ask(program, "grow again") == "True"
 
 

@@ -132,6 +132,8 @@ pub struct Target {
     discarded: Vec<(u64, u64)>,
     /// Ranges that the program has moved, not looked at yet: from, to, bytes.
     moved: Vec<(u64, u64, u64)>,
+    /// Where the program has unmapped frames, not looked at yet: those before may lie open now.
+    opened: Vec<u64>,
     /// Pages without access behind mappings of frames.
     fences: BTreeSet<u64>,
     /// Ranges whose merged mappings are given advice: start, end, bits.
@@ -198,6 +200,7 @@ impl Heir {
             batch: [FIRST_BATCH; 4],
             discarded: Vec::new(),
             moved: Vec::new(),
+            opened: Vec::new(),
             fences: std::mem::take(&mut self.fences),
             advised: std::mem::take(&mut self.advised),
             born: Vec::new(),
@@ -213,6 +216,7 @@ struct Watch<'a> {
     guard: &'a Uffd,
     discarded: &'a mut Vec<(u64, u64)>,
     moved: &'a mut Vec<(u64, u64, u64)>,
+    opened: &'a mut Vec<u64>,
     born: &'a mut Vec<Uffd>,
 }
 
@@ -236,6 +240,7 @@ impl Events for Watch<'_> {
             Ok(Some(Event::Remove { start, end })) => self.discarded.push((start, end)),
             Ok(Some(Event::Fork(child))) => self.born.push(child),
             Ok(Some(Event::Remap { from, to, len })) => self.moved.push((from, to, len)),
+            Ok(Some(Event::Unmap { start })) => self.opened.push(start),
             Ok(Some(Event::Other(_)) | None) | Err(_) => {}
         }
     }
@@ -400,6 +405,7 @@ impl Target {
             batch: [FIRST_BATCH; 4],
             discarded: Vec::new(),
             moved: Vec::new(),
+            opened: Vec::new(),
             fences: BTreeSet::new(),
             advised: Vec::new(),
             born,
@@ -587,6 +593,7 @@ impl Target {
             batch: [FIRST_BATCH; 4],
             discarded: Vec::new(),
             moved: Vec::new(),
+            opened: Vec::new(),
             fences: self.fences.clone(),
             advised: self.advised.clone(),
             born: Vec::new(),
@@ -640,6 +647,7 @@ impl Target {
             guard: &self.guard,
             discarded: &mut self.discarded,
             moved: &mut self.moved,
+            opened: &mut self.opened,
             born: &mut self.born,
         };
         tracer.stop(&self.process, timeout, strictness, &mut watch)
@@ -1013,11 +1021,12 @@ impl Target {
         stopped: &Stopped,
         ops: &mut [Op],
     ) -> io::Result<()> {
-        // What is told of moves is told of ours: nothing else runs.
+        // What is told of moves and unmapping is told of ours: nothing else runs.
         let mut watch = Watch {
             guard: &self.guard,
             discarded: &mut self.discarded,
             moved: &mut Vec::new(),
+            opened: &mut Vec::new(),
             born: &mut self.born,
         };
         self.workshop
@@ -1349,9 +1358,9 @@ impl Target {
         std::mem::take(&mut self.born)
     }
 
-    /// Whether a discard or a move is known of that has not been mended.
+    /// Whether a discard, a move or unmapping is known of that has not been mended.
     pub fn needs_mending(&self) -> bool {
-        !self.discarded.is_empty() || !self.moved.is_empty()
+        !self.discarded.is_empty() || !self.moved.is_empty() || !self.opened.is_empty()
     }
 }
 

@@ -22,6 +22,7 @@ const PAGEFAULT_FLAG_WP: u64 = 1 << 0;
 const EVENT_FORK: u64 = 1 << 1;
 const EVENT_REMAP: u64 = 1 << 2;
 const EVENT_REMOVE: u64 = 1 << 3;
+const EVENT_UNMAP: u64 = 1 << 6;
 const WP_UNPOPULATED: u64 = 1 << 13;
 const WP_ASYNC: u64 = 1 << 15;
 
@@ -60,6 +61,11 @@ pub enum Event {
         /// One past the last.
         end: u64,
     },
+    /// It has unmapped guarded pages, or mapped others over them; it waits until this event has been read.
+    Unmap {
+        /// First byte.
+        start: u64,
+    },
     /// Anything else.
     Other(u8),
 }
@@ -69,7 +75,7 @@ pub enum Event {
 pub enum Use {
     /// Write tracking of memory that has not been merged: no events, no cost to the target but one bit.
     Track,
-    /// Merged ranges: tells of discards and moves. `forks` needs `CAP_SYS_PTRACE`.
+    /// Merged ranges: tells of discards, moves and unmapping. `forks` needs `CAP_SYS_PTRACE`.
     Guard {
         /// Follow forks.
         forks: bool,
@@ -87,6 +93,7 @@ impl Uffd {
                     | WP_UNPOPULATED
                     | EVENT_REMOVE
                     | EVENT_REMAP
+                    | EVENT_UNMAP
                     | if forks && !crate::remedies::without("forks") {
                         EVENT_FORK
                     } else {
@@ -191,6 +198,7 @@ impl Uffd {
                 start: m[1],
                 end: m[2],
             },
+            0x16 => Event::Unmap { start: m[1] },
             other => Event::Other(other),
         }))
     }

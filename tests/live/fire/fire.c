@@ -620,6 +620,244 @@ static void mappings(void) {
     join_owners();
 }
 
+/* --- anything ---------------------------------------------------------------------------------------------------- */
+
+/* What a page of a window is like. The rest of the area is always mapped, readable and writable. */
+struct place {
+    uint32_t of;  /* whose bytes it has: pages move */
+    int prot;
+    char hole, guard, freed, locked;
+    char closed; /* of a hole: whether what stood there was a frame, so that whoever merges knows of the hole */
+};
+static struct place place[PAGES];
+
+static int there(uint32_t p) { return !place[p].hole && !place[p].guard; }
+static int readable(uint32_t p) { return there(p) && place[p].prot & PROT_READ; }
+static int writable(uint32_t p) { return there(p) && place[p].prot & PROT_WRITE; }
+static int loose(uint32_t p) { return there(p) && !place[p].locked; }
+static int mapped(uint32_t p) { return !place[p].hole; }
+static int missing(uint32_t p) { return place[p].hole; }
+
+static void check_place(uint32_t p) {
+    if (!readable(p)) return;
+    if (!place[p].freed) {
+        check_at(at(p), place[p].of, version[p]);
+        return;
+    }
+    /* it has its bytes or zeros, until it is written */
+    const volatile uint64_t *bytes = at(p);
+    for (unsigned i = 0; i < WORDS; i++) {
+        uint64_t found = bytes[i];
+        if (found && found != word(place[p].of, version[p], i)) wrong("page %u, freed: word %u: found %#llx", p, i, found);
+    }
+}
+
+static void check_places(uint32_t first, uint32_t last) {
+    for (uint32_t p = first; p < last; p++) check_place(p);
+}
+
+static void write_place(uint32_t p, uint32_t v) {
+    fill(p, v);
+    place[p].of = p, place[p].freed = 0;
+}
+
+static void empty_places(uint32_t p, uint32_t n) {
+    for (; n; n--, p++) version[p] = ZERO, place[p].freed = 0;
+}
+
+/* How many pages from `p` on are as asked, `n` at most. */
+static uint32_t run_of(int (*as)(uint32_t), uint32_t p, uint32_t n) {
+    uint32_t found = 0;
+    while (found < n && as(p + found)) found++;
+    return found;
+}
+
+static void map_anew(uint32_t p, uint32_t n) {
+    void *got = mmap(at(p), n * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    MUST(got == (void *)at(p));
+    empty_places(p, n);
+    for (uint32_t i = p; i < p + n; i++) place[i] = (struct place){.of = i, .prot = PROT_READ | PROT_WRITE};
+}
+
+/* Whether a page is one that has been merged. */
+static int is_frame(uint32_t p) {
+    FILE *maps = fopen("/proc/self/maps", "r");
+    char line[512];
+    int frame = 0;
+    while (maps && fgets(line, sizeof line, maps)) {
+        uintptr_t start, end;
+        if (sscanf(line, "%lx-%lx ", &start, &end) == 2 && start <= (uintptr_t)at(p) && (uintptr_t)at(p) < end)
+            frame = strstr(line, "/memfd:pageone") != NULL;
+    }
+    if (maps) fclose(maps);
+    return frame;
+}
+
+/* Moves pages one by one, for one call moves one mapping on older kernels; with `stays` they leave zeros behind. */
+static void move_places(uint32_t from, uint32_t to, uint32_t n, int stays) {
+    for (uint32_t i = 0; i < n; i++, from++, to++) {
+        int how = MREMAP_MAYMOVE | MREMAP_FIXED | (stays ? MREMAP_DONTUNMAP : 0);
+        MUST(mremap(at(from), PAGE, PAGE, how, at(to)) == (void *)at(to));
+        place[to] = place[from], version[to] = version[from];
+        if (stays) empty_places(from, 1);
+        else place[from] = (struct place){.hole = 1};
+    }
+}
+
+/* Advice that changes no byte, and that the kernel follows or not; the last may fail for want of huge pages. */
+static const int advices[] = {MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_COLD, MADV_PAGEOUT, MADV_WILLNEED, MADV_DONTDUMP, MADV_DODUMP,
+                              MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_MERGEABLE, MADV_UNMERGEABLE, MADV_COLLAPSE};
+
+static int plain(uint32_t p) { return writable(p) && loose(p); }
+
+/* One call, or writes, on pages `p` to `p + n` of the window from `first` to `last`; whatever may be asked of them. */
+static void one_thing(struct owner *o, uint32_t first, uint32_t last, uint32_t p, uint32_t n) {
+    unsigned r = (unsigned)rand_r(&o->rand);
+    uint32_t q = first + (unsigned)rand_r(&o->rand) % (last - first);
+    static __thread char through[16 * PAGE];
+    uint32_t v = r & 256 ? 0 : ++o->sequence;
+    switch (r % 17) {
+    case 0:
+    case 1:
+    case 2:
+        for (uint32_t i = p; i < p + n; i++)
+            if (writable(i)) write_place(i, v);
+        break;
+    case 3:
+        map_anew(p, n);
+        break;
+    case 4:
+        v = (uint32_t)is_frame(p);
+        MUST(munmap(at(p), n * PAGE) == 0);
+        for (uint32_t i = p; i < p + n; i++) place[i] = (struct place){.hole = 1};
+        place[p].closed = (char)v;
+        break;
+    case 5:
+        if (!(n = run_of(loose, p, n))) break;
+        MUST(madvise(at(p), n * PAGE, MADV_DONTNEED) == 0);
+        empty_places(p, n);
+        break;
+    case 6:
+        if (!(n = run_of(loose, p, n))) break;
+        MUST(madvise(at(p), n * PAGE, MADV_FREE) == 0);
+        for (uint32_t i = p; i < p + n; i++) place[i].freed = 1;
+        break;
+    case 7:
+        if (!(n = run_of(there, p, n))) break;
+        v = (unsigned[]){PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE}[r >> 9 & 1 ? 2 : (r >> 10) % 3];
+        MUST(mprotect(at(p), n * PAGE, (int)v) == 0);
+        for (uint32_t i = p; i < p + n; i++) place[i].prot = (int)v;
+        break;
+    case 8:
+        if (!(n = run_of(writable, p, n))) break;
+        if (mlock(at(p), n * PAGE) == 0)
+            for (uint32_t i = p; i < p + n; i++) place[i].locked = 1;
+        break;
+    case 9:
+        if (!(n = run_of(mapped, p, n))) break;
+        MUST(munlock(at(p), n * PAGE) == 0);
+        for (uint32_t i = p; i < p + n; i++) place[i].locked = 0;
+        break;
+    case 10:
+    case 11:
+        n = run_of(loose, p, n);
+        if (q + n > last || (q < p + n && p < q + n)) break;
+        move_places(p, q, n, r % 17 == 11);
+        break;
+    case 12: { /* the page before a hole grows into it, if it can */
+        uint32_t hole = p;
+        while (hole < last && !missing(hole)) hole++;
+        n = run_of(missing, hole, last - hole < n ? last - hole : n);
+        if (!n || hole == first || !loose(hole - 1) || !place[hole].closed) break;
+        if (mremap(at(hole - 1), PAGE, (1 + n) * PAGE, 0) == MAP_FAILED) break;
+        empty_places(hole, n);
+        for (uint32_t i = hole; i < hole + n; i++)
+            place[i] = (struct place){.of = i, .prot = place[hole - 1].prot};
+        break;
+    }
+    case 13:
+        if (!(n = run_of(plain, p, n))) break;
+        v = (r >> 9) % (sizeof advices / sizeof *advices);
+        if (madvise(at(p), n * PAGE, advices[v]) && errno != EAGAIN && advices[v] != MADV_COLLAPSE)
+            wrong("madvise(%d): errno %d (%s)", advices[v], errno, strerror(errno));
+        break;
+    case 14: { /* read by the kernel, and written by it elsewhere */
+        int ends[2];
+        n = run_of(readable, p, n < 16 ? n : 16);
+        n = run_of(writable, q, last - q < n ? last - q : n);
+        for (uint32_t i = p; i < p + n; i++)
+            if (place[i].freed) n = 0;
+        if (!n) break;
+        MUST(pipe(ends) == 0);
+        MUST(write(ends[1], at(p), n * PAGE) == (ssize_t)(n * PAGE));
+        MUST(read(ends[0], through, n * PAGE) == (ssize_t)(n * PAGE));
+        MUST(write(ends[1], through, n * PAGE) == (ssize_t)(n * PAGE));
+        struct place was[16];
+        uint32_t versions[16];
+        memcpy(was, place + p, n * sizeof *was), memcpy(versions, version + p, n * sizeof *versions);
+        MUST(read(ends[0], at(q), n * PAGE) == (ssize_t)(n * PAGE));
+        for (uint32_t i = 0; i < n; i++) place[q + i].of = was[i].of, place[q + i].freed = 0, version[q + i] = versions[i];
+        close(ends[0]), close(ends[1]);
+        break;
+    }
+    case 15: { /* written through the file of its own memory, also where it may only be read */
+        int memory = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+        MUST(memory >= 0);
+        for (uint32_t i = p; i < p + n && i < p + 16; i++) {
+            if (!readable(i)) continue;
+            fill_at((uint64_t *)through, i, v);
+            MUST(pwrite(memory, through, PAGE, (off_t)(uintptr_t)at(i)) == (ssize_t)PAGE);
+            version[i] = v, place[i].of = i, place[i].freed = 0;
+        }
+        close(memory);
+        break;
+    }
+    default: { /* a child, which has all of it, and writes and discards what is its own */
+        pid_t child = fork();
+        MUST(child >= 0);
+        if (!child) {
+            check_places(first, last);
+            for (uint32_t i = p; i < p + n; i++)
+                if (writable(i)) write_place(i, 7);
+            usleep(r % 100000);
+            check_places(first, last);
+            if ((n = run_of(loose, p, n)) && !madvise(at(p), n * PAGE, MADV_DONTNEED)) empty_places(p, n);
+            check_places(first, last);
+            _exit(0);
+        }
+        for (uint32_t i = p; i < p + n; i++)
+            if (writable(i)) write_place(i, v);
+        check_places(first, last);
+        int status;
+        MUST(waitpid(child, &status, 0) == child && status == 0);
+        break;
+    }
+    }
+}
+
+static void do_anything(struct owner *o, uint32_t page, uint32_t pages) {
+    for (uint32_t p = page; p < page + pages; p++) place[p] = (struct place){.of = p, .prot = PROT_READ | PROT_WRITE};
+    for (unsigned calls = 1 + (unsigned)rand_r(&o->rand) % 24; calls && !over(); calls--) {
+        uint32_t p = page + (unsigned)rand_r(&o->rand) % pages;
+        uint32_t n = 1 + (unsigned)rand_r(&o->rand) % (page + pages - p);
+        one_thing(o, page, page + pages, p, n);
+        check_places(page, page + pages);
+        /* long enough to be merged, now and then */
+        if (rand_r(&o->rand) % 3 == 0) usleep((useconds_t)rand_r(&o->rand) % 300000);
+        check_places(page, page + pages);
+    }
+    for (uint32_t p = page; p < page + pages; p++) {
+        if (place[p].prot != (PROT_READ | PROT_WRITE) || place[p].hole || place[p].guard) map_anew(p, 1);
+        if (place[p].locked) MUST(munlock(at(p), PAGE) == 0);
+        if (place[p].of != p || place[p].freed) write_place(p, 0);
+    }
+}
+
+static void anything(void) {
+    start_owners(do_anything);
+    join_owners();
+}
+
 static int advice;
 static int may_fail;
 
@@ -1161,6 +1399,7 @@ int main(int count, char **arguments) {
     else if (!strcmp(what, "shared")) shared_memory();
     else if (!strcmp(what, "exec")) execs(arguments[0]);
     else if (!strcmp(what, "mappings")) mappings();
+    else if (!strcmp(what, "anything")) anything();
     else if (!strcmp(what, "dontneed")) advised(MADV_DONTNEED, 0);
     else if (!strcmp(what, "free")) advised(MADV_FREE, 0);
     else if (!strcmp(what, "remove")) advised(MADV_REMOVE, 1);

@@ -117,6 +117,7 @@ SCENARIOS = {
     "spawns": "vfork and posix_spawn",
     "exec": "programs that replace themselves",
     "mappings": "mappings unmapped, moved and protected",
+    "anything": "whatever may be asked of memory, in any order, against what it must then hold",
     "dontneed": "MADV_DONTNEED",
     "free": "MADV_FREE",
     "remove": "MADV_REMOVE",
@@ -169,6 +170,7 @@ REMEDIES = [
     ("seccomp", "seccomp", 3),
     ("free", "free", 3),
     ("restart", "calls", 5),
+    ("growth", "anything", 8),
 ]
 #: Those that take longer to be missed.
 MORE_REMEDIES = [

@@ -13,7 +13,7 @@ import pytest
 pytestmark = [pytest.mark.needs("merge", "gcc")]
 
 SECONDS = float(os.environ.get("PAGEONE_FIRE_USER_SECONDS", "8"))
-SCENARIOS = ["writers", "signals", "calls", "forks", "dontneed", "guards", "suspended", "mappings"]
+SCENARIOS = ["writers", "signals", "calls", "forks", "dontneed", "guards", "suspended", "mappings", "anything"]
 
 DRIVER = """
 import json, subprocess, sys, time

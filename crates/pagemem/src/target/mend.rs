@@ -6,8 +6,10 @@
 //!
 //! The same holds where memory is moved with `mremap` and grows by that, or leaves empty pages behind: what is new must
 //! be zero, and would be further frames. Growing where it is tells nobody; so that it cannot, there is always a mapping
-//! behind one of frames, where the program has none a *fence*: a page without access.
+//! behind one of frames, where the program has none a *fence*: a page without access. A program that unmaps frames waits
+//! until those before have one.
 
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
@@ -52,6 +54,7 @@ impl Target {
                 Err(StopError::Gone) => {
                     self.discarded.clear();
                     self.moved.clear();
+                    self.opened.clear();
                     return;
                 }
                 Err(StopError::Refused(_) | StopError::Shared) => {
@@ -77,6 +80,7 @@ impl Target {
             guard: &self.guard,
             discarded: &mut self.discarded,
             moved: &mut self.moved,
+            opened: &mut self.opened,
             born: &mut self.born,
         };
         while watch.pending() {
@@ -84,6 +88,7 @@ impl Target {
         }
         // Whoever has moved memory goes on now: what it has asked for cannot be told any more.
         self.moved.clear();
+        self.opened.clear();
         let discarded = std::mem::take(&mut self.discarded);
         let since = Instant::now();
         if remedies::without("outside") {
@@ -99,6 +104,7 @@ impl Target {
     /// Maps zeros where the target has discarded pages of frames, inside the stop that the discarding thread is in.
     pub(super) fn mend(&mut self, tracer: &mut Tracer, stopped: &Stopped) {
         self.note_growth(stopped);
+        self.close_opened(tracer, stopped);
         if self.discarded.is_empty() {
             return;
         }
@@ -180,6 +186,30 @@ impl Target {
         }
     }
 
+    /// Has something put behind frames that lie open since what was behind them has been unmapped.
+    fn close_opened(&mut self, tracer: &mut Tracer, stopped: &Stopped) {
+        let mut ends = std::mem::take(&mut self.opened);
+        if ends.is_empty() || !self.workshop.intact(stopped.memory()) {
+            return;
+        }
+        let file = self.pool_file;
+        let looked = self.process.with_maps(|maps| {
+            let mut open = Vec::new();
+            for &end in &ends {
+                let before = maps.at_or_after(end - 1)?;
+                if before.is_some_and(|v| v.end == end && v.file == file) {
+                    open.push(end);
+                }
+            }
+            Ok(open)
+        });
+        ends = looked.unwrap_or_default();
+        // What cannot be closed is found at the next look.
+        if !ends.is_empty() {
+            let _ = self.fence(tracer, stopped, &ends);
+        }
+    }
+
     /// Sees to it that mappings of frames that end at one of `ends`, in a stopped target, have some mapping behind them.
     /// Those where that cannot be had are returned.
     pub(super) fn fence(
@@ -221,7 +251,7 @@ impl Target {
         self.remove_fences(tracer, stopped, &idle);
         // Behind the heap the kernel wants to extend it. Nobody moves that.
         let mut ask = [Op::new(nr::BRK, &[0])];
-        if self.run_ops(tracer, stopped, &mut ask).is_ok() {
+        if self.run_quietly(tracer, stopped, &mut ask).is_ok() {
             let heap_end = (ask[0].result as u64).next_multiple_of(PAGE);
             open.retain(|end| *end != heap_end);
         }
@@ -231,7 +261,7 @@ impl Target {
         for some in open.chunks(OPS_MAX) {
             let mut ops: Vec<Op> = some.iter().map(plant).collect();
             // An operation that has not run has no result.
-            let _ = self.run_ops(tracer, stopped, &mut ops);
+            let _ = self.run_quietly(tracer, stopped, &mut ops);
             for op in ops.iter().filter(|op| op.result as u64 == op.args[0]) {
                 self.fences.insert(op.args[0]);
             }
@@ -257,7 +287,7 @@ impl Target {
         for some in still.unwrap_or_default().chunks(OPS_MAX) {
             let unmap = |fence: &u64| Op::new(nr::MUNMAP, &[*fence, PAGE]);
             let mut ops: Vec<Op> = some.iter().map(unmap).collect();
-            let _ = self.run_ops(tracer, stopped, &mut ops);
+            let _ = self.run_quietly(tracer, stopped, &mut ops);
         }
         for fence in fences {
             self.fences.remove(fence);
@@ -280,21 +310,34 @@ impl Target {
             };
             ops.extend(self.advice_for(&run, FOR_ANONYMOUS));
         }
-        let can = self.workshop.intact(stopped.memory());
-        // Without reading events: a thread that still waits with one must stay where it is until the next stop.
-        if !can
-            || self
-                .workshop
-                .run(tracer, &self.process, stopped, &mut ops, &mut NoEvents)
-                .is_err()
-        {
-            return vec![false; pieces.len()];
+        let mut mapped = vec![false; pieces.len()];
+        if self.workshop.intact(stopped.memory()) {
+            // Unguarded first, or the calls would wait until somebody has read of them.
+            for p in pieces {
+                let _ = self.guard.unregister(p.start, p.end);
+            }
+            if self.run_quietly(tracer, stopped, &mut ops).is_ok() {
+                for ((mapped, p), op) in mapped.iter_mut().zip(pieces).zip(&ops) {
+                    *mapped = op.result as u64 == p.start;
+                }
+            }
+            for (p, _) in pieces.iter().zip(&mapped).filter(|(_, mapped)| !**mapped) {
+                let _ = self.guard.register(p.start, p.end);
+            }
         }
-        pieces
-            .iter()
-            .zip(&ops)
-            .map(|(p, op)| op.result as u64 == p.start)
-            .collect()
+        mapped
+    }
+
+    /// Runs a list without reading events, so none of its calls may be one that the guard tells of: a thread that still
+    /// waits with an event of its own must stay where it is until the next stop.
+    fn run_quietly(
+        &mut self,
+        tracer: &mut Tracer,
+        stopped: &Stopped,
+        ops: &mut [Op],
+    ) -> io::Result<()> {
+        self.workshop
+            .run(tracer, &self.process, stopped, ops, &mut NoEvents)
     }
 
     /// The parts of `ranges` that still are mappings of frames, with the protection that they have now.
