@@ -108,6 +108,58 @@ def test_the_flags_of_new_mappings_are_read_as_often_as_their_share_of_the_time_
         assert target.stats.tracked >= tracked + 5 * 16384 // mmap.PAGESIZE
 
 
+#: Has twice the same pages in two mappings; on each line it replaces one by a new one of the same place and size, and
+#: writes the same bytes to it, and a page of the other one, too.
+REPLACER = """
+import ctypes, mmap, sys
+N, SIZE = 64, 4096
+libc = ctypes.CDLL(None)
+word = ctypes.c_size_t
+libc.mmap.restype, libc.mmap.argtypes = word, [word, word, ctypes.c_int, ctypes.c_int, ctypes.c_int, word]
+def page(k):
+    return (k.to_bytes(4, "little") + bytes(range(1, 252)) * 17)[:SIZE]
+def fill(at):
+    for k in range(N):
+        ctypes.memmove(at + k * SIZE, page(k), SIZE)
+room = libc.mmap(0, 5 * N * SIZE, 0, 0x22, -1, 0)
+one, other = room + N * SIZE, room + 3 * N * SIZE
+for at in (one, other):
+    assert libc.mmap(at, N * SIZE, 3, 0x32, -1, 0) == at
+    fill(at)
+print("ready", flush=True)
+for line in sys.stdin:
+    assert libc.mmap(one, N * SIZE, 3, 0x32, -1, 0) == one
+    fill(one)
+    ctypes.memmove(other, b"x", 1)
+    print(all(ctypes.string_at(one + k * SIZE, SIZE) == page(k) for k in range(N)), flush=True)
+"""
+
+
+def test_a_mapping_replaced_at_its_place_keeps_no_look_from_what_else_was_written(
+    spawn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "FLAGS_SHARE", 1.0)
+    process = spawn.python(REPLACER)
+    assert process.stdout.readline() == "ready\n"
+    with Engine(period=0.05) as engine:
+        target = engine.attach(process.pid)
+        engine.merge_once(0.2)
+        shared = target.stats.merged_pages
+        assert shared >= 128
+        for _ in range(3):
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline().strip() == "True"
+            wasted = engine.stats.wasted_merges
+            # The first look passes over what is new and has it tracked, those after it find it at rest.
+            for _ in range(12):
+                engine.step()
+                time.sleep(0.05)
+            assert engine.stats.wasted_merges > wasted or target.stats.merged_pages >= shared
+        assert engine.stats.missed_looks == 0
+        assert target.stats.merged_pages >= shared + 3 * 60
+
+
 SMAPS = """7f0000000000-7f0000004000 rw-p 00000000 00:00 0
 Size:                 16 kB
 THPeligible:           0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 MADV_NOHUGEPAGE = 15
+NOBODY = 2**22 + 1  #: no process can have this number
 
 
 @contextlib.contextmanager
@@ -243,3 +246,19 @@ def test_a_child_of_huge_pages_is_told_so() -> None:
         pytest.skip("no huge page was given (transparent huge pages off or memory fragmented)")
     assert huge <= kernel
     assert huge > 0
+
+
+@pytest.mark.parametrize(
+    ("ask", "number"),
+    [
+        (lambda: mem.maps(NOBODY), errno.ENOENT),
+        (lambda: mem.pagemap_scan(-1, np.array([4096], np.uint64), np.array([8192], np.uint64)), errno.EBADF),
+        (lambda: mem.pagemap_entries(-1, np.array([4096], np.uint64), np.array([8192], np.uint64)), errno.EBADF),
+        (lambda: mem.file_keys(-1, np.array([0], np.uint64), 4096, mem.Key(b"seed")), errno.EBADF),
+        (lambda: mem.Pool(4).punch(0, 0), errno.EINVAL),
+    ],
+)
+def test_errors_of_the_system_carry_their_number(ask: Callable[[], object], number: int) -> None:
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))) as raised:
+        ask()
+    assert raised.value.errno == number

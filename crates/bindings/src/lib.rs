@@ -3,6 +3,9 @@
 //! One submodule a core crate: `one` (sdtree), `mem` (pagemem), `census`, `ksm` (ksmmodel), `queue` (crossbeam), `contenders` (bench only).
 //! Every call that may take longer than a few microseconds releases the GIL.
 
+use std::io;
+
+use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 
 mod census;
@@ -14,6 +17,18 @@ mod mem_live;
 mod mem_read;
 mod one;
 mod queue;
+
+/// The `OSError` with its number, so that Python can tell one from another: PyO3's own conversion keeps only the text.
+pub(crate) fn os_error(error: io::Error) -> PyErr {
+    let text = error.to_string();
+    match error.raw_os_error() {
+        Some(number) => {
+            let what = text.trim_end_matches(&format!(" (os error {number})"));
+            PyOSError::new_err((number, what.to_owned()))
+        }
+        None => error.into(),
+    }
+}
 
 #[pymodule]
 mod _native {

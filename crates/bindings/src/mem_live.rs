@@ -7,6 +7,8 @@ use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use crate::os_error;
+
 /// The pool of frames, as the engine that made it sees it.
 #[pyclass(frozen, module = "pageone._native.mem")]
 pub struct Pool {
@@ -18,7 +20,7 @@ impl Pool {
     #[new]
     fn new(frames: u32) -> PyResult<Self> {
         Ok(Self {
-            inner: Arc::new(pagemem::pool::Pool::create(frames)?),
+            inner: Arc::new(pagemem::pool::Pool::create(frames).map_err(os_error)?),
         })
     }
 
@@ -73,7 +75,8 @@ impl Pool {
             return Err(PyValueError::new_err("frames must be in the pool"));
         }
         let pool = Arc::clone(&self.inner);
-        Ok(py.detach(move || pool.punch(first, count))?)
+        py.detach(move || pool.punch(first, count))
+            .map_err(os_error)
     }
 }
 
@@ -91,8 +94,10 @@ fn guardian(py: Python<'_>, control: i32, pool: i32) -> PyResult<()> {
             BorrowedFd::borrow_raw(pool),
         )
     };
-    let (control, pool) = (control.try_clone_to_owned()?, pool.try_clone_to_owned()?);
-    Ok(py.detach(move || pagemem::guard::run(control, pool))?)
+    let duplicate = |fd: BorrowedFd| fd.try_clone_to_owned().map_err(os_error);
+    let (control, pool) = (duplicate(control)?, duplicate(pool)?);
+    py.detach(move || pagemem::guard::run(control, pool))
+        .map_err(os_error)
 }
 
 /// Adds the live side to the submodule `mem`.

@@ -10,6 +10,8 @@ use pagemem::read::{self, Process, Source};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use crate::os_error;
+
 type Array<'py, T> = Bound<'py, PyArray1<T>>;
 type MapsTuple<'py> = (
     Array<'py, u64>,
@@ -76,13 +78,16 @@ fn maps_tuple(py: Python<'_>, maps: Maps) -> MapsTuple<'_> {
 #[pyfunction]
 #[pyo3(name = "maps")]
 fn read_maps(py: Python<'_>, pid: i32) -> PyResult<MapsTuple<'_>> {
-    Ok(maps_tuple(py, py.detach(|| Maps::read(pid))?))
+    Ok(maps_tuple(
+        py,
+        py.detach(|| Maps::read(pid)).map_err(os_error)?,
+    ))
 }
 
 /// parse_maps(text) -> as maps()
 #[pyfunction]
 fn parse_maps<'py>(py: Python<'py>, text: &[u8]) -> PyResult<MapsTuple<'py>> {
-    Ok(maps_tuple(py, Maps::parse(text)?))
+    Ok(maps_tuple(py, Maps::parse(text).map_err(os_error)?))
 }
 
 /// pagemap_available() -> bool
@@ -119,7 +124,9 @@ fn pagemap_scan<'py>(
         start,
         end,
         categories,
-    } = py.detach(|| pagemap::scan(fd, start, end, &query))?;
+    } = py
+        .detach(|| pagemap::scan(fd, start, end, &query))
+        .map_err(os_error)?;
     Ok((
         start.into_pyarray(py),
         end.into_pyarray(py),
@@ -137,7 +144,9 @@ fn pagemap_entries<'py>(
 ) -> PyResult<Array<'py, u64>> {
     let (start, end) = (start.as_slice()?, end.as_slice()?);
     same_length(start.len(), end.len(), "start and end")?;
-    let entries = py.detach(|| pagemap::entries(fd, start, end))?;
+    let entries = py
+        .detach(|| pagemap::entries(fd, start, end))
+        .map_err(os_error)?;
     Ok(entries.into_pyarray(py))
 }
 
@@ -172,7 +181,8 @@ fn keys_from<'py>(
             keep,
             threads,
         )
-    })?;
+    })
+    .map_err(os_error)?;
     Ok((keys.into_pyarray(py), code.into_pyarray(py)))
 }
 
@@ -244,7 +254,8 @@ fn read_pages<'py>(
     let size = pagemap::PAGE_SIZE as usize;
     same_length(out.len(), at.len() * size, "out and the pages")?;
     let mut code = vec![0u8; at.len()];
-    py.detach(|| process(pid)()?.read(at, None, size, out, &mut code))?;
+    py.detach(|| process(pid)()?.read(at, None, size, out, &mut code))
+        .map_err(os_error)?;
     Ok(code.into_pyarray(py))
 }
 
@@ -281,7 +292,8 @@ fn compare<'py>(
             page_size,
             &mut verdict,
         )
-    })?;
+    })
+    .map_err(os_error)?;
     Ok(verdict.into_pyarray(py))
 }
 

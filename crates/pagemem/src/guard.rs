@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crate::pool::Pool;
 use crate::ptrace::{self, News, Tracer};
 use crate::sys::cpu_time;
-use crate::target::{maps_file, Heir, Limits, Outcome, Run, Target, Way};
+use crate::target::{Heir, Limits, Outcome, Run, Target, Way};
 
 /// Requests, by number.
 #[allow(missing_docs)]
@@ -335,15 +335,16 @@ impl Guardian {
 
     /// Targets without merged memory are let go; the others are guarded on.
     fn engine_gone(&mut self) {
-        let file = self.pool.file();
         let pids: Vec<i32> = self.targets.keys().copied().collect();
         for pid in pids {
-            if maps_file(pid, file) {
-                if let Some(t) = self.targets.get_mut(&pid) {
-                    t.end_tracking();
-                }
-            } else if let Some(mut t) = self.targets.remove(&pid) {
+            let Some(t) = self.targets.get_mut(&pid) else {
+                continue;
+            };
+            if t.maps_frames() {
+                t.end_tracking();
+            } else {
                 let _ = t.detach(&mut self.tracer);
+                self.targets.remove(&pid);
             }
         }
     }

@@ -428,9 +428,15 @@ impl Workshop {
 
     /// Whether the workshop is still there and unchanged: not so after `exec` or if the program unmapped it.
     pub fn intact(&self, pid: i32) -> bool {
+        self.found(pid).unwrap_or(false)
+    }
+
+    /// The same. An error that is `PermissionDenied` says that the process may not be looked at any more: it has made
+    /// itself undumpable, or has other credentials.
+    pub fn found(&self, pid: i32) -> io::Result<bool> {
         let code = arch::loop_code();
         let mut buf = vec![0u8; code.len()];
-        matches!(read_remote(pid, self.base, &mut buf), Ok(n) if n == code.len()) && buf == code
+        Ok(read_remote(pid, self.base, &mut buf)? == code.len() && buf == code)
     }
 
     /// Removes the workshop from a stopped target.

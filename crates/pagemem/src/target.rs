@@ -529,7 +529,30 @@ impl Target {
 
     /// Whether the process still has the address space that was attached (it may have called `exec`).
     pub fn still_there(&self) -> bool {
-        self.workshop.intact(sys::memory_tid(self.pid))
+        match self.workshop.found(sys::memory_tid(self.pid)) {
+            Ok(found) => found,
+            // It hides. What it maps is guarded on: for that nothing of it need be read.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                self.guard.alive(self.workshop.base)
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Whether it maps frames, or that cannot be told.
+    pub fn maps_frames(&self) -> bool {
+        let file = self.pool_file;
+        let looked = self.process.with_maps(|maps| {
+            let mut at = 0;
+            while let Some(v) = maps.at_or_after(at)? {
+                if v.file == file {
+                    return Ok(true);
+                }
+                at = v.end;
+            }
+            Ok(false)
+        });
+        looked.unwrap_or(true)
     }
 
     /// What a child, announced by a fork event, is to be made a target from, once its pid is known.
@@ -1322,7 +1345,7 @@ impl Target {
 
     /// Removes the workshop and ends all watching. On an error the target is still guarded.
     pub fn detach(&mut self, tracer: &mut Tracer) -> io::Result<()> {
-        let strictness = if maps_file(self.pid, self.pool_file) {
+        let strictness = if self.maps_frames() {
             Strictness::All
         } else {
             // Nothing of it is exchanged any more: a thread that sleeps in the kernel does no harm.
@@ -1338,6 +1361,10 @@ impl Target {
                     let fences: Vec<u64> = self.fences.iter().copied().collect();
                     self.remove_fences(tracer, &stopped, &fences);
                     self.workshop.remove(&self.process, &stopped)
+                } else if self.still_there() {
+                    // It hides: nothing can be given back to it.
+                    self.mend(tracer, &stopped);
+                    Err(io::Error::from_raw_os_error(libc::EPERM))
                 } else {
                     Ok(())
                 };
@@ -1362,15 +1389,6 @@ impl Target {
     pub fn needs_mending(&self) -> bool {
         !self.discarded.is_empty() || !self.moved.is_empty() || !self.opened.is_empty()
     }
-}
-
-/// Whether process `pid` maps this file.
-pub fn maps_file(pid: i32, file: FileId) -> bool {
-    std::fs::read_to_string(format!("/proc/{}/maps", sys::memory_tid(pid))).is_ok_and(|s| {
-        s.lines()
-            .filter_map(crate::sys::parse_line)
-            .any(|v| v.file == file)
-    })
 }
 
 /// The filter of what a process's core dumps hold. Merged pages are pages of a private file mapping to the kernel, which

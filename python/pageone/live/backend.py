@@ -38,8 +38,8 @@ from pageone.live.guardian import Guardian, GuardianError
 
 # Bits of a mapping's permissions and of PAGEMAP_SCAN, as in <linux/fs.h>.
 _READ, _WRITE = 1, 2
-_WRITTEN, _FILE, _PRESENT, _ZERO, _HUGE = 1 << 1, 1 << 2, 1 << 3, 1 << 5, 1 << 6
-_WP_MATCHING, _CHECK_WPASYNC = 1, 2
+_TRACKED, _WRITTEN, _FILE, _PRESENT, _ZERO, _HUGE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 5, 1 << 6
+_WP_MATCHING = 1
 
 #: Pages of one request to the guardian: between requests it looks after the events of other targets.
 REQUEST_PAGES = 8192
@@ -184,29 +184,29 @@ class LiveTarget:
     def _scan(self, start: U64, end: U64, *, rearm: bool) -> PageRanges:
         # Not asked: _FILE. It makes the kernel look up every page's descriptor: 11 ms a GiB instead of 1.
         mask = (_WRITTEN | _PRESENT | _ZERO) if rearm else _PRESENT
-        flags = (_WP_MATCHING | _CHECK_WPASYNC) if rearm else 0
-        inverted = _ZERO if rearm else 0
-
-        def ask(flags: int) -> tuple[U64, U64, U64]:
-            return mem.pagemap_scan(
+        flags, inverted = (_WP_MATCHING, _ZERO) if rearm else (0, 0)
+        try:
+            if rearm:
+                # Mappings that have been replaced at the same place are not tracked any more. They are passed over now
+                # and armed at the next look. (That such a mapping ends the scan with an error may be asked for, too:
+                # what was found, and protected again, before it would be lost.)
+                self._disarm(*mem.pagemap_scan(self._pagemap, start, end, inverted=_TRACKED, mask=_TRACKED)[:2])
+            s, e, categories = mem.pagemap_scan(
                 self._pagemap, start, end, flags=flags, inverted=inverted, mask=mask, returned=_HUGE
             )
-
-        try:
-            try:
-                s, e, categories = ask(flags)
-            except OSError as error:
-                if not rearm or error.errno != errno.EPERM:
-                    raise
-                # A mapping was replaced at the same place and is not armed any more: arm all, ask again.
-                self._armed = (start[:0], end[:0])
-                self._flags_due = 0.0
-                self.regions()
-                s, e, categories = ask(_WP_MATCHING)
         except OSError as error:
             raise TargetError(f"process {self.pid}: its page map cannot be read: {error.strerror}") from error
         huge = np.where(categories & np.uint64(_HUGE), np.uint8(PageFlag.HUGE), np.uint8(0))
         return PageRanges(s, e, huge.astype(np.uint8))
+
+    def _disarm(self, start: U64, end: U64) -> None:
+        """Take mappings that overlap ascending ranges for new ones at the next look."""
+        starts, ends = self._armed
+        if len(start):
+            # The first range that ends behind the mapping's start is the only one that can begin it.
+            at = np.searchsorted(end, starts, side="right")
+            behind = np.append(start, np.uint64(2**64 - 1))[at]
+            self._armed = starts[behind >= ends], ends[behind >= ends]
 
     def written(self, start: U64, end: U64) -> PageRanges:
         """See ``TargetMemory.written``. Cost: a walk of the page tables of the ranges."""
@@ -325,6 +325,8 @@ class LiveBackend:
         #: PIDs that have named this process with PR_SET_PTRACER, or descend from such.
         self.declared: set[int] = set()
         self._created = process.identity(os.getpid()) or 0
+        #: Start time of each process that has been a target and may map frames for as long as it lives.
+        self._once: dict[int, int | None] = {}
 
     def attach(self, pid: int) -> TargetMemory:
         """See ``Backend.attach``."""
@@ -337,6 +339,7 @@ class LiveBackend:
             self.release(pid)
         target = LiveTarget(self, pid)
         self.targets[pid] = target
+        self._once[pid] = process.identity(pid)
         return target
 
     def take_over(self, pid: int) -> None:
@@ -401,12 +404,16 @@ class LiveBackend:
         complete = True
         first: list[U32] = []
         pages: list[U32] = []
-        for pid in psutil.pids():
+        self._once = {pid: since for pid, since in self._once.items() if process.lives(pid, since)}
+        for pid in {*psutil.pids(), *self._once}:
             try:
                 start, end, _, offset, device, inode, _, _ = mem.maps(process.memory_thread(pid))
             except OSError as error:
-                if error.errno in (errno.EACCES, errno.EPERM) and not process.cannot_map_pool(pid, self._created):
-                    complete = False
+                # Nothing is freed while some process may map it and cannot be looked at.
+                if pid in self._once:
+                    complete &= not process.lives(pid, self._once[pid])
+                elif error.errno not in (errno.ENOENT, errno.ESRCH):
+                    complete &= process.cannot_map_pool(pid, self._created)
                 continue
             ours = self.is_pool(device, inode)
             if pid in (os.getpid(), self.guardian.pid):

@@ -5,7 +5,9 @@ For: ``pageone.live``. Reads only; whether a process can be a target is decided 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pwd
 from pathlib import Path
 
 _CAP_SYS_PTRACE = 19
@@ -54,18 +56,56 @@ def may_follow_forks() -> bool:
 
 
 def cannot_map_pool(pid: int, pool_created_ticks: int) -> bool:
-    """Whether an unreadable process surely has no mapping of a pool made by this user at the given time.
+    """Whether an unreadable process, never merged itself, surely has no mapping of a pool that this user made.
 
     True for a process older than the pool and for one of another user: a mapping is inherited by fork only, and an
-    ordinary user's process keeps its user until ``exec``, which drops the mapping. As root nothing is unreadable.
+    ordinary user's process keeps its user until ``exec``, which drops the mapping, but for the ids that the user may
+    take in a namespace (``/etc/subuid``). As root nothing is unreadable.
     """
     started = identity(pid)
-    if started is None or started < pool_created_ticks:
+    if started is None:
+        return memory_thread(pid) == pid
+    if started < pool_created_ticks:
         return True
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("Uid:"):
-                return str(os.getuid()) not in line.split()[1:]
+                its = {int(uid) for uid in line.split()[1:]}
+                return not any(uid in ids for uid in its for ids in ids_of_user(os.getuid()))
     except OSError:
         return True
     return False
+
+
+def lives(pid: int, since: int | None) -> bool:
+    """Whether a process that began at ``since`` may live on, also where ``/proc`` tells nothing of it any more.
+
+    A process that makes itself undumpable is not even shown to its user where ``/proc`` hides processes (``hidepid``).
+    """
+    now = identity(pid)
+    if now is not None:
+        return now == since
+    if memory_thread(pid) != pid:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return not os.path.exists(f"/proc/{pid}/stat")
+
+
+def ids_of_user(uid: int, table: Path = Path("/etc/subuid")) -> list[range]:
+    """Return the ids that processes of a user may have, in user namespaces too."""
+    ids = [range(uid, uid + 1)]
+    names = {str(uid)}
+    with contextlib.suppress(KeyError):
+        names.add(pwd.getpwuid(uid).pw_name)
+    with contextlib.suppress(OSError):
+        for line in table.read_text(errors="replace").splitlines():
+            name, *numbers = line.strip().split(":")
+            if name in names and len(numbers) == 2 and all(n.isdecimal() for n in numbers):
+                first, count = map(int, numbers)
+                ids.append(range(first, first + count))
+    return ids

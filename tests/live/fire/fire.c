@@ -710,6 +710,8 @@ static const int advices[] = {MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_COLD, MADV_PA
 
 static int plain(uint32_t p) { return writable(p) && loose(p); }
 
+static void some_things(struct owner *, uint32_t first, uint32_t last, unsigned calls);
+
 /* One call, or writes, on pages `p` to `p + n` of the window from `first` to `last`; whatever may be asked of them. */
 static void one_thing(struct owner *o, uint32_t first, uint32_t last, uint32_t p, uint32_t n) {
     unsigned r = (unsigned)rand_r(&o->rand);
@@ -749,7 +751,8 @@ static void one_thing(struct owner *o, uint32_t first, uint32_t last, uint32_t p
         for (uint32_t i = p; i < p + n; i++) place[i].prot = (int)v;
         break;
     case 8:
-        if (!(n = run_of(writable, p, n))) break;
+        /* seldom: who locks memory is left alone as a whole */
+        if (r >> 9 & 7 || !(n = run_of(writable, p, n))) break;
         if (mlock(at(p), n * PAGE) == 0)
             for (uint32_t i = p; i < p + n; i++) place[i].locked = 1;
         break;
@@ -812,17 +815,16 @@ static void one_thing(struct owner *o, uint32_t first, uint32_t last, uint32_t p
         close(memory);
         break;
     }
-    default: { /* a child, which has all of it, and writes and discards what is its own */
+    default: { /* a child, which has all of it, and does the like with what is its own */
+        static int depth;
+        if (depth) break;
         pid_t child = fork();
         MUST(child >= 0);
         if (!child) {
+            depth = 1;
             check_places(first, last);
-            for (uint32_t i = p; i < p + n; i++)
-                if (writable(i)) write_place(i, 7);
-            usleep(r % 100000);
-            check_places(first, last);
-            if ((n = run_of(loose, p, n)) && !madvise(at(p), n * PAGE, MADV_DONTNEED)) empty_places(p, n);
-            check_places(first, last);
+            o->rand ^= r;
+            some_things(o, first, last, (r >> 9) % 6);
             _exit(0);
         }
         for (uint32_t i = p; i < p + n; i++)
@@ -835,17 +837,22 @@ static void one_thing(struct owner *o, uint32_t first, uint32_t last, uint32_t p
     }
 }
 
+static void some_things(struct owner *o, uint32_t first, uint32_t last, unsigned calls) {
+    for (; calls && !over(); calls--) {
+        uint32_t p = first + (unsigned)rand_r(&o->rand) % (last - first);
+        uint32_t n = 1 + (unsigned)rand_r(&o->rand) % (last - p);
+        one_thing(o, first, last, p, n);
+        check_places(p, p + n);
+        /* long enough to be merged, now and then */
+        if (rand_r(&o->rand) % 2) continue;
+        usleep((useconds_t)rand_r(&o->rand) % 500000);
+        check_places(first, last);
+    }
+}
+
 static void do_anything(struct owner *o, uint32_t page, uint32_t pages) {
     for (uint32_t p = page; p < page + pages; p++) place[p] = (struct place){.of = p, .prot = PROT_READ | PROT_WRITE};
-    for (unsigned calls = 1 + (unsigned)rand_r(&o->rand) % 24; calls && !over(); calls--) {
-        uint32_t p = page + (unsigned)rand_r(&o->rand) % pages;
-        uint32_t n = 1 + (unsigned)rand_r(&o->rand) % (page + pages - p);
-        one_thing(o, page, page + pages, p, n);
-        check_places(page, page + pages);
-        /* long enough to be merged, now and then */
-        if (rand_r(&o->rand) % 3 == 0) usleep((useconds_t)rand_r(&o->rand) % 300000);
-        check_places(page, page + pages);
-    }
+    some_things(o, page, page + pages, 1 + (unsigned)rand_r(&o->rand) % 24);
     for (uint32_t p = page; p < page + pages; p++) {
         if (place[p].prot != (PROT_READ | PROT_WRITE) || place[p].hole || place[p].guard) map_anew(p, 1);
         if (place[p].locked) MUST(munlock(at(p), PAGE) == 0);
