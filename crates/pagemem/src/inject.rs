@@ -463,8 +463,8 @@ impl Workshop {
         Ok(rseq_of(tid).map(pages))
     }
 
-    /// The calls that have the kernel write its part of restartable sequences anew, for the thread that runs them: after
-    /// the page with it ([`Self::needed`]) was copied while the kernel may have written to it.
+    /// The calls that end and begin restartable sequences for the thread that runs them: in between the kernel does not
+    /// write to the page with its part of them ([`Self::needed`]), and after the second it has written all of it anew.
     pub fn register_again(&self, process: &Process, stopped: &Stopped) -> io::Result<[Op; 2]> {
         const UNREGISTER: u64 = 1;
         let (tid, _) = self.hire(process, stopped)?;

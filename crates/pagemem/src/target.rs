@@ -1313,8 +1313,11 @@ impl Target {
         let needed = self.workshop.needed(&self.process, stopped)?;
         let overlaps = |r: &Run| needed.is_some_and(|(a, b)| r.addr < b && a < r.addr + bytes(r));
         if runs.iter().any(overlaps) {
-            // What the kernel wrote between the copy there and the copy back is lost, and it may not write it again.
-            calls.extend(self.workshop.register_again(&self.process, stopped)?);
+            // What the kernel wrote between the copy there and the copy back would be lost. And it would put a page where
+            // write tracking is not registered yet, so that the mapping stays apart from its neighbours.
+            let [end, begin] = self.workshop.register_again(&self.process, stopped)?;
+            calls.insert(0, end);
+            calls.push(begin);
         }
         let unmap = Op::new(nr::MUNMAP, &[base, total]);
         let track = self.track.as_ref().map(Uffd::descriptor).transpose()?;
