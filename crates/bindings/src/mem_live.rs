@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::PyValueError;
@@ -100,8 +101,20 @@ fn guardian(py: Python<'_>, control: i32, pool: i32) -> PyResult<()> {
         .map_err(os_error)
 }
 
+/// bare_stops(pid, times, apart_s) -> seconds
+#[pyfunction]
+fn bare_stops(py: Python<'_>, pid: i32, times: usize, apart_s: f64) -> PyResult<Vec<f64>> {
+    let apart = Duration::try_from_secs_f64(apart_s)
+        .map_err(|_| PyValueError::new_err("apart_s must be a time"))?;
+    let stops = py
+        .detach(move || pagemem::ptrace::bare_stops(pid, times, apart))
+        .map_err(os_error)?;
+    Ok(stops.iter().map(Duration::as_secs_f64).collect())
+}
+
 /// Adds the live side to the submodule `mem`.
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<Pool>()?;
+    m.add_function(wrap_pyfunction!(bare_stops, m)?)?;
     m.add_function(wrap_pyfunction!(guardian, m)?)
 }

@@ -137,3 +137,10 @@ class Pool:
 
 def guardian(control: int, pool: int) -> None:
     """Serve the engine at ``control`` until it and the last guarded target have gone. Runs in a process of its own."""
+
+def bare_stops(pid: int, times: int, apart_s: float) -> list[float]:
+    """Stop and release all threads of a process ``times`` times, doing nothing; seconds it stood still each time.
+
+    ``apart_s`` lie between two stops. ``OSError`` where the process has ended, may not be traced, or does not stop
+    within a second. For benchmarks.
+    """

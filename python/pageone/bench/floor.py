@@ -2,11 +2,13 @@
 
 For: ``pageone bench engine``, which prints it beside the engine's own figures, measured in the same run on the same
 machine. Nothing is decided, compared with other pages or kept in books here: memory of another process is read, frames
-are written, pages are replaced by frames and compared with them, threads are stopped. Standard library and numpy only.
+are written, pages are replaced by frames and compared with them, threads are stopped (with the guardian's own code, for
+Python's part in 64 threads would be as much again). Else standard library and numpy only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -19,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from pageone._native import mem
 from pageone.bench._victims import GIB_PAGES
 
 PAGE = 4096
@@ -28,8 +31,6 @@ RUN = 256  #: pages of one replacement, about what one stop of the engine does
 LONE = 20_000  #: pages replaced one by one; each costs two mappings
 STOPS = 200
 
-SEIZE, INTERRUPT, DETACH = 0x4206, 0x4207, 17
-WALL = 0x40000000
 MADV_NOHUGEPAGE, MADV_POPULATE_READ = 15, 22
 FIXED = 0x10
 
@@ -40,8 +41,6 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
-_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-_libc.ptrace.restype = ctypes.c_long
 
 
 class _Range(ctypes.Structure):
@@ -118,7 +117,7 @@ _SLEEPERS = """
 import sys, threading
 for _ in range(int(sys.argv[1]) - 1):
     threading.Thread(target=threading.Event().wait, daemon=True).start()
-print(*(t.native_id for t in threading.enumerate()), flush=True)
+print(flush=True)
 sys.stdin.read()
 """
 
@@ -218,18 +217,12 @@ def _replacing_alone() -> float:
 
 def _stopping(threads: int) -> list[float]:
     """Return how long it takes to stop and release all threads of a process that sleeps, seconds a time."""
-    found = []
-    with _child(_SLEEPERS, threads) as (_, tids):
-        for _ in range(STOPS):
-            began = time.monotonic()
-            for tid in tids:
-                for request in (SEIZE, INTERRUPT):
-                    if _libc.ptrace(request, tid, None, None):
-                        raise OSError(ctypes.get_errno(), "ptrace")
-            for tid in tids:
-                os.waitpid(tid, WALL)
-            for tid in tids:
-                _libc.ptrace(DETACH, tid, None, None)
-            found.append(time.monotonic() - began)
-            time.sleep(0.005)
-    return found
+    with _child(_SLEEPERS, threads) as (pid, _):
+        before = os.getpriority(os.PRIO_PROCESS, 0)
+        try:
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, 0, -10)  # as the guardian asks for, and root may have
+            return mem.bare_stops(pid, STOPS, 0.005)
+        finally:
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, 0, before)
