@@ -73,6 +73,43 @@ def test_memory_with_flags_that_would_be_lost_is_not_merged_though_it_has_twins(
         assert process.stdout.readline().strip() == "True"
 
 
+#: Locks half of its pages in memory when told to; says how much is locked, and whether its bytes are right.
+LOCKER = """
+import ctypes, mmap, sys
+N, SIZE = 64, 4096
+libc = ctypes.CDLL(None)
+pages = b"".join((k.to_bytes(4, "little") + bytes(range(1, 252)) * 17)[:SIZE] for k in range(N))
+memory = mmap.mmap(-1, N * SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory[:] = pages
+at = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+print("ready", flush=True)
+for line in sys.stdin:
+    if line == "lock\\n":
+        assert libc.mlock(ctypes.c_void_p(at), ctypes.c_size_t(N // 2 * SIZE)) == 0
+    locked = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmLck"))
+    frames = sum("memfd:pageone" in line for line in open("/proc/self/maps"))
+    print(locked, memory[:] == pages, frames > 0, flush=True)
+"""
+
+
+def test_what_is_locked_after_it_was_merged_is_given_back_locked(spawn: Any) -> None:
+    processes = [spawn.python(LOCKER) for _ in range(2)]
+
+    def ask(what: str) -> str:
+        processes[0].stdin.write(what + "\n")
+        processes[0].stdin.flush()
+        return str(processes[0].stdout.readline().strip())
+
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    with Engine() as engine:
+        targets = [engine.attach(process.pid) for process in processes]
+        assert engine.merge_once(quiet_s=0.1).merged_pages >= 128
+        assert ask("lock") == "128 True True"
+        assert engine.detach(targets[0])
+        assert ask("tell") == "128 True False"
+
+
 def test_the_flags_of_new_mappings_are_read_as_often_as_their_share_of_the_time_allows(
     spawn: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -360,8 +360,8 @@ impl Tracked {
     }
 }
 
-/// Whether process `pid` has pages pinned for a device or locked in memory, by its own account.
-pub fn pinned(pid: i32) -> bool {
+/// Whether process `pid` has pages pinned for a device, and whether it has some locked in memory, by its own account.
+pub fn pinned_and_locked(pid: i32) -> (bool, bool) {
     // Read whole: a list of groups, of any length, stands before these lines.
     let status = std::fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
     let status = String::from_utf8_lossy(&status);
@@ -375,7 +375,22 @@ pub fn pinned(pid: i32) -> bool {
             .next()
             .is_some_and(|n| n != "0")
     };
-    positive("VmPin:") || positive("VmLck:")
+    (positive("VmPin:"), positive("VmLck:"))
+}
+
+/// The mappings of process `pid` that are locked in memory. Cost: the kernel walks over all its pages.
+pub fn locked(pid: i32) -> io::Result<Vec<(u64, u64)>> {
+    let text = std::fs::read(format!("/proc/{pid}/smaps"))?;
+    let mut range = None;
+    let mut found = Vec::new();
+    for line in String::from_utf8_lossy(&text).lines() {
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            found.extend(range.filter(|_| flags.split_ascii_whitespace().any(|f| f == "lo")));
+        } else if let Some(mapping) = parse_line(line) {
+            range = Some((mapping.start, mapping.end));
+        }
+    }
+    Ok(found)
 }
 
 /// The ids of all processes that are there now.

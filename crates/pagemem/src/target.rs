@@ -138,6 +138,8 @@ pub struct Target {
     fences: BTreeSet<u64>,
     /// Ranges whose merged mappings are given advice: start, end, bits.
     advised: Vec<(u64, u64, u64)>,
+    /// Mappings that the program had locked in memory when something was to be given back: start and end.
+    locked: Vec<(u64, u64)>,
     /// Descriptors of children's address spaces, from fork events, not yet known by pid.
     born: Vec<Uffd>,
     /// Inode of the pool whose frames it maps.
@@ -201,6 +203,7 @@ impl Heir {
             discarded: Vec::new(),
             moved: Vec::new(),
             opened: Vec::new(),
+            locked: Vec::new(),
             fences: std::mem::take(&mut self.fences),
             advised: std::mem::take(&mut self.advised),
             born: Vec::new(),
@@ -406,6 +409,7 @@ impl Target {
             discarded: Vec::new(),
             moved: Vec::new(),
             opened: Vec::new(),
+            locked: Vec::new(),
             fences: BTreeSet::new(),
             advised: Vec::new(),
             born,
@@ -502,6 +506,14 @@ impl Target {
             .into_iter()
             .filter(move |(bit, _)| bits & bit != 0)
             .map(move |(_, advice)| Op::new(nr::MADVISE, &[start, end - start, advice as u64]))
+    }
+
+    /// The call that locks a run again that is given memory of its own, where its mapping was locked.
+    fn lock_again(&self, r: &Run) -> Option<Op> {
+        let (start, bytes) = (r.addr, u64::from(r.pages) * PAGE);
+        let locked = |l: &(u64, u64)| l.0 < start + bytes && start < l.1;
+        let lock = Op::new(nr::MLOCK, &[start, bytes]);
+        self.locked.iter().any(locked).then_some(lock)
     }
 
     fn retrack(&self, start: u64, end: u64) -> io::Result<()> {
@@ -617,6 +629,7 @@ impl Target {
             discarded: Vec::new(),
             moved: Vec::new(),
             opened: Vec::new(),
+            locked: Vec::new(),
             fences: self.fences.clone(),
             advised: self.advised.clone(),
             born: Vec::new(),
@@ -696,7 +709,9 @@ impl Target {
             codes: Vec::with_capacity(total),
             ..Default::default()
         };
-        if sys::pinned(self.pid) && !remedies::without("rings") {
+        let (pinned, locked) = sys::pinned_and_locked(self.pid);
+        // What is given back is locked again; what is merged could be locked since its flags were looked at.
+        if (pinned || (locked && kind != Kind::Unmerge)) && !remedies::without("rings") {
             out.codes.resize(total, Code::Refused as u8);
             return out;
         }
@@ -1059,7 +1074,12 @@ impl Target {
     /// Gives merged runs private anonymous memory with the same bytes.
     pub fn unmerge(&mut self, tracer: &mut Tracer, pool: &Pool, runs: &[Run], way: Way) -> Outcome {
         let file = pool.file();
-        self.in_stops(
+        self.locked = if sys::pinned_and_locked(self.pid).1 {
+            sys::locked(sys::memory_tid(self.pid)).unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        let outcome = self.in_stops(
             tracer,
             Kind::Unmerge,
             runs,
@@ -1082,7 +1102,9 @@ impl Target {
                 }
                 Ok(())
             },
-        )
+        );
+        self.locked.clear();
+        outcome
     }
 
     /// Keeps merged memory from growing where it is: `pages` are the last ones of mappings of frames with nothing behind.
@@ -1206,7 +1228,8 @@ impl Target {
         let mut at = 0;
         for (r, prot) in runs.iter().zip(prots) {
             let (len, aside) = (bytes(r), self.workshop.aside + at);
-            let advice: Vec<Op> = self.advice_for(r, FOR_ANONYMOUS).collect();
+            let mut advice: Vec<Op> = self.advice_for(r, FOR_ANONYMOUS).collect();
+            advice.extend(self.lock_again(r));
             let after = advice.len() as u64 + 1;
             let away = Op::new(
                 nr::MREMAP | arch::skip_if_error(4 + after),
@@ -1295,6 +1318,7 @@ impl Target {
                 ));
             }
             rest.push(Op::new(arch::COPY, &[r.addr, at, bytes(r)]));
+            rest.extend(self.lock_again(r));
             let left = rest.len() as u64;
             calls.push(Op::new(
                 arch::COPY | arch::skip_if_error(left + 1),

@@ -28,6 +28,7 @@ pub mod nr {
     pub const MMAP: u64 = 222;
     pub const MPROTECT: u64 = 226;
     pub const MADVISE: u64 = 233;
+    pub const MLOCK: u64 = 228;
     pub const USERFAULTFD: u64 = 282;
     pub const RSEQ: u64 = 293;
 }

@@ -17,6 +17,7 @@ pub mod nr {
     pub const IOCTL: u64 = 16;
     pub const MREMAP: u64 = 25;
     pub const MADVISE: u64 = 28;
+    pub const MLOCK: u64 = 149;
     pub const NANOSLEEP: u64 = 35;
     pub const RECVMSG: u64 = 47;
     pub const SOCKETPAIR: u64 = 53;
