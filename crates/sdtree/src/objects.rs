@@ -8,6 +8,7 @@ use crate::order::{Order, SampledMixed, STREAM};
 use crate::primitive::{AtomicU8, Ordering};
 use crate::store::{Fixed, Rows, Store, Variable, MAX_OBJECT};
 use crate::tree::{prefetch, Run, Space, Trie, GROUP};
+use std::mem::MaybeUninit;
 
 /// In `meta`: the object is in the tree, or about to be.
 const ALIVE: u8 = 1;
@@ -428,14 +429,16 @@ impl<S: Store, O: Order> SdTree<S, O> {
         /// the head, or with more lines, it would keep the hardware from seeing the stream.
         const OF_STREAM: usize = 512;
         let mut run = self.trie.start(pin);
-        let mut buffers = [[NO_QUERY; GROUP]; 2];
+        // Not filled in advance: that would take longer than a search does, where a batch is one object.
+        let mut buffers = [[const { MaybeUninit::uninit() }; GROUP]; 2];
         let [mut group, mut next] = buffers.each_mut();
         // Whether the group that begins at `start` is read as streams. With `eager` by `Order::whole`, too.
         let streams = |start: usize, eager: bool| {
             start + STREAMS <= range.end
                 && (eager || self.objects.order.streams(batch.get(start).len()))
         };
-        let read = |start: usize, eager: bool, group: &mut [Query; GROUP]| {
+        // Fills a group, as far as the range goes.
+        let read = |start: usize, eager: bool, group: &mut [MaybeUninit<Query>; GROUP]| {
             let n = GROUP.min(range.end - start);
             // As far from each other as can be.
             let apart = n / STREAMS;
@@ -443,20 +446,20 @@ impl<S: Store, O: Order> SdTree<S, O> {
                 let bytes = std::array::from_fn(|s| batch.get(start + k + s * apart));
                 let four = self.objects.query_four(bytes, eager);
                 for (s, q) in four.into_iter().enumerate() {
-                    group[k + s * apart] = q;
+                    group[k + s * apart].write(q);
                 }
             }
             let rest = apart * STREAMS;
             for (k, q) in group[..n].iter_mut().enumerate().skip(rest) {
-                *q = self.objects.query(batch.get(start + k), eager);
+                q.write(self.objects.query(batch.get(start + k), eager));
             }
         };
-        let prepare = |i: usize, eager: bool, q: &mut Query| {
+        let prepare = |i: usize, eager: bool, q: &mut MaybeUninit<Query>| {
             if i + AHEAD < range.end {
                 self.touch(batch, i + AHEAD);
             }
             if i < range.end {
-                *q = self.objects.query(batch.get(i), eager);
+                q.write(self.objects.query(batch.get(i), eager));
             }
         };
         let touch_some = |start: usize| {
@@ -476,6 +479,9 @@ impl<S: Store, O: Order> SdTree<S, O> {
         for start in range.clone().step_by(GROUP) {
             std::mem::swap(&mut group, &mut next);
             let group = &mut group[..GROUP.min(range.end - start)];
+            // SAFETY: the queries of these objects have been written, all of them: by `read`, or by `prepare`, called for each
+            // of the first group, and beside each of the group before, which was a whole one.
+            let group = unsafe { &mut *(group as *mut [MaybeUninit<Query>] as *mut [Query]) };
             // All in a row: each may wait for the translation of an address, and so would streams or samples beside it.
             for q in &*group {
                 self.prefetch_place(pin, q);
