@@ -34,6 +34,8 @@ _libc.ptrace.restype = ctypes.c_long
 _SYS_PIDFD_OPEN = 434
 _SYS_PIDFD_GETFD = 438
 _SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
+_SYS_KCMP = {"x86_64": 312, "aarch64": 272}
+_KCMP_VM = 1
 _SYS_PROCESS_VM_READV = {"x86_64": 310, "aarch64": 270}
 
 _PTRACE_SEIZE = 0x4206
@@ -60,7 +62,7 @@ _PAGE_IS_PRESENT = 1 << 3
 
 _F_ADD_SEALS = 1033
 _F_GET_SEALS = 1034
-_SEALS = 0x0001 | 0x0002 | 0x0004 | 0x0010  # SEAL, SHRINK, GROW, FUTURE_WRITE
+_SEALS = 0x0001 | 0x0002 | 0x0004  # SEAL, SHRINK, GROW
 
 _CAP_SYS_PTRACE = 19
 _CAP_SYS_ADMIN = 21
@@ -119,6 +121,7 @@ def diagnose() -> Diagnosis:
         _ptrace_scope,
         _stop_and_read,
         _memfd_seals,
+        _kcmp,
         _max_map_count,
         _huge_pages,
         _ksm,
@@ -386,12 +389,33 @@ def _memfd_seals() -> Finding:
             name,
             "missing",
             error.strerror or str(error),
-            "shared frames could be written by a target: merging is refused",
-            "Linux 5.1 or newer, CONFIG_MEMFD_CREATE=y",
+            "shared frames could be cut off: merging is refused",
+            "CONFIG_MEMFD_CREATE=y",
             needed=True,
         )
     state: State = "ok" if held else "missing"
-    return Finding(name, state, "FUTURE_WRITE, GROW, SHRINK, SEAL", "nobody can write a shared frame", needed=True)
+    follows = "no frame can be cut off under those who map it"
+    return Finding(name, state, "GROW, SHRINK, SEAL", follows, needed=True)
+
+
+def _kcmp() -> Finding:
+    name = "kcmp"
+    number, me = _SYS_KCMP.get(platform.machine()), os.getpid()
+    follows = "processes that share memory are told from each other"
+    try:
+        if number is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        _syscall(number, *map(ctypes.c_long, (me, me, _KCMP_VM, 0, 0)))
+    except OSError as error:
+        return Finding(
+            name,
+            "missing",
+            error.strerror or str(error),
+            "another process might run on in memory that is being merged: merging is refused",
+            "CONFIG_KCMP=y; in a container, a seccomp profile that allows kcmp",
+            needed=True,
+        )
+    return Finding(name, "ok", "there", follows, needed=True)
 
 
 def _max_map_count() -> Finding:

@@ -17,6 +17,7 @@ LISTED = {
     "architecture",
     "kernel",
     "PAGEMAP_SCAN",
+    "kcmp",
     "userfaultfd",
     "ptrace scope",
     "stop and read",

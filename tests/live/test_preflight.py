@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -242,3 +244,38 @@ def test_a_check_touches_nothing(spawn: Any) -> None:
     for _ in range(20):
         preflight.check(pid)
     assert status() == before
+
+
+#: Forbids kcmp (312 on x86-64) for itself and all its children, and attaches to a process of its own.
+WITHOUT_KCMP = """
+import ctypes, struct, subprocess, sys
+from pageone.doctor import diagnose
+from pageone.engine import Engine
+from pageone.errors import TargetError
+codes = [(0x20, 0, 0, 0), (0x15, 0, 1, 312), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000)]
+program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *code) for code in codes))
+class Filter(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("codes", ctypes.c_void_p)]
+target = subprocess.Popen(["sleep", "60"])
+libc = ctypes.CDLL(None, use_errno=True)
+word = ctypes.c_ulong
+assert libc.prctl(38, word(1), word(0), word(0), word(0)) == 0
+assert libc.prctl(22, word(2), ctypes.byref(Filter(len(codes), ctypes.addressof(program)))) == 0
+try:
+    with Engine() as engine:
+        engine.attach(target.pid)
+except TargetError as error:
+    print(error)
+finally:
+    target.kill()
+print(diagnose().finding("kcmp").state)
+"""
+
+
+@pytest.mark.needs("merge")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the filter knows the number of x86-64 only")
+def test_where_sharers_of_memory_cannot_be_told_nothing_is_merged() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_KCMP], capture_output=True, text=True, timeout=60)
+    refusal, finding = done.stdout.splitlines()
+    assert "kcmp" in refusal
+    assert finding == "missing"

@@ -28,9 +28,11 @@ impl Sharers {
     /// Whether any process but `pid` has the memory of its thread `tid`. Costs one read of `/proc/loadavg`, and
     /// about a microsecond for each process made since last asked; the first time for every process there is.
     pub fn any(&mut self, tid: i32, pid: i32) -> bool {
-        let Some(newest) = self.newest_pid() else {
-            return false;
-        };
+        if !can_tell(tid) {
+            return true;
+        }
+        // Where it cannot be read (`/proc` mounted with `subset=pid`) all are looked at each time.
+        let newest = self.newest_pid().unwrap_or(i32::MAX);
         let first = !self.known.contains_key(&pid);
         if first {
             self.known
@@ -39,7 +41,7 @@ impl Sharers {
         let known = self.known.entry(pid).or_default();
         let new = newest.wrapping_sub(known.newest);
         let mut found: Vec<i32> = std::mem::take(&mut known.sharers);
-        if first || !(0..=COUNT_UP_MAX).contains(&new) {
+        if first || newest == i32::MAX || !(0..=COUNT_UP_MAX).contains(&new) {
             found = crate::sys::all_processes();
         } else {
             found.extend(known.newest + 1..=newest);
@@ -62,6 +64,12 @@ impl Sharers {
         let text = std::str::from_utf8(&text[..n]).ok()?;
         text.split_ascii_whitespace().last()?.parse().ok()
     }
+}
+
+/// Whether the kernel tells which processes have the memory of thread `tid`. Not so where it is built without `kcmp`, or a
+/// filter of system calls keeps that from us: then nothing may be done that needs all of them to stand still.
+pub fn can_tell(tid: i32) -> bool {
+    same_memory(tid, tid)
 }
 
 fn thread_of(pid: i32, tid: i32) -> bool {

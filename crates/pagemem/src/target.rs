@@ -370,6 +370,9 @@ impl Target {
         follow_forks: bool,
         pool_file: FileId,
     ) -> io::Result<Self> {
+        if !crate::sharers::can_tell(std::process::id() as i32) {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        }
         let pidfd = pidfd_open(pid)?;
         // The first stop includes page faults in the workshop and may find the target busy: it may take longer.
         if !follow_forks {

@@ -201,6 +201,8 @@ def _reason(error: OSError) -> str:
         errno.EEXIST: "it is attached already",
         errno.ETIMEDOUT: "it did not stop in time",
         errno.ENOSYS: "its kernel or seccomp filter has no userfaultfd",
+        errno.EBUSY: "another process runs in its memory (clone with CLONE_VM)",
+        errno.EOPNOTSUPP: "the kernel, or a seccomp filter of ours, has no kcmp: who shares its memory cannot be told",
     }
     if error.errno in reasons:
         return reasons[error.errno]

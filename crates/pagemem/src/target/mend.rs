@@ -243,7 +243,7 @@ impl Target {
             Ok((open, idle))
         });
         let Ok((mut open, idle)) = looked else {
-            return Vec::new();
+            return ends.to_vec();
         };
         if open.is_empty() {
             return open;
