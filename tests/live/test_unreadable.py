@@ -61,17 +61,22 @@ with Engine(period=0.05) as engine:
         zeros, right = ask(programs[0], "discard"), ask(programs[0], "check") + 64
     programs[0].kill()
     programs[0].wait()
-    left = 0
-    for _ in range(0 if len(sys.argv) > 2 else 40):
+    # Looks come less and less often while they cannot be complete, and other programs of this user may hide, too.
+    left, deadline = 0, time.monotonic() + 40
+    while len(sys.argv) == 2 and time.monotonic() < deadline:
         engine.step()
         left = engine.stats.frames
+        if not left:
+            break
     print(json.dumps({"merged": merged, "right": right, "used": used, "zeros": zeros, "left": left}))
 """
 
 
+@pytest.mark.xdist_group("hiding")
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("how", ["before", "after", "after, without engine"])
 def test_a_program_that_hides_keeps_its_frames_and_its_guard(how: str, as_user: Any) -> None:
-    done = as_user.run("-c", DRIVER, *how.split(", "), timeout=60)
+    done = as_user.run("-c", DRIVER, *how.split(", "), timeout=100)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["merged"] >= 1000
