@@ -13,7 +13,7 @@ use crate::arch::{self, nr, Regs};
 use crate::process::Process;
 use crate::ptrace::{self, Events, List, Stopped, Tracer, Wait, Worker};
 use crate::remedies;
-use crate::sys::{read_remote, write_remote, Vma, PAGE};
+use crate::sys::{read_remote, write_remote, FileId, Maps, Vma, PAGE, VMA_PRIVATE_RW};
 
 /// One operation of the loop: a system call (or a flagged copy) and its result.
 #[repr(C)]
@@ -58,7 +58,12 @@ const ASIDE_SIZE: u64 = ASIDE_PAGES as u64 * PAGE;
 /// finishes it whenever it can; its process stands still until then, and others are served.
 const LIST_TIMEOUT: Duration = Duration::from_secs(5);
 
-const RESERVE: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
+/// Bytes of the largest pages that page tables of x86-64 and, with pages of 4 KiB, AArch64 have below a gigabyte: moves
+/// between places aligned to that take whole tables.
+const HUGE: u64 = 2 << 20;
+
+const ANONYMOUS: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+const RESERVE: u64 = ANONYMOUS | libc::MAP_NORESERVE as u64;
 
 /// The pages inside a target that injected lists run from.
 #[derive(Clone, Copy, Debug)]
@@ -373,36 +378,79 @@ fn frame_place(mappings: &[(bool, Vma)], regs: &Regs, size: u64) -> Option<u64> 
     let (first, v) = mappings[i];
     let own = (stack..v.end).contains(&regs.thread_area());
     let guarded = i > 0 && mappings[i - 1].1.end == v.start && mappings[i - 1].1.flags & 7 == 0;
-    if v.flags & 15 != crate::sys::VMA_PRIVATE_RW || !(first || (own && guarded)) {
+    if v.flags & 15 != VMA_PRIVATE_RW || !(first || (own && guarded)) {
         return None;
     }
     let at = stack.checked_sub(arch::RED_ZONE + size)? & !63;
     (at >= v.start).then_some(at)
 }
 
+/// Where a workshop may stand: in the middle half of the largest gap between two mappings, at random, for nobody is to
+/// know. A hole that a program has made is its own: it may map something there without asking, and the kernel, asked for
+/// any place, gives just such holes first. The middle of the largest gap is terabytes away from whatever grows.
+fn place(mappings: &[(bool, Vma)]) -> io::Result<u64> {
+    let nexts = mappings.iter().map(|(_, v)| v.start).skip(1);
+    let (size, from) = mappings
+        .iter()
+        .zip(nexts)
+        // What stands in the kernel's half is none of a program's.
+        .filter(|(_, next)| next >> 63 == 0)
+        .map(|((_, v), next)| (next.saturating_sub(v.end), v.end))
+        .max()
+        .unwrap_or_default();
+    let mut random = [0u8; 8];
+    // SAFETY: writes at most `random.len()` bytes into a live array.
+    unsafe { libc::getrandom(random.as_mut_ptr().cast(), random.len(), 0) };
+    let within = u64::from_le_bytes(random) % (size / 2).max(1);
+    let at = (from + size / 4 + within).next_multiple_of(HUGE);
+    if at + ASIDE_SIZE + WORKSHOP_SIZE > from + size {
+        return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+    }
+    Ok(at)
+}
+
+/// Whether all of a range is anonymous memory with these flags (see [`Vma`]).
+fn all_are(maps: &mut Maps, range: std::ops::Range<u64>, flags: u64) -> io::Result<bool> {
+    let mut at = range.start;
+    while at < range.end {
+        match maps.at_or_after(at)? {
+            Some(v) if v.start <= at && v.flags == flags && v.file == FileId::NONE => at = v.end,
+            _ => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
 impl Workshop {
     /// Makes a workshop in a stopped target.
     pub fn create(process: &Process, stopped: &Stopped) -> io::Result<Self> {
         let caller = Caller::hire(process, stopped)?;
-        let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-        let base = caller.call(nr::MMAP, [0, WORKSHOP_SIZE, rw, flags, u64::MAX, 0])? as u64;
-        let made = write_remote(stopped.pid, base, arch::loop_code()).and_then(|()| {
+        let anywhere = remedies::without("place");
+        let place = if anywhere {
+            0
+        } else {
+            place(&mappings(stopped.memory()))?
+        };
+        let map = |at: u64, size: u64, prot: i32, flags: u64| {
+            let (at, fixed) = if anywhere {
+                (0, 0)
+            } else {
+                (at, libc::MAP_FIXED_NOREPLACE)
+            };
+            let args = [at, size, prot as u64, flags | fixed as u64, u64::MAX, 0];
+            caller.call(nr::MMAP, args).map(|at| at as u64)
+        };
+        let unmap = |at, size| caller.call(nr::MUNMAP, [at, size, 0, 0, 0, 0]);
+        let aside = map(place, ASIDE_SIZE, libc::PROT_NONE, RESERVE)?;
+        let rw = libc::PROT_READ | libc::PROT_WRITE;
+        let made = map(place + ASIDE_SIZE, WORKSHOP_SIZE, rw, ANONYMOUS).and_then(|base| {
             let rx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
-            caller.call(nr::MPROTECT, [base, PAGE, rx, 0, 0, 0])?;
-            let none = libc::PROT_NONE as u64;
-            caller.call(nr::MMAP, [0, ASIDE_SIZE, none, RESERVE, u64::MAX, 0])
+            write_remote(stopped.pid, base, arch::loop_code())
+                .and_then(|()| caller.call(nr::MPROTECT, [base, PAGE, rx, 0, 0, 0]))
+                .map(|_| Self { base, aside })
+                .inspect_err(|_| drop(unmap(base, WORKSHOP_SIZE)))
         });
-        match made {
-            Ok(aside) => Ok(Self {
-                base,
-                aside: aside as u64,
-            }),
-            Err(e) => {
-                let _ = caller.call(nr::MUNMAP, [base, WORKSHOP_SIZE, 0, 0, 0, 0]);
-                Err(e)
-            }
-        }
+        made.inspect_err(|_| drop(unmap(aside, ASIDE_SIZE)))
     }
 
     /// The call that frees what has been moved aside, from the first page on, and keeps the address space.
@@ -426,7 +474,8 @@ impl Workshop {
         self.base + OPS_AT + 64 * i as u64 + 56
     }
 
-    /// Whether the workshop is still there and unchanged: not so after `exec` or if the program unmapped it.
+    /// Whether the workshop is still there and unchanged: not so after `exec` or if the program has mapped or unmapped
+    /// something there. Not to be asked in the midst of lists.
     pub fn intact(&self, pid: i32) -> bool {
         self.found(pid).unwrap_or(false)
     }
@@ -436,7 +485,17 @@ impl Workshop {
     pub fn found(&self, pid: i32) -> io::Result<bool> {
         let code = arch::loop_code();
         let mut buf = vec![0u8; code.len()];
-        Ok(read_remote(pid, self.base, &mut buf)? == code.len() && buf == code)
+        if read_remote(pid, self.base, &mut buf)? != code.len() || buf != code {
+            return Ok(false);
+        }
+        if remedies::without("place") {
+            return Ok(true);
+        }
+        // Between lists nothing is aside. What is not as it was made is the program's now, and not to be touched.
+        let mut maps = Maps::open(pid)?;
+        let data = self.base + PAGE..self.base + WORKSHOP_SIZE;
+        Ok(all_are(&mut maps, data, VMA_PRIVATE_RW)?
+            && all_are(&mut maps, self.aside..self.aside + ASIDE_SIZE, 0)?)
     }
 
     /// Removes the workshop from a stopped target.

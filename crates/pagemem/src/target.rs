@@ -542,15 +542,17 @@ impl Target {
         self.limits = limits;
     }
 
-    /// Whether the process still has the address space that was attached (it may have called `exec`).
+    /// Whether the process still has the address space that was attached (it may have called `exec`), and there is
+    /// something to do in it.
     pub fn still_there(&self) -> bool {
         match self.workshop.found(sys::memory_tid(self.pid)) {
-            Ok(found) => found,
+            Ok(true) => true,
             // It hides. What it maps is guarded on: for that nothing of it need be read.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
                 self.guard.alive(self.workshop.base)
             }
-            Err(_) => false,
+            // The same for a program that has unmapped the workshop, or a part of it.
+            _ => self.guard.alive(self.workshop.base) && self.maps_frames(),
         }
     }
 
