@@ -59,7 +59,7 @@ pub trait Peer: Send + Sync {
 }
 
 /// The names that [`make`] knows, in the order of a report.
-pub const NAMES: [&str; 10] = [
+pub const NAMES: [&str; 11] = [
     "sdtree",
     "sdtree_mixed",
     "sdtree_raw",
@@ -70,10 +70,11 @@ pub const NAMES: [&str; 10] = [
     "papaya",
     "mutex_table",
     "read_once",
+    "read_apart",
 ];
 
 /// Those of [`NAMES`] that index nothing and find nothing, but say what the machine can do.
-pub const FLOORS: [&str; 1] = ["read_once"];
+pub const FLOORS: [&str; 2] = ["read_once", "read_apart"];
 
 /// Makes the contender `name` for `rows`, with room for all of them; `None` if there is none of that name.
 pub fn make<'a>(name: &str, rows: Rows<'a>) -> Option<Box<dyn Peer + 'a>> {
@@ -90,6 +91,7 @@ pub fn make<'a>(name: &str, rows: Rows<'a>) -> Option<Box<dyn Peer + 'a>> {
         }
         "mutex_table" => Box::new(Locked(Mutex::new(table::Table::new(rows, n, true)), true)),
         "read_once" => Box::new(floor::ReadOnce(rows)),
+        "read_apart" => Box::new(floor::ReadApart(rows)),
         "rbtree" => Box::new(Locked(Mutex::new(rbtree::RbTree::new(rows)), false)),
         "dashmap" => Box::new(maps::Dash::new(rows, n)),
         "papaya" => Box::new(maps::Papaya::new(rows, n)),

@@ -26,7 +26,7 @@ pub(crate) struct Table<'a> {
 }
 
 #[inline]
-fn prefetch(p: *const u8) {
+pub(crate) fn prefetch(p: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch may be given any address.
     unsafe {
