@@ -401,21 +401,22 @@ def _memfd_seals() -> Finding:
 def _kcmp() -> Finding:
     name = "kcmp"
     number, me = _SYS_KCMP.get(platform.machine()), os.getpid()
-    follows = "processes that share memory are told from each other"
-    try:
-        if number is None:
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-        _syscall(number, *map(ctypes.c_long, (me, me, _KCMP_VM, 0, 0)))
-    except OSError as error:
+    lack = f"not known for {platform.machine()}" if number is None else None
+    if number is not None:
+        try:
+            _syscall(number, *map(ctypes.c_long, (me, me, _KCMP_VM, 0, 0)))
+        except OSError as error:
+            lack = error.strerror or str(error)
+    if lack:
         return Finding(
             name,
             "missing",
-            error.strerror or str(error),
+            lack,
             "another process might run on in memory that is being merged: merging is refused",
             "CONFIG_KCMP=y; in a container, a seccomp profile that allows kcmp",
             needed=True,
         )
-    return Finding(name, "ok", "there", follows, needed=True)
+    return Finding(name, "ok", "there", "processes that share memory are told from each other", needed=True)
 
 
 def _max_map_count() -> Finding:

@@ -450,7 +450,8 @@ def test_a_target_that_does_not_stop_in_time_is_asked_again_when_it_is_detached(
         assert backend.calls["unmerge"] == 3
 
 
-def test_a_look_that_fails_is_repeated_a_period_later() -> None:
+@pytest.mark.parametrize("call", ["regions", "written"])
+def test_a_look_that_fails_is_repeated_a_period_later(call: str) -> None:
     backend = FakeBackend()
     a, b = pair_of(backend)
     with Engine(backend=backend) as engine:
@@ -459,7 +460,7 @@ def test_a_look_that_fails_is_repeated_a_period_later() -> None:
         failing = [True]
 
         def fail(name: str, process: FakeProcess) -> None:
-            if name == "written" and process is a and failing and failing.pop():
+            if name == call and process is a and failing and failing.pop():
                 raise TargetError("its mappings are changing")
 
         backend.hook = fail

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -57,13 +58,6 @@ for line in sys.stdin:
 """
 
 
-def _ask(process: subprocess.Popen[str], what: str) -> str:
-    assert process.stdin
-    assert process.stdout
-    print(what, file=process.stdin, flush=True)
-    return process.stdout.readline().strip()
-
-
 @pytest.fixture
 def programs(spawn: Any) -> list[tuple[subprocess.Popen[str], int, int]]:
     """Two programs, each with the bounds of its hole."""
@@ -73,48 +67,50 @@ def programs(spawn: Any) -> list[tuple[subprocess.Popen[str], int, int]]:
 
 # 20 pages are less than what an engine keeps there, the whole hole is more.
 @pytest.mark.parametrize("pages", [20, 12 * MIB // 4096])
-def test_a_hole_of_a_program_stays_its_own(pages: int, programs: list[tuple[subprocess.Popen[str], int, int]]) -> None:
+def test_a_hole_of_a_program_stays_its_own(
+    pages: int, programs: list[tuple[subprocess.Popen[str], int, int]], ask: Callable[..., str]
+) -> None:
     with Engine() as engine:
         targets = [engine.attach(program.pid) for program, _, _ in programs]
         for program, start, end in programs:
             assert not _mapped(program.pid, start, end)
-            assert _ask(program, f"map {pages}") == "True"
+            assert ask(program, f"map {pages}") == "True"
         assert engine.merge_once(0.2).merged_pages > 2 * 12 * MIB // 4096
-        assert [_ask(program, "check") for program, _, _ in programs] == ["True", "True"]
+        assert [ask(program, "check") for program, _, _ in programs] == ["True", "True"]
         for target in targets:
             assert engine.detach(target)
-    assert [_ask(program, "check") for program, _, _ in programs] == ["True", "True"]
+    assert [ask(program, "check") for program, _, _ in programs] == ["True", "True"]
 
 
 def test_without_the_remedy_it_is_lost(
-    programs: list[tuple[subprocess.Popen[str], int, int]], monkeypatch: pytest.MonkeyPatch
+    programs: list[tuple[subprocess.Popen[str], int, int]], ask: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PAGEONE_WITHOUT", "place")  # read by the guardian, which starts with the engine
     with Engine() as engine:
         target, _ = (engine.attach(program.pid) for program, _, _ in programs)
         program, start, end = programs[0]
         assert _mapped(program.pid, start, end)
-        assert _ask(program, f"map {12 * MIB // 4096}") == "True"
+        assert ask(program, f"map {12 * MIB // 4096}") == "True"
         engine.detach(target)
-        assert _ask(program, "check") != "True"
+        assert ask(program, "check") != "True"
 
 
 def test_a_program_that_unmaps_the_workshop_is_guarded_on(
-    programs: list[tuple[subprocess.Popen[str], int, int]],
+    programs: list[tuple[subprocess.Popen[str], int, int]], ask: Callable[..., str]
 ) -> None:
     with Engine() as engine:
         for program, _, _ in programs:
             engine.attach(program.pid)
         assert engine.merge_once(0.2).merged_pages > 2 * 12 * MIB // 4096
         program = programs[0][0]
-        assert _ask(program, "unmap") == "True"
+        assert ask(program, "unmap") == "True"
         for _ in range(3):
             # Longer than the guardian takes to notice, and looks meanwhile.
             time.sleep(1)
             engine.step()
-        assert _ask(program, "discard") == "True"
-        assert _ask(programs[1][0], "check") == "True"
-    assert [_ask(program, "check") for program, _, _ in programs] == ["True", "True"]
+        assert ask(program, "discard") == "True"
+        assert ask(programs[1][0], "check") == "True"
+    assert [ask(program, "check") for program, _, _ in programs] == ["True", "True"]
 
 
 def _mapped(pid: int, start: int, end: int) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -64,13 +64,6 @@ for line in sys.stdin:
 """
 
 
-def _ask(process: subprocess.Popen[str], what: str) -> str:
-    assert process.stdin
-    assert process.stdout
-    print(what, file=process.stdin, flush=True)
-    return process.stdout.readline().strip()
-
-
 @pytest.fixture
 def programs(spawn: Any) -> list[subprocess.Popen[str]]:
     started = [spawn.python(PROGRAM) for _ in range(2)]
@@ -89,43 +82,45 @@ def merged(programs: list[subprocess.Popen[str]]) -> Iterator[tuple[subprocess.P
 
 
 @pytest.mark.parametrize("what", ["grow", "grow where it is", "grow a part", "leave"])
-def test_what_is_new_is_zero(what: str, merged: tuple[subprocess.Popen[str], Engine]) -> None:
+def test_what_is_new_is_zero(what: str, merged: tuple[subprocess.Popen[str], Engine], ask: Callable[..., str]) -> None:
     program, engine = merged
-    assert _ask(program, what) == "True"
+    assert ask(program, what) == "True"
     assert engine.detach(engine.targets[0])
 
 
 @pytest.mark.parametrize("looked", [False, True])
 def test_what_has_shrunk_does_not_grow_into_frames_again(
-    looked: bool, merged: tuple[subprocess.Popen[str], Engine]
+    looked: bool, merged: tuple[subprocess.Popen[str], Engine], ask: Callable[..., str]
 ) -> None:
     program, engine = merged
-    assert _ask(program, "shrink") == "True"
+    assert ask(program, "shrink") == "True"
     if looked:
         engine.step()
-    assert _ask(program, "grow again") == "True"
+    assert ask(program, "grow again") == "True"
 
 
 @pytest.mark.parametrize("what", ["grow", "grow where it is", "shrink, grow again", "grow a part", "leave"])
-def test_without_the_remedy_it_is_not(what: str, monkeypatch: pytest.MonkeyPatch, request: Any) -> None:
+def test_without_the_remedy_it_is_not(
+    what: str, monkeypatch: pytest.MonkeyPatch, request: Any, ask: Callable[..., str]
+) -> None:
     monkeypatch.setenv("PAGEONE_WITHOUT", "growth")  # read by the guardian, which starts with the engine
     program, engine = request.getfixturevalue("merged")
     *before, last = what.split(", ")
     for step in before:
-        assert _ask(program, step) == "True"
+        assert ask(program, step) == "True"
         engine.step()
-    assert _ask(program, last) == "False"
+    assert ask(program, last) == "False"
 
 
-def test_fences_go_with_their_program_let_go(programs: list[subprocess.Popen[str]]) -> None:
+def test_fences_go_with_their_program_let_go(programs: list[subprocess.Popen[str]], ask: Callable[..., str]) -> None:
     for program in programs:
-        _ask(program, "mappings")  # what the interpreter takes for that, it takes now
-    before = [_ask(program, "mappings").split(";") for program in programs]
+        ask(program, "mappings")  # what the interpreter takes for that, it takes now
+    before = [ask(program, "mappings").split(";") for program in programs]
     with Engine() as engine:
         targets = [engine.attach(program.pid) for program in programs]
         assert engine.merge_once(0.2).merged_pages >= 2 * 12 * PAGES
         for target in targets:
             assert engine.detach(target)
-    after = [_ask(program, "mappings").split(";") for program in programs]
+    after = [ask(program, "mappings").split(";") for program in programs]
     for was, now in zip(before, after, strict=True):
         assert len(now) == len(was), "\n".join(sorted(set(was) ^ set(now)))

@@ -234,6 +234,18 @@ impl Maps {
         }
     }
 
+    /// The first mapping of a file with a byte in `[start, end)`. Cost: a question for each mapping on the way.
+    pub fn next_of(&mut self, file: FileId, start: u64, end: u64) -> io::Result<Option<Vma>> {
+        let mut at = start;
+        while let Some(v) = self.at_or_after(at)?.filter(|v| v.start < end) {
+            if v.file == file {
+                return Ok(Some(v));
+            }
+            at = v.end;
+        }
+        Ok(None)
+    }
+
     /// Whether some mapping is the ring of asynchronous reads and writes (AIO or io_uring): then the kernel may be about
     /// to write any page, with no thread to stop. Costs a system call for each shared writable mapping of a file, and
     /// some 50 ns in the kernel for each other mapping.

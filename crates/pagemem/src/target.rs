@@ -558,18 +558,10 @@ impl Target {
 
     /// Whether it maps frames, or that cannot be told.
     pub fn maps_frames(&self) -> bool {
-        let file = self.pool_file;
-        let looked = self.process.with_maps(|maps| {
-            let mut at = 0;
-            while let Some(v) = maps.at_or_after(at)? {
-                if v.file == file {
-                    return Ok(true);
-                }
-                at = v.end;
-            }
-            Ok(false)
-        });
-        looked.unwrap_or(true)
+        let first = self
+            .process
+            .with_maps(|maps| maps.next_of(self.pool_file, 0, u64::MAX));
+        first.map_or(true, |v| v.is_some())
     }
 
     /// What a child, announced by a fork event, is to be made a target from, once its pid is known.
@@ -610,10 +602,8 @@ impl Target {
             )?;
             process.with_maps(|maps| {
                 let mut at = 0;
-                while let Some(v) = maps.at_or_after(at)? {
-                    if v.file == pool.file() {
-                        guard.register(v.start, v.end)?;
-                    }
+                while let Some(v) = maps.next_of(pool.file(), at, u64::MAX)? {
+                    guard.register(v.start, v.end)?;
                     at = v.end;
                 }
                 Ok(())

@@ -425,7 +425,7 @@ class Engine:
 
     def _look(self, target: Target, tally: Tally) -> list[U64]:
         """Bring the status of a target's pages up to date; return the places written since the last look, in parts."""
-        if not self._refresh(target):
+        if not self._refresh(target, tally):
             return []
         tally.regions += target._regions
         start, end = self._pages.spans_of(target._number)
@@ -476,14 +476,20 @@ class Engine:
         """Book one live sharer less for each frame."""
         np.subtract.at(self._frames.live, frames, np.uint32(1))
 
-    def _refresh(self, target: Target) -> bool:
-        """Read a target's mappings anew and bring spans and books up to date; False when it has gone."""
+    def _refresh(self, target: Target, tally: Tally | None = None) -> bool:
+        """Read a target's mappings anew and bring spans and books up to date; False when that was not possible.
+
+        Then it has gone, or ``tally`` counts a look that was missed; without ``tally`` it is raised.
+        """
         memory = target._memory
         try:
             regions = memory.regions() if memory.alive() else None
         except TargetError:
             if memory.alive():
-                raise
+                if tally is None:
+                    raise
+                tally.missed += 1
+                return False
             regions = None
         if regions is None:
             self._forget(target)
@@ -690,7 +696,7 @@ class Engine:
         with self._phase(tally, "plan"):
             self._contents.settle()
             for target, mappings in before.items():
-                if target.attached and self._refresh(target):
+                if target.attached and self._refresh(target, tally):
                     # what the kernel says: it joins neighbouring mappings of one file, and splits those around a run
                     tally.mappings_added += max(0, target._mappings - mappings)
 
@@ -839,7 +845,7 @@ class Engine:
                     tally.pauses.append(outcome.pauses_s)
                     tally.cpu_s["free"] += outcome.cpu_s
             if worth.any():
-                self._refresh(target)
+                self._refresh(target, tally)
 
     def _free(self, tally: Tally) -> None:
         """Let go what nobody reads, free the frames seen unmapped twice, and sweep the index if it is stale."""

@@ -34,7 +34,7 @@ from pageone.engine.backend import (
 )
 from pageone.errors import TargetError
 from pageone.live import preflight, process
-from pageone.live.guardian import Guardian, GuardianError
+from pageone.live.guardian import Guardian, GuardianError, is_guardian
 
 # Bits of a mapping's permissions and of PAGEMAP_SCAN, as in <linux/fs.h>.
 _READ, _WRITE = 1, 2
@@ -51,6 +51,8 @@ FLAGS_SHARE = 0.02
 
 #: How often what another engine has left is asked for before a process is let be.
 TAKE_OVER_TRIES = 10
+#: How long another engine's guardian that traces a process is waited for, seconds.
+LET_GO_S = 2.0
 
 #: Mappings that are never touched, by name: grown or written by the kernel.
 _LEFT_ALONE = re.compile(r"^\[(stack|vdso|vvar|vvar_vclock|vsyscall|uprobes)")
@@ -330,9 +332,8 @@ class LiveBackend:
 
     def attach(self, pid: int) -> TargetMemory:
         """See ``Backend.attach``."""
-        ours = (os.getpid(), self.guardian.pid)
         self.take_over(pid)
-        preflight.check(pid, ours=ours, declared=pid in self.declared, pool=self.pool.inode)
+        self._check(pid)
         if pid in self.targets:
             if self.targets[pid].alive():
                 raise TargetError(f"process {pid} is attached already")
@@ -341,6 +342,21 @@ class LiveBackend:
         self.targets[pid] = target
         self._once[pid] = process.identity(pid)
         return target
+
+    def _check(self, pid: int) -> None:
+        """Raise the reason why a process can be no target, if there is one."""
+        ours = (os.getpid(), self.guardian.pid)
+        patience = time.monotonic() + LET_GO_S
+        while True:
+            try:
+                preflight.check(pid, ours=ours, declared=pid in self.declared, pool=self.pool.inode)
+            except preflight.TracedError as error:
+                # The guardian of an engine that was just killed lets go, in a moment, of what has nothing merged.
+                if not is_guardian(error.tracer) or time.monotonic() > patience:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
 
     def take_over(self, pid: int) -> None:
         """Have what an engine that was killed has merged of a process given back, by the guardian that it left behind.

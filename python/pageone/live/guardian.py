@@ -38,6 +38,10 @@ _ORPHAN_S = 10.0
 _ORPHAN_LIMITS_US = (5_000, 500_000)
 
 
+#: What a guardian process runs.
+_SCRIPT = Path(__file__).with_name("_guardian.py")
+
+
 class GuardianError(PageOneError):
     """The guardian could not be started or has ended."""
 
@@ -47,11 +51,10 @@ class Guardian:
 
     def __init__(self, pool: native.mem.Pool, *, pause_s: float, stop_timeout_s: float) -> None:
         ours, theirs = socket.socketpair()
-        script = Path(__file__).with_name("_guardian.py")
         library = str(native.__file__)
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(script), library, str(theirs.fileno()), str(pool.fileno())],
+                [sys.executable, "-I", "-S", str(_SCRIPT), library, str(theirs.fileno()), str(pool.fileno())],
                 pass_fds=(theirs.fileno(), pool.fileno()),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -207,3 +210,12 @@ def _reason(error: OSError) -> str:
     if error.errno in reasons:
         return reasons[error.errno]
     return str(error.strerror or os.strerror(error.errno or errno.EIO))
+
+
+def is_guardian(pid: int) -> bool:
+    """Return whether a process is a guardian, this engine's or another's."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return len(words) > 3 and words[1:3] == [b"-I", b"-S"] and words[3].endswith(b"/" + _SCRIPT.name.encode())

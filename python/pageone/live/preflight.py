@@ -15,7 +15,7 @@ from pathlib import Path
 from pageone.doctor import diagnose
 from pageone.errors import BadTargetError, TargetError, UnsupportedError
 
-__all__ = ["Facts", "check", "check_system", "pins_memory"]
+__all__ = ["Facts", "TracedError", "check", "check_system", "pins_memory"]
 
 _CAP_SYS_PTRACE = 19
 _PF_KTHREAD = 0x00200000
@@ -39,6 +39,14 @@ class Facts:
     uid: int  #: real user id: processes of one user are one domain
     threads: int
     start_ticks: int  #: with the PID it names the process for good: a PID comes again, this pair does not
+
+
+class TracedError(TargetError):
+    """Another process, ``tracer``, traces the target or a thread of it."""
+
+    def __init__(self, message: str, tracer: int) -> None:
+        super().__init__(message)
+        self.tracer = tracer
 
 
 def check_system() -> None:
@@ -82,7 +90,7 @@ def check(pid: int, *, ours: Collection[int] = (), declared: bool = False, pool:
         _check_pool(pid, who, pool)
     tracer = int(status["TracerPid"])
     if tracer and tracer not in ours:
-        raise TargetError(f"{who}: is traced by PID {tracer} ({_name(tracer)}); try again when it has let go")
+        raise TracedError(f"{who}: is traced by PID {tracer} ({_name(tracer)}); try again when it has let go", tracer)
     _check_threads(pid, who, ours)
     _check_pinned(pid, who)
     return Facts(
@@ -210,7 +218,7 @@ def _check_threads(pid: int, who: str, ours: Collection[int]) -> None:
             continue  # a thread that has ended meanwhile
         tracer = int(status["TracerPid"])
         if tracer and tracer not in ours:
-            raise TargetError(f"{who}: thread {thread} is traced by PID {tracer} ({_name(tracer)})")
+            raise TracedError(f"{who}: thread {thread} is traced by PID {tracer} ({_name(tracer)})", tracer)
         mode = status.get("Seccomp", "0")
         if mode != "0":
             kind = {"1": "strict", "2": "filter"}.get(mode, mode)

@@ -626,16 +626,15 @@ static void mappings(void) {
 struct place {
     uint32_t of;  /* whose bytes it has: pages move */
     int prot;
-    char hole, guard, freed, locked;
+    char hole, freed, locked;
     char closed; /* of a hole: whether what stood there was a frame, so that whoever merges knows of the hole */
 };
 static struct place place[PAGES];
 
-static int there(uint32_t p) { return !place[p].hole && !place[p].guard; }
+static int there(uint32_t p) { return !place[p].hole; }
 static int readable(uint32_t p) { return there(p) && place[p].prot & PROT_READ; }
 static int writable(uint32_t p) { return there(p) && place[p].prot & PROT_WRITE; }
 static int loose(uint32_t p) { return there(p) && !place[p].locked; }
-static int mapped(uint32_t p) { return !place[p].hole; }
 static int missing(uint32_t p) { return place[p].hole; }
 
 static void check_place(uint32_t p) {
@@ -757,7 +756,7 @@ static void one_thing(struct owner *o, uint32_t first, uint32_t last, uint32_t p
             for (uint32_t i = p; i < p + n; i++) place[i].locked = 1;
         break;
     case 9:
-        if (!(n = run_of(mapped, p, n))) break;
+        if (!(n = run_of(there, p, n))) break;
         MUST(munlock(at(p), n * PAGE) == 0);
         for (uint32_t i = p; i < p + n; i++) place[i].locked = 0;
         break;
@@ -854,7 +853,7 @@ static void do_anything(struct owner *o, uint32_t page, uint32_t pages) {
     for (uint32_t p = page; p < page + pages; p++) place[p] = (struct place){.of = p, .prot = PROT_READ | PROT_WRITE};
     some_things(o, page, page + pages, 1 + (unsigned)rand_r(&o->rand) % 24);
     for (uint32_t p = page; p < page + pages; p++) {
-        if (place[p].prot != (PROT_READ | PROT_WRITE) || place[p].hole || place[p].guard) map_anew(p, 1);
+        if (place[p].prot != (PROT_READ | PROT_WRITE) || place[p].hole) map_anew(p, 1);
         if (place[p].locked) MUST(munlock(at(p), PAGE) == 0);
         if (place[p].of != p || place[p].freed) write_place(p, 0);
     }

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +144,32 @@ def test_a_new_engine_takes_over_what_a_killed_one_has_merged(start: Callable[..
             one.begin()
         for one in running:
             _expect_right(one)
+
+
+@pytest.mark.timeout(60)
+def test_a_new_engine_waits_until_the_guardian_of_a_killed_one_has_let_go(
+    start: Callable[..., Any], spawn: Any
+) -> None:
+    # As for an ordinary user, the process stays traced all the time; nothing is merged.
+    traced = "import pageone.live.process as p\np.may_follow_forks = lambda: False\n"
+    engines = spawn([sys.executable, "-u", "-c", traced + ENGINES.replace("0.05", "1000")], stderr=None)
+    one = start("writers", 3600)
+    print(one.pid, file=engines.stdin, flush=True)
+    engine, guard = (int(word) for word in engines.stdout.readline().split())
+    os.kill(guard, signal.SIGSTOP)
+    try:
+        os.kill(engine, signal.SIGKILL)
+        assert engines.stdout.readline() == "gone\n"
+        later = threading.Timer(0.3, os.kill, (guard, signal.SIGCONT))
+        later.start()
+        with Engine() as new:
+            assert f"TracerPid:\t{guard}\n" in Path(f"/proc/{one.pid}/status").read_text()
+            new.attach(one.pid)
+            one.begin()
+            _expect_right(one)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(guard, signal.SIGCONT)
 
 
 @pytest.mark.timeout(60)

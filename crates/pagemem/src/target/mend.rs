@@ -346,24 +346,19 @@ impl Target {
         let _ = self.process.with_maps(|maps| {
             for &(start, end) in ranges {
                 let mut at = start;
-                while let Some(v) = maps.at_or_after(at)? {
-                    if v.start >= end {
-                        break;
-                    }
-                    if v.file == self.pool_file {
-                        let (start, end) = (v.start.max(start), v.end.min(end));
-                        pieces.push(Piece {
-                            start,
-                            end,
-                            prot: if remedies::without("protection") {
-                                super::PROT_RW
-                            } else {
-                                v.flags & 7
-                            },
-                            freed: freed(start, end),
-                        });
-                    }
+                while let Some(v) = maps.next_of(self.pool_file, at, end)? {
                     at = v.end;
+                    let (start, end) = (v.start.max(start), v.end.min(end));
+                    pieces.push(Piece {
+                        start,
+                        end,
+                        prot: if remedies::without("protection") {
+                            super::PROT_RW
+                        } else {
+                            v.flags & 7
+                        },
+                        freed: freed(start, end),
+                    });
                 }
             }
             Ok(())
