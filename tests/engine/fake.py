@@ -169,13 +169,6 @@ class FakeMemory:
         self.asked[asked & p.resident] = True
         return result
 
-    def present(self, start: U64, end: U64) -> PageRanges:
-        p = self._enter("present")
-        index = spread(start, ((end - start) // PAGE).astype(np.uint32))
-        asked = np.zeros(p.n, bool)
-        asked[index] = True
-        return self._ranges(asked & p.mapped & p.resident)
-
     def read_keys(self, addr: U64) -> tuple[U64, U8]:
         p = self._enter("read_keys")
         index = (addr // PAGE).astype(np.int64) - BASE

@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pageone.engine import Engine
+from pageone.engine.backend import U64
 from pageone.engine.pages import address
 from pageone.live import backend
 
@@ -186,6 +188,37 @@ def test_a_mapping_replaced_at_its_place_keeps_no_look_from_what_else_was_writte
                 time.sleep(0.05)
         assert engine.stats.missed_looks == 0
         assert target.stats.merged_pages >= shared + 3 * 60
+
+
+def test_what_was_left_out_of_a_look_is_merged_later(spawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = [spawn.python(LOCKER) for _ in range(2)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    with Engine() as engine:
+        targets = [engine.attach(process.pid) for process in processes]
+        engine.step()
+        with monkeypatch.context() as pinned:
+            pinned.setattr(backend.preflight, "pins_memory", lambda pid: pid == processes[0].pid)
+            engine.step()
+            assert not any(targets[0].stats.states.values())
+        assert engine.merge_once(quiet_s=0.1).merged_pages >= 128
+
+
+def test_ranges_without_others() -> None:
+    def ranges(*pairs: int) -> tuple[U64, U64]:
+        return np.array(pairs[::2], np.uint64), np.array(pairs[1::2], np.uint64)
+
+    def rest(of: tuple[U64, U64], others: tuple[U64, U64]) -> list[tuple[int, int]]:
+        return list(zip(*(bounds.tolist() for bounds in backend.without(*of, *others)), strict=True))
+
+    assert rest(ranges(), ranges()) == []
+    assert rest(ranges(1, 4), ranges()) == [(1, 4)]
+    assert rest(ranges(), ranges(1, 4)) == []
+    assert rest(ranges(1, 4, 6, 9), ranges(1, 4, 6, 9)) == []
+    assert rest(ranges(1, 9), ranges(3, 5)) == [(1, 3), (5, 9)]
+    assert rest(ranges(1, 4, 6, 9), ranges(2, 7)) == [(1, 2), (7, 9)]
+    assert rest(ranges(3, 5), ranges(1, 9)) == []
+    assert rest(ranges(1, 3, 3, 5), ranges(7, 9)) == [(1, 5)]
 
 
 SMAPS = """7f0000000000-7f0000004000 rw-p 00000000 00:00 0

@@ -3,6 +3,7 @@
 //! Runs in the guardian, the only process that stops targets. Whatever is asked, a page is changed only after all
 //! its bytes have been compared inside the stop; a page in doubt is left alone and its code says why.
 
+mod advice;
 mod mend;
 
 use std::collections::BTreeSet;
@@ -20,6 +21,7 @@ use crate::sys::{
     self, check, pidfd_getfd, pidfd_open, read_remote, FileId, Maps, PAGE, VMA_PRIVATE_RW,
 };
 use crate::uffd::{Event, Uffd, Use};
+use advice::{FOR_ANONYMOUS, FOR_FRAMES};
 
 /// What became of a page; the values are `PageCode` of `pageone.engine.backend`.
 #[allow(missing_docs)]
@@ -85,18 +87,6 @@ const BATCH_MAX: f64 = ASIDE_PAGES as f64;
 /// Runs of one batch.
 const RUNS_MAX: usize = PIECES_MAX;
 
-/// Advice that mappings made by us are given again, by its bit in a request to arm: not inherited by children, left
-/// out of core dumps, huge pages wanted or not.
-const ADVICE: [(u64, i32); 4] = [
-    (1, libc::MADV_DONTFORK),
-    (2, libc::MADV_DONTDUMP),
-    (4, libc::MADV_HUGEPAGE),
-    (8, libc::MADV_NOHUGEPAGE),
-];
-/// The part of it that means anything for a mapping of frames.
-const FOR_FRAMES: u64 = 3;
-const FOR_ANONYMOUS: u64 = 15;
-
 /// How frames are given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
@@ -138,6 +128,8 @@ pub struct Target {
     fences: BTreeSet<u64>,
     /// Ranges whose merged mappings are given advice: start, end, bits.
     advised: Vec<(u64, u64, u64)>,
+    /// Those of this batch that have been found to be hidden still, from children or from core dumps.
+    hidden: Vec<(u64, u64, u64)>,
     /// Mappings that the program had locked in memory when something was to be given back: start and end.
     locked: Vec<(u64, u64)>,
     /// Descriptors of children's address spaces, from fork events, not yet known by pid.
@@ -206,6 +198,7 @@ impl Heir {
             locked: Vec::new(),
             fences: std::mem::take(&mut self.fences),
             advised: std::mem::take(&mut self.advised),
+            hidden: Vec::new(),
             born: Vec::new(),
             pool_file: self.pool_file,
             refused_since: None,
@@ -415,6 +408,7 @@ impl Target {
             locked: Vec::new(),
             fences: BTreeSet::new(),
             advised: Vec::new(),
+            hidden: Vec::new(),
             born,
             pool_file,
             refused_since: None,
@@ -494,21 +488,6 @@ impl Target {
             }
         }
         out
-    }
-
-    /// The calls that give a new mapping the advice, among `wanted`, of the mapping that it is part of.
-    fn advice_for(&self, r: &Run, wanted: u64) -> impl Iterator<Item = Op> + '_ {
-        let (start, end) = (r.addr, r.addr + u64::from(r.pages) * PAGE);
-        let bits = self
-            .advised
-            .iter()
-            .filter(|a| a.0 < end && start < a.1)
-            .fold(0, |b, a| b | a.2)
-            & wanted;
-        ADVICE
-            .into_iter()
-            .filter(move |(bit, _)| bits & bit != 0)
-            .map(move |(_, advice)| Op::new(nr::MADVISE, &[start, end - start, advice as u64]))
     }
 
     /// The call that locks a run again that is given memory of its own, where its mapping was locked.
@@ -627,6 +606,7 @@ impl Target {
             locked: Vec::new(),
             fences: self.fences.clone(),
             advised: self.advised.clone(),
+            hidden: Vec::new(),
             born: Vec::new(),
             pool_file: self.pool_file,
             refused_since: None,
@@ -845,6 +825,7 @@ impl Target {
     ) -> io::Result<()> {
         let mut edges = BTreeSet::new();
         self.classify(batch, fits, codes, &mut edges)?;
+        self.find_hidden(tracer, stopped, batch);
         // A page that is asked for twice would be moved while mappings are not as they were looked at.
         for (first, pages) in overlapping(batch) {
             codes[first..first + pages].fill(Code::Timeout as u8);
@@ -1081,6 +1062,7 @@ impl Target {
             |t, tracer, stopped, batch, codes, _| {
                 let mut edges = BTreeSet::new();
                 t.classify(batch, |v| v.file == file, codes, &mut edges)?;
+                t.find_hidden(tracer, stopped, batch);
                 if way == Way::Apart {
                     // Copied where it is, it is always there.
                     t.keep_needed(stopped, batch, codes)?;
@@ -1223,7 +1205,7 @@ impl Target {
         let mut at = 0;
         for (r, prot) in runs.iter().zip(prots) {
             let (len, aside) = (bytes(r), self.workshop.aside + at);
-            let mut advice: Vec<Op> = self.advice_for(r, FOR_ANONYMOUS).collect();
+            let mut advice = self.advice_for(r, FOR_ANONYMOUS);
             advice.extend(self.lock_again(r));
             let after = advice.len() as u64 + 1;
             let away = Op::new(
@@ -1301,7 +1283,7 @@ impl Target {
             if *prot != PROT_RW {
                 calls.push(protect(PROT_RW));
             }
-            let mut rest: Vec<Op> = self.advice_for(r, FOR_ANONYMOUS).collect();
+            let mut rest = self.advice_for(r, FOR_ANONYMOUS);
             if self.track.is_some() {
                 rest.push(Op::new(
                     nr::IOCTL | arch::DEREF_ARG1,

@@ -102,12 +102,9 @@ class TargetMemory(Protocol):
     def written(self, start: U64, end: U64) -> PageRanges:
         """Return resident pages of the given ranges written since last asked, and start anew, atomically.
 
-        A page never asked about counts as written. Pages of the kernel's zero page and swapped pages are not
-        returned. Reads no content.
+        A page not asked about the last time counts as written. Pages of the kernel's zero page and swapped pages are
+        not returned. Reads no content.
         """
-
-    def present(self, start: U64, end: U64) -> PageRanges:
-        """Return the resident pages of the given ranges; changes nothing."""
 
     def read_keys(self, addr: U64) -> tuple[U64, U8]:
         """Read pages and return a keyed 64-bit mix of each (a route, not an identity) and its :class:`ReadCode`."""

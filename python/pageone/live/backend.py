@@ -32,6 +32,7 @@ from pageone.engine.backend import (
     Regions,
     TargetMemory,
 )
+from pageone.engine.pages import coalesce
 from pageone.errors import TargetError
 from pageone.live import preflight, process
 from pageone.live.guardian import Guardian, GuardianError, is_guardian
@@ -89,6 +90,8 @@ class LiveTarget:
         none = np.empty(0, np.uint64)
         self._armed: tuple[U64, U64] = (none, none)
         self._refused: tuple[U64, U64] = (none, none)
+        #: Ranges whose writes were asked for at the last look: of these alone the kernel tells what is new.
+        self._asked: tuple[U64, U64] = (none, none)
         #: Where merging has cut mappings since: a piece between such edges is armed as the whole was.
         self._cuts: list[U64] = []
         #: When (``time.monotonic``) the flags of new mappings may be read again: that is never free.
@@ -183,23 +186,19 @@ class LiveTarget:
         self._refused = start[at[refused]], end[at[refused]]
         return unusable
 
-    def _scan(self, start: U64, end: U64, *, rearm: bool) -> PageRanges:
-        # Not asked: _FILE. It makes the kernel look up every page's descriptor: 11 ms a GiB instead of 1.
-        mask = (_WRITTEN | _PRESENT | _ZERO) if rearm else _PRESENT
-        flags, inverted = (_WP_MATCHING, _ZERO) if rearm else (0, 0)
+    def _scan(self, start: U64, end: U64, mask: int) -> tuple[U64, U64, U64]:
+        """Return ranges with all categories of ``mask``, of no zero pages, and their categories; writes show anew."""
         try:
-            if rearm:
-                # Mappings that have been replaced at the same place are not tracked any more. They are passed over now
-                # and armed at the next look. (That such a mapping ends the scan with an error may be asked for, too:
-                # what was found, and protected again, before it would be lost.)
-                self._disarm(*mem.pagemap_scan(self._pagemap, start, end, inverted=_TRACKED, mask=_TRACKED)[:2])
-            s, e, categories = mem.pagemap_scan(
-                self._pagemap, start, end, flags=flags, inverted=inverted, mask=mask, returned=_HUGE
+            # Mappings that have been replaced at the same place are not tracked any more. They are passed over now and
+            # armed at the next look. (That such a mapping ends the scan with an error may be asked for, too: what was
+            # found, and protected again, before it would be lost.)
+            self._disarm(*mem.pagemap_scan(self._pagemap, start, end, inverted=_TRACKED, mask=_TRACKED)[:2])
+            # Not asked: _FILE. It makes the kernel look up every page's descriptor: 11 ms a GiB instead of 1.
+            return mem.pagemap_scan(
+                self._pagemap, start, end, flags=_WP_MATCHING, inverted=_ZERO, mask=mask | _ZERO, returned=_HUGE
             )
         except OSError as error:
             raise TargetError(f"process {self.pid}: its page map cannot be read: {error.strerror}") from error
-        huge = np.where(categories & np.uint64(_HUGE), np.uint8(PageFlag.HUGE), np.uint8(0))
-        return PageRanges(s, e, huge.astype(np.uint8))
 
     def _disarm(self, start: U64, end: U64) -> None:
         """Take mappings that overlap ascending ranges for new ones at the next look."""
@@ -212,7 +211,19 @@ class LiveTarget:
 
     def written(self, start: U64, end: U64) -> PageRanges:
         """See ``TargetMemory.written``. Cost: a walk of the page tables of the ranges."""
-        ranges = self._scan(start, end, rearm=True)
+        asked, self._asked = self._asked, (start[:0], end[:0])
+        # What was left out for a while (mappings whose flags could not be read at once; all, while there were rings)
+        # is not known any more.
+        unknown = without(start, end, *asked)
+        known = without(start, end, *unknown)
+        found = [self._scan(*known, _WRITTEN | _PRESENT)]
+        if len(unknown[0]):
+            found.append(self._scan(*unknown, _PRESENT))
+        self._asked = start, end
+        s, e, categories = (np.concatenate(column) for column in zip(*found, strict=True))
+        order = np.argsort(s)
+        huge = np.where(categories & np.uint64(_HUGE), np.uint8(PageFlag.HUGE), np.uint8(0))
+        ranges = PageRanges(s[order], e[order], huge.astype(np.uint8)[order])
         merged_start, merged_end = self._merged_now()
         if len(merged_start) and len(ranges.start):
             # Pages of the pool that were read since the last look, and not written, are new in the page table too.
@@ -249,10 +260,6 @@ class LiveTarget:
             raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
         merged = self._backend.is_pool(device, inode)
         return start[merged], end[merged]
-
-    def present(self, start: U64, end: U64) -> PageRanges:
-        """See ``TargetMemory.present``."""
-        return self._scan(start, end, rearm=False)
 
     def read_keys(self, addr: U64) -> tuple[U64, U8]:
         """See ``TargetMemory.read_keys``. Cost: about 0.5 µs of CPU a page."""
@@ -455,6 +462,19 @@ class LiveBackend:
         for target in list(self.targets.values()):
             target.release()
         self.guardian.close()
+
+
+def without(start: U64, end: U64, other_start: U64, other_end: U64) -> tuple[U64, U64]:
+    """Return what of ranges is in none of the others; both ascending and disjoint. Cost: a sort of their bounds."""
+    points = np.unique(np.concatenate((start, end, other_start, other_end)))
+    low, high = points[:-1], points[1:]
+
+    def within(starts: U64, ends: U64) -> npt.NDArray[np.bool_]:
+        at = np.searchsorted(starts, low, "right")
+        return low < np.concatenate((low[:1] * 0, ends))[at]
+
+    keep = within(start, end) & ~within(other_start, other_end)
+    return coalesce(low[keep], high[keep])
 
 
 def _pieces(known: tuple[U64, U64], cuts: U64, start: U64, end: U64) -> npt.NDArray[np.bool_]:

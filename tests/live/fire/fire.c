@@ -57,6 +57,9 @@
 /* A wait begun anew at each stop would never end; one that is merely late, on a machine with much to do, does. */
 #define LATE_S 20.0
 
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
@@ -627,6 +630,7 @@ struct place {
     uint32_t of;  /* whose bytes it has: pages move */
     int prot;
     char hole, freed, locked;
+    char stays; /* not inherited by children */
     char closed; /* of a hole: whether what stood there was a frame, so that whoever merges knows of the hole */
 };
 static struct place place[PAGES];
@@ -717,7 +721,7 @@ static void one_thing(struct owner *o, uint32_t first, uint32_t last, uint32_t p
     uint32_t q = first + (unsigned)rand_r(&o->rand) % (last - first);
     static __thread char through[16 * PAGE];
     uint32_t v = r & 256 ? 0 : ++o->sequence;
-    switch (r % 17) {
+    switch (r % 18) {
     case 0:
     case 1:
     case 2:
@@ -734,8 +738,8 @@ static void one_thing(struct owner *o, uint32_t first, uint32_t last, uint32_t p
         place[p].closed = (char)v;
         break;
     case 5:
-        if (!(n = run_of(loose, p, n))) break;
-        MUST(madvise(at(p), n * PAGE, MADV_DONTNEED) == 0);
+        if (!(n = run_of(r >> 9 & 1 ? loose : there, p, n))) break;
+        MUST(madvise(at(p), n * PAGE, r >> 9 & 1 ? MADV_DONTNEED : MADV_DONTNEED_LOCKED) == 0);
         empty_places(p, n);
         break;
     case 6:
@@ -745,9 +749,14 @@ static void one_thing(struct owner *o, uint32_t first, uint32_t last, uint32_t p
         break;
     case 7:
         if (!(n = run_of(there, p, n))) break;
-        v = (unsigned[]){PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE}[r >> 9 & 1 ? 2 : (r >> 10) % 3];
+        v = (unsigned[]){PROT_NONE, PROT_READ, PROT_READ | PROT_EXEC, PROT_READ | PROT_WRITE}[r >> 9 & 1 ? 3 : r >> 10 & 3];
         MUST(mprotect(at(p), n * PAGE, (int)v) == 0);
         for (uint32_t i = p; i < p + n; i++) place[i].prot = (int)v;
+        break;
+    case 16:
+        if (!(n = run_of(there, p, n))) break;
+        MUST(madvise(at(p), n * PAGE, r >> 9 & 1 ? MADV_DONTFORK : MADV_DOFORK) == 0);
+        for (uint32_t i = p; i < p + n; i++) place[i].stays = r >> 9 & 1;
         break;
     case 8:
         /* seldom: who locks memory is left alone as a whole */
@@ -764,7 +773,7 @@ static void one_thing(struct owner *o, uint32_t first, uint32_t last, uint32_t p
     case 11:
         n = run_of(loose, p, n);
         if (q + n > last || (q < p + n && p < q + n)) break;
-        move_places(p, q, n, r % 17 == 11);
+        move_places(p, q, n, r % 18 == 11);
         break;
     case 12: { /* the page before a hole grows into it, if it can */
         uint32_t hole = p;
@@ -774,7 +783,7 @@ static void one_thing(struct owner *o, uint32_t first, uint32_t last, uint32_t p
         if (mremap(at(hole - 1), PAGE, (1 + n) * PAGE, 0) == MAP_FAILED) break;
         empty_places(hole, n);
         for (uint32_t i = hole; i < hole + n; i++)
-            place[i] = (struct place){.of = i, .prot = place[hole - 1].prot};
+            place[i] = (struct place){.of = i, .prot = place[hole - 1].prot, .stays = place[hole - 1].stays};
         break;
     }
     case 13:
@@ -816,11 +825,13 @@ static void one_thing(struct owner *o, uint32_t first, uint32_t last, uint32_t p
     }
     default: { /* a child, which has all of it, and does the like with what is its own */
         static int depth;
-        if (depth) break;
+        if (depth > 1) break;
         pid_t child = fork();
         MUST(child >= 0);
         if (!child) {
-            depth = 1;
+            depth++;
+            for (uint32_t i = first; i < last; i++)
+                if (place[i].stays) place[i] = (struct place){.hole = 1};
             check_places(first, last);
             o->rand ^= r;
             some_things(o, first, last, (r >> 9) % 6);
@@ -830,7 +841,8 @@ static void one_thing(struct owner *o, uint32_t first, uint32_t last, uint32_t p
             if (writable(i)) write_place(i, v);
         check_places(first, last);
         int status;
-        MUST(waitpid(child, &status, 0) == child && status == 0);
+        MUST(waitpid(child, &status, 0) == child);
+        if (status) wrong("a child found a wrong byte or died: %#x", status);
         break;
     }
     }
@@ -855,6 +867,7 @@ static void do_anything(struct owner *o, uint32_t page, uint32_t pages) {
     for (uint32_t p = page; p < page + pages; p++) {
         if (place[p].prot != (PROT_READ | PROT_WRITE) || place[p].hole) map_anew(p, 1);
         if (place[p].locked) MUST(munlock(at(p), PAGE) == 0);
+        if (place[p].stays) MUST(madvise(at(p), PAGE, MADV_DOFORK) == 0);
         if (place[p].of != p || place[p].freed) write_place(p, 0);
     }
 }

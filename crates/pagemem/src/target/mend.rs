@@ -13,7 +13,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use super::{Target, ANON, FIXED, FOR_ANONYMOUS};
+use super::advice::FOR_ANONYMOUS;
+use super::{Run, Target, ANON, FIXED};
 use crate::arch::{nr, Regs};
 use crate::inject::{Op, OPS_MAX};
 use crate::ptrace::{Events, NoEvents, StopError, Stopped, Strictness, Tracer};
@@ -38,6 +39,16 @@ struct Piece {
     prot: u64,
     /// By `MADV_FREE`, which fails on a mapping of a file and has discarded nothing.
     freed: bool,
+}
+
+impl Piece {
+    fn run(&self) -> Run {
+        Run {
+            addr: self.start,
+            pages: ((self.end - self.start) / PAGE) as u32,
+            frame: 0,
+        }
+    }
 }
 
 impl Target {
@@ -296,22 +307,22 @@ impl Target {
 
     /// Replaces pieces by anonymous memory; whether it worked, for each.
     fn map_zeros(&mut self, tracer: &mut Tracer, stopped: &Stopped, pieces: &[Piece]) -> Vec<bool> {
+        let runs: Vec<Run> = pieces.iter().map(Piece::run).collect();
+        let intact = self.workshop.intact(stopped.memory());
+        if intact {
+            self.find_hidden(tracer, stopped, &runs);
+        }
         let mut ops: Vec<Op> = Vec::new();
         for p in pieces {
             let len = p.end - p.start;
             let args = [p.start, len, p.prot, ANON | FIXED, u64::MAX, 0];
             ops.push(Op::new(nr::MMAP, &args));
         }
-        for p in pieces {
-            let run = super::Run {
-                addr: p.start,
-                pages: ((p.end - p.start) / PAGE) as u32,
-                frame: 0,
-            };
-            ops.extend(self.advice_for(&run, FOR_ANONYMOUS));
+        for run in &runs {
+            ops.extend(self.advice_for(run, FOR_ANONYMOUS));
         }
         let mut mapped = vec![false; pieces.len()];
-        if self.workshop.intact(stopped.memory()) {
+        if intact {
             // Unguarded first, or the calls would wait until somebody has read of them.
             for p in pieces {
                 let _ = self.guard.unregister(p.start, p.end);
@@ -330,7 +341,7 @@ impl Target {
 
     /// Runs a list without reading events, so none of its calls may be one that the guard tells of: a thread that still
     /// waits with an event of its own must stay where it is until the next stop.
-    fn run_quietly(
+    pub(super) fn run_quietly(
         &mut self,
         tracer: &mut Tracer,
         stopped: &Stopped,

@@ -1,0 +1,135 @@
+//! Advice that a program has given on its memory, and that mappings made by us are given again.
+//!
+//! It is looked at when memory is armed, for the kernel tells it in `smaps` only, at the cost of a walk over all pages.
+//! What hides memory, from children or from core dumps, may have been taken back since, and a child would miss memory that
+//! its parent has. So that part is asked for again before it is given: a mapping of which one page is advised otherwise
+//! splits, and the splitting shows. A mapping of one page shows nothing; what is made there is not hidden.
+
+use std::collections::BTreeSet;
+
+use super::{Run, Target};
+use crate::arch::nr;
+use crate::inject::{Op, OPS_MAX};
+use crate::ptrace::{Stopped, Tracer};
+use crate::remedies;
+use crate::sys::PAGE;
+
+/// The advice, by its bit in a request to arm: not inherited by children, left out of core dumps, huge pages wanted or not.
+const ADVICE: [(u64, i32); 4] = [
+    (1, libc::MADV_DONTFORK),
+    (2, libc::MADV_DONTDUMP),
+    (4, libc::MADV_HUGEPAGE),
+    (8, libc::MADV_NOHUGEPAGE),
+];
+/// The part of it that hides, and how that is taken back.
+const TAKEN_BACK: [(u64, i32); 2] = [(1, libc::MADV_DOFORK), (2, libc::MADV_DODUMP)];
+const HIDES: u64 = 3;
+/// The part of it that means anything for a mapping of frames.
+pub(super) const FOR_FRAMES: u64 = HIDES;
+pub(super) const FOR_ANONYMOUS: u64 = 15;
+
+fn bounds(run: &Run) -> (u64, u64) {
+    (run.addr, run.addr + u64::from(run.pages) * PAGE)
+}
+
+/// The bits of all ranges with a byte in `[start, end)`.
+fn bits_in(ranges: &[(u64, u64, u64)], (start, end): (u64, u64)) -> u64 {
+    let overlapping = ranges.iter().filter(|a| a.0 < end && start < a.1);
+    overlapping.fold(0, |bits, a| bits | a.2)
+}
+
+impl Target {
+    /// The calls that give a new mapping the advice, among `wanted`, that was given on what stood there. What hides is given
+    /// to those parts only that are hidden still, by the last [`Self::find_hidden`]: a run may go over several mappings.
+    /// At most two calls for each, and two more.
+    pub(super) fn advice_for(&self, r: &Run, wanted: u64) -> Vec<Op> {
+        let (start, end) = bounds(r);
+        let asked = !remedies::without("hidden");
+        let hiding = if asked { &self.hidden } else { &self.advised };
+        let parts = hiding.iter().filter(|h| h.0 < end && start < h.1);
+        let parts = parts.map(|h| (h.0.max(start), h.1.min(end), h.2 & HIDES));
+        let rest = bits_in(&self.advised, (start, end)) & !HIDES;
+        parts
+            .chain([(start, end, rest)])
+            .flat_map(|(start, end, bits)| {
+                let given = ADVICE
+                    .into_iter()
+                    .filter(move |(bit, _)| bits & wanted & bit != 0);
+                given.map(move |(_, advice)| {
+                    Op::new(nr::MADVISE, &[start, end - start, advice as u64])
+                })
+            })
+            .collect()
+    }
+
+    /// Finds out which mappings around `runs` are hidden still, of those that have been, in a stopped target.
+    pub(super) fn find_hidden(&mut self, tracer: &mut Tracer, stopped: &Stopped, runs: &[Run]) {
+        self.hidden.clear();
+        for (bit, clear) in TAKEN_BACK {
+            let told = |r: &&Run| bits_in(&self.advised, bounds(r)) & bit != 0;
+            let advised: Vec<(u64, u64)> = runs.iter().filter(told).map(bounds).collect();
+            if advised.is_empty() {
+                continue;
+            }
+            let looked = self.process.with_maps(|maps| {
+                let mut around = BTreeSet::new();
+                for &(start, end) in &advised {
+                    let mut at = start;
+                    while let Some(v) = maps.at_or_after(at)?.filter(|v| v.start < end) {
+                        around.insert((v.start, v.end));
+                        at = v.end;
+                    }
+                }
+                around.retain(|(start, end)| end - start > PAGE);
+                Ok(Vec::from_iter(around))
+            });
+            for mappings in looked.unwrap_or_default().chunks(OPS_MAX) {
+                self.probe(tracer, stopped, mappings, (bit, clear));
+            }
+        }
+    }
+
+    /// Notes which mappings, of more than a page each, have the advice of `bit`, which `clear` takes back.
+    fn probe(
+        &mut self,
+        tracer: &mut Tracer,
+        stopped: &Stopped,
+        mappings: &[(u64, u64)],
+        (bit, clear): (u64, i32),
+    ) {
+        let calls = |starts: &[u64], advice: i32| -> Vec<Op> {
+            let call = |start: &u64| Op::new(nr::MADVISE, &[*start, PAGE, advice as u64]);
+            starts.iter().map(call).collect()
+        };
+        // Taken back, not given: should this process die now, a page is inherited that is not to be, and not the
+        // other way round.
+        let starts: Vec<u64> = mappings.iter().map(|m| m.0).collect();
+        let mut ops = calls(&starts, clear);
+        if self.run_quietly(tracer, stopped, &mut ops).is_err() {
+            return;
+        }
+        let split = self.process.with_maps(|maps| {
+            // Whatever it may have been joined with before it.
+            let split = |&(start, _): &(u64, u64)| {
+                Ok(maps
+                    .at_or_after(start)?
+                    .is_some_and(|v| v.end == start + PAGE))
+            };
+            mappings.iter().map(split).collect()
+        });
+        let split: Vec<bool> = split.unwrap_or_default();
+        let was = |i: &usize| split.get(*i) == Some(&true);
+        let again: Vec<u64> = (0..mappings.len()).filter(was).map(|i| starts[i]).collect();
+        let (_, advice) = ADVICE
+            .into_iter()
+            .find(|a| a.0 == bit)
+            .expect("a bit of it");
+        let _ = self.run_quietly(tracer, stopped, &mut calls(&again, advice));
+        for (i, &(start, end)) in mappings.iter().enumerate() {
+            // Where there are too many mappings to split one, it would have had to be.
+            if was(&i) || ops[i].result == -i64::from(libc::ENOMEM) {
+                self.hidden.push((start, end, bit));
+            }
+        }
+    }
+}
