@@ -20,8 +20,8 @@ MAPPER = """
 import mmap, sys
 kept = []
 for line in sys.stdin:
-    kept.append(mmap.mmap(-1, 16384, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-    kept[-1][:] = bytes([len(kept)]) * 16384
+    kept.append(mmap.mmap(-1, 1 << 18, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    kept[-1][:] = bytes([len(kept)]) * (1 << 18)
     print(flush=True)
 """
 
@@ -139,7 +139,7 @@ def test_the_flags_of_new_mappings_are_read_as_often_as_their_share_of_the_time_
         target._memory._flags_due = time.monotonic()  # type: ignore[attr-defined]
         engine.step()
         assert len(reads) == 3, "what was put off is made up for"
-        assert target.stats.tracked >= tracked + 5 * 16384 // mmap.PAGESIZE
+        assert target.stats.tracked >= tracked + 5 * (1 << 18) // mmap.PAGESIZE
 
 
 #: Has twice the same pages in two mappings; on each line it replaces one by a new one of the same place and size, and
@@ -188,6 +188,47 @@ def test_a_mapping_replaced_at_its_place_keeps_no_look_from_what_else_was_writte
                 time.sleep(0.05)
         assert engine.stats.missed_looks == 0
         assert target.stats.merged_pages >= shared + 3 * 60
+
+
+#: Has a page apart from others, that it has wiped in children when told to; says whether a child finds zeros.
+WIPER = """
+import ctypes, mmap, os, sys
+SIZE, WIPEONFORK = 4096, 18
+libc = ctypes.CDLL(None, use_errno=True)
+word = ctypes.c_size_t
+libc.mmap.restype = word
+libc.mmap.argtypes = [word, word, ctypes.c_int, ctypes.c_int, ctypes.c_int, word]
+libc.madvise.argtypes = [word, word, ctypes.c_int]
+at = libc.mmap(0, 3 * SIZE, 0, 0x22, -1, 0) + SIZE  # no access
+assert libc.mmap(at, SIZE, 3, 0x32, -1, 0) == at  # read and write, fixed
+ctypes.memmove(at, bytes(range(256)) * 16, SIZE)
+print("ready", flush=True)
+for line in sys.stdin:
+    if line == "wipe\\n":
+        assert libc.madvise(at, SIZE, WIPEONFORK) == 0
+    child = os.fork()
+    if not child:
+        os._exit(any(ctypes.string_at(at, SIZE)))
+    print(os.waitpid(child, 0)[1] == 0, flush=True)
+"""
+
+
+def test_a_small_mapping_may_be_wiped_in_children_a_moment_after_it_was_made(
+    spawn: Any, ask: Callable[..., str]
+) -> None:
+    programs = [spawn.python(WIPER) for _ in range(2)]
+    for program in programs:
+        assert program.stdout.readline() == "ready\n"
+    with Engine() as engine:
+        for program in programs:
+            engine.attach(program.pid)
+        engine.step()
+        for program in programs:
+            assert ask(program, "wipe") == "True"
+        for _ in range(3):
+            engine.merge_once(0.2)
+        for program in programs:
+            assert ask(program, "fork") == "True"
 
 
 def test_what_was_left_out_of_a_look_is_merged_later(spawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,8 @@ def _merge(backend: LiveBackend, process: subprocess.Popen[str], *passing: PageC
         pytest.skip("needs a C library with restartable sequences (glibc 2.35)")
     page = area & ~(PAGE_SIZE - 1)
     memory = backend.attach(process.pid)
+    memory.regions()
+    time.sleep(0.1)  # a small mapping is not used at once
     regions = memory.regions()
     assert ((regions.start <= page) & (page < regions.end)).any(), "no mapping that is tracked holds the page"
     address, frame = np.array([page], np.uint64), np.array([0], np.uint32)

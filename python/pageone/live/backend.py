@@ -50,6 +50,12 @@ REQUEST_PAGES = 8192
 #: would cost 80 ms a GiB and period.
 FLAGS_SHARE = 0.02
 
+#: Mappings of so many pages at most are used only when they have been there for so long, seconds. Their flags may
+#: follow a moment after they are made, and a page of random numbers that is to be wiped in children must never be taken
+#: for any other.
+YOUNG_PAGES = 16
+YOUNG_S = 0.05
+
 #: How often what another engine has left is asked for before a process is let be.
 TAKE_OVER_TRIES = 10
 #: How long another engine's guardian that traces a process is waited for, seconds.
@@ -90,6 +96,9 @@ class LiveTarget:
         none = np.empty(0, np.uint64)
         self._armed: tuple[U64, U64] = (none, none)
         self._refused: tuple[U64, U64] = (none, none)
+        #: Small mappings that were new at a look, and when (``time.monotonic``) those that still are may be used.
+        self._young: tuple[U64, U64] = (none, none)
+        self._young_until = 0.0
         #: Ranges whose writes were asked for at the last look: of these alone the kernel tells what is new.
         self._asked: tuple[U64, U64] = (none, none)
         #: Where merging has cut mappings since: a piece between such edges is armed as the whole was.
@@ -165,8 +174,15 @@ class LiveTarget:
         armed = _pieces(self._armed, cuts, start[at], end[at]) & ~refused
         new = at[~armed & ~refused]
         unusable[at[refused]] = True
+        # What a program is to say of a new mapping it says right after making it, not in the same instant.
+        small = young = new[end[new] - start[new] <= YOUNG_PAGES * PAGE_SIZE]
+        if time.monotonic() > self._young_until:
+            young = small[~_pieces(self._young, cuts[:0], start[small], end[small])]
+            self._young, self._young_until = (start[small], end[small]), time.monotonic() + YOUNG_S
+        unusable[young] = True  # not for good: they are new at the next look, too
+        new = np.setdiff1d(new, young, assume_unique=True)
         if len(new) and time.monotonic() < self._flags_due:
-            unusable[new] = True  # not for good: they are new at the next look, too
+            unusable[new] = True  # the same
         elif len(new):
             began = time.thread_time()
             flags = _smaps_flags(self.pid)
@@ -180,7 +196,7 @@ class LiveTarget:
             if len(usable):
                 result = self._guardian.arm(self.pid, start[usable], end[usable] | advice)
                 unusable[usable[result != 0]] = True
-            refused = unusable[at]
+            refused = unusable[at] & ~np.isin(at, young)
         bad = unusable[at]
         self._armed = start[at[~bad]], end[at[~bad]]
         self._refused = start[at[refused]], end[at[refused]]
