@@ -152,6 +152,23 @@ def needs_merge() -> None:
 # --- processes ------------------------------------------------------------------------------------------------
 
 
+#: Begins a program that maps memory as it likes: calls of the C library with their types, and pages that all differ.
+WITH_LIBC = """
+import ctypes, mmap, os, signal, sys
+SIZE = 4096
+libc = ctypes.CDLL(None, use_errno=True)
+word = ctypes.c_size_t
+libc.mmap.restype = libc.mremap.restype = word
+libc.mmap.argtypes = [word, word, ctypes.c_int, ctypes.c_int, ctypes.c_int, word]
+libc.mremap.argtypes = [word, word, word, ctypes.c_int, word]
+libc.munmap.argtypes = [word, word]
+libc.madvise.argtypes = [word, word, ctypes.c_int]
+some = bytes(range(1, 252)) * 20
+def page(k):
+    return k.to_bytes(4, "little") + some[k % 251 : k % 251 + 4092]
+"""
+
+
 class Spawner:
     """Starts processes, each in a session of its own, and ends all of them, with their descendants, by id."""
 
@@ -174,6 +191,10 @@ class Spawner:
     def python(self, code: str, *args: str, **options: Any) -> subprocess.Popen[str]:
         """Start this interpreter on ``code``, with unbuffered output."""
         return self([sys.executable, "-u", "-c", code, *args], **options)
+
+    def mapper(self, code: str) -> subprocess.Popen[str]:
+        """Start this interpreter on ``WITH_LIBC`` and ``code``."""
+        return self.python(WITH_LIBC + code)
 
     def close(self) -> None:
         """Kill what is left."""

@@ -18,17 +18,7 @@ MIB = 1 << 20
 #: Unmaps the middle of its memory. On demand it maps and fills the last pages of the hole, unmaps what is executable
 #: and of no file (that is the workshop), or discards its first pages.
 PROGRAM = f"""
-import ctypes, mmap, sys
-SIZE, PAGES = 4096, {24 * MIB // 4096}
-libc = ctypes.CDLL(None, use_errno=True)
-word = ctypes.c_size_t
-libc.mmap.restype = word
-libc.mmap.argtypes = [word, word, ctypes.c_int, ctypes.c_int, ctypes.c_int, word]
-libc.munmap.argtypes = [word, word]
-libc.madvise.argtypes = [word, word, ctypes.c_int]
-some = bytes(range(1, 252)) * 20
-def page(k):
-    return k.to_bytes(4, "little") + some[k % 251 : k % 251 + 4092]
+PAGES = {24 * MIB // 4096}
 def fill(pages):
     for k in pages:
         ctypes.memmove(at + SIZE * k, page(k), SIZE)
@@ -61,7 +51,7 @@ for line in sys.stdin:
 @pytest.fixture
 def programs(spawn: Any) -> list[tuple[subprocess.Popen[str], int, int]]:
     """Two programs, each with the bounds of its hole."""
-    started = [spawn.python(PROGRAM) for _ in range(2)]
+    started = [spawn.mapper(PROGRAM) for _ in range(2)]
     return [(program, *map(int, program.stdout.readline().split()[1:])) for program in started]
 
 

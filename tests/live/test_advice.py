@@ -18,15 +18,7 @@ PAGES = 256
 #: Hides its memory from children, and says on demand whether a child finds all of it (True), reads other bytes (False),
 #: or lacks some (None). DOFORK takes the hiding back, of all or of the second half, which alone is looked at then.
 PROGRAM = f"""
-import ctypes, os, signal, sys
-N, SIZE, DONTFORK, DOFORK = {PAGES}, 4096, 10, 11
-libc = ctypes.CDLL(None, use_errno=True)
-word = ctypes.c_size_t
-libc.mmap.restype = word
-libc.mmap.argtypes = [word, word, ctypes.c_int, ctypes.c_int, ctypes.c_int, word]
-libc.madvise.argtypes = [word, word, ctypes.c_int]
-def page(k):
-    return (k.to_bytes(4, "little") * 1024)
+N, DONTFORK, DOFORK = {PAGES}, 10, 11
 at = libc.mmap(0, N * SIZE, 3, 0x22, -1, 0)
 assert libc.madvise(at, N * SIZE, DONTFORK) == 0
 for k in range(N):
@@ -47,7 +39,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def programs(spawn: Any) -> list[subprocess.Popen[str]]:
-    started = [spawn.python(PROGRAM) for _ in range(2)]
+    started = [spawn.mapper(PROGRAM) for _ in range(2)]
     for program in started:
         assert program.stdout.readline() == "ready\n"
     return started

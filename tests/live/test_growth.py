@@ -16,17 +16,7 @@ PAGES = 64
 
 #: Maps PAGES pages with nothing behind them, and some in the middle of others; does on demand what `mremap` can do.
 PROGRAM = f"""
-import ctypes, mmap, sys
-N, SIZE, MAYMOVE, DONTUNMAP = {PAGES}, 4096, 1, 4
-libc = ctypes.CDLL(None, use_errno=True)
-word = ctypes.c_size_t
-libc.mmap.restype = libc.mremap.restype = word
-libc.mmap.argtypes = [word, word, ctypes.c_int, ctypes.c_int, ctypes.c_int, word]
-libc.mremap.argtypes = [word, word, word, ctypes.c_int, word]
-libc.munmap.argtypes = [word, word]
-some = bytes(range(1, 252)) * 20
-def page(k):
-    return k.to_bytes(4, "little") + some[k % 251 : k % 251 + 4092]
+N, MAYMOVE, DONTUNMAP = {PAGES}, 1, 4
 def filled(first, pages):
     room = libc.mmap(0, 16 * pages * SIZE, 0, 0x22, -1, 0)  # no access, private, of its own
     at = room + 4 * pages * SIZE
@@ -66,7 +56,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def programs(spawn: Any) -> list[subprocess.Popen[str]]:
-    started = [spawn.python(PROGRAM) for _ in range(2)]
+    started = [spawn.mapper(PROGRAM) for _ in range(2)]
     for program in started:
         assert program.stdout.readline() == "ready\n"
     return started

@@ -192,16 +192,10 @@ def test_a_mapping_replaced_at_its_place_keeps_no_look_from_what_else_was_writte
 
 #: Has a page apart from others, that it has wiped in children when told to; says whether a child finds zeros.
 WIPER = """
-import ctypes, mmap, os, sys
-SIZE, WIPEONFORK = 4096, 18
-libc = ctypes.CDLL(None, use_errno=True)
-word = ctypes.c_size_t
-libc.mmap.restype = word
-libc.mmap.argtypes = [word, word, ctypes.c_int, ctypes.c_int, ctypes.c_int, word]
-libc.madvise.argtypes = [word, word, ctypes.c_int]
+WIPEONFORK = 18
 at = libc.mmap(0, 3 * SIZE, 0, 0x22, -1, 0) + SIZE  # no access
 assert libc.mmap(at, SIZE, 3, 0x32, -1, 0) == at  # read and write, fixed
-ctypes.memmove(at, bytes(range(256)) * 16, SIZE)
+ctypes.memmove(at, page(1), SIZE)
 print("ready", flush=True)
 for line in sys.stdin:
     if line == "wipe\\n":
@@ -216,7 +210,7 @@ for line in sys.stdin:
 def test_a_small_mapping_may_be_wiped_in_children_a_moment_after_it_was_made(
     spawn: Any, ask: Callable[..., str]
 ) -> None:
-    programs = [spawn.python(WIPER) for _ in range(2)]
+    programs = [spawn.mapper(WIPER) for _ in range(2)]
     for program in programs:
         assert program.stdout.readline() == "ready\n"
     with Engine() as engine:

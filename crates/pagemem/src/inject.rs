@@ -477,21 +477,23 @@ impl Workshop {
     /// Whether the workshop is still there and unchanged: not so after `exec` or if the program has mapped or unmapped
     /// something there. Not to be asked in the midst of lists.
     pub fn intact(&self, pid: i32) -> bool {
-        self.found(pid).unwrap_or(false)
+        self.found(pid).unwrap_or(false) && self.whole(pid).unwrap_or(false)
     }
 
-    /// The same. An error that is `PermissionDenied` says that the process may not be looked at any more: it has made
-    /// itself undumpable, or has other credentials.
+    /// Whether its code is, which may be asked at any time. An error that is `PermissionDenied` says that the process may
+    /// not be looked at any more: it has made itself undumpable, or has other credentials.
     pub fn found(&self, pid: i32) -> io::Result<bool> {
         let code = arch::loop_code();
         let mut buf = vec![0u8; code.len()];
-        if read_remote(pid, self.base, &mut buf)? != code.len() || buf != code {
-            return Ok(false);
-        }
+        Ok(read_remote(pid, self.base, &mut buf)? == code.len() && buf == code)
+    }
+
+    /// Whether all that the lists write to and move aside to is as it was made: what is not is the program's now. In the
+    /// midst of a list, which may be frozen there, pages are aside.
+    fn whole(&self, pid: i32) -> io::Result<bool> {
         if remedies::without("place") {
             return Ok(true);
         }
-        // Between lists nothing is aside. What is not as it was made is the program's now, and not to be touched.
         let mut maps = Maps::open(pid)?;
         let data = self.base + PAGE..self.base + WORKSHOP_SIZE;
         Ok(all_are(&mut maps, data, VMA_PRIVATE_RW)?

@@ -231,7 +231,7 @@ class LiveTarget:
         # What was left out for a while (mappings whose flags could not be read at once; all, while there were rings)
         # is not known any more.
         unknown = without(start, end, *asked)
-        known = without(start, end, *unknown)
+        known = without(start, end, *unknown) if len(unknown[0]) else (start, end)
         found = [self._scan(*known, _WRITTEN | _PRESENT)]
         if len(unknown[0]):
             found.append(self._scan(*unknown, _PRESENT))

@@ -21,8 +21,11 @@ const ADVICE: [(u64, i32); 4] = [
     (4, libc::MADV_HUGEPAGE),
     (8, libc::MADV_NOHUGEPAGE),
 ];
-/// The part of it that hides, and how that is taken back.
-const TAKEN_BACK: [(u64, i32); 2] = [(1, libc::MADV_DOFORK), (2, libc::MADV_DODUMP)];
+/// What of it hides, each with how it is given and taken back.
+const HIDING: [(u64, i32, i32); 2] = [
+    (1, libc::MADV_DONTFORK, libc::MADV_DOFORK),
+    (2, libc::MADV_DONTDUMP, libc::MADV_DODUMP),
+];
 const HIDES: u64 = 3;
 /// The part of it that means anything for a mapping of frames.
 pub(super) const FOR_FRAMES: u64 = HIDES;
@@ -65,7 +68,7 @@ impl Target {
     /// Finds out which mappings around `runs` are hidden still, of those that have been, in a stopped target.
     pub(super) fn find_hidden(&mut self, tracer: &mut Tracer, stopped: &Stopped, runs: &[Run]) {
         self.hidden.clear();
-        for (bit, clear) in TAKEN_BACK {
+        for hiding @ (bit, ..) in HIDING {
             let told = |r: &&Run| bits_in(&self.advised, bounds(r)) & bit != 0;
             let advised: Vec<(u64, u64)> = runs.iter().filter(told).map(bounds).collect();
             if advised.is_empty() {
@@ -84,18 +87,18 @@ impl Target {
                 Ok(Vec::from_iter(around))
             });
             for mappings in looked.unwrap_or_default().chunks(OPS_MAX) {
-                self.probe(tracer, stopped, mappings, (bit, clear));
+                self.probe(tracer, stopped, mappings, hiding);
             }
         }
     }
 
-    /// Notes which mappings, of more than a page each, have the advice of `bit`, which `clear` takes back.
+    /// Notes which mappings, of more than a page each, have the advice of `bit`.
     fn probe(
         &mut self,
         tracer: &mut Tracer,
         stopped: &Stopped,
         mappings: &[(u64, u64)],
-        (bit, clear): (u64, i32),
+        (bit, give, take_back): (u64, i32, i32),
     ) {
         let calls = |starts: &[u64], advice: i32| -> Vec<Op> {
             let call = |start: &u64| Op::new(nr::MADVISE, &[*start, PAGE, advice as u64]);
@@ -104,7 +107,7 @@ impl Target {
         // Taken back, not given: should this process die now, a page is inherited that is not to be, and not the
         // other way round.
         let starts: Vec<u64> = mappings.iter().map(|m| m.0).collect();
-        let mut ops = calls(&starts, clear);
+        let mut ops = calls(&starts, take_back);
         if self.run_quietly(tracer, stopped, &mut ops).is_err() {
             return;
         }
@@ -120,11 +123,7 @@ impl Target {
         let split: Vec<bool> = split.unwrap_or_default();
         let was = |i: &usize| split.get(*i) == Some(&true);
         let again: Vec<u64> = (0..mappings.len()).filter(was).map(|i| starts[i]).collect();
-        let (_, advice) = ADVICE
-            .into_iter()
-            .find(|a| a.0 == bit)
-            .expect("a bit of it");
-        let _ = self.run_quietly(tracer, stopped, &mut calls(&again, advice));
+        let _ = self.run_quietly(tracer, stopped, &mut calls(&again, give));
         for (i, &(start, end)) in mappings.iter().enumerate() {
             // Where there are too many mappings to split one, it would have had to be.
             if was(&i) || ops[i].result == -i64::from(libc::ENOMEM) {
