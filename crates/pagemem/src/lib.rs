@@ -19,3 +19,4 @@ pub mod sharers;
 pub mod sys;
 pub mod target;
 pub mod uffd;
+pub mod workers;

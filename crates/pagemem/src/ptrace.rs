@@ -15,6 +15,7 @@ use crate::process::Process;
 use crate::remedies;
 use crate::sharers::Sharers;
 use crate::sys::{check, thread_ended, thread_state};
+use crate::workers::is_worker;
 
 const EVENT_STOP: i32 = 128;
 
@@ -158,6 +159,8 @@ pub struct Stopped {
     pub since: Instant,
     /// Whether job control had suspended it before: then it stays so.
     pub suspended: bool,
+    /// Whether threads of the kernel work in its memory, which do not stop.
+    pub workers: bool,
     /// Nothing but the mending of discards may be done in this stop, for this reason.
     pub only_mend: Option<StopError>,
     /// The thread that runs injected code, if one has; restored by [`Tracer::release`].
@@ -416,7 +419,7 @@ impl Tracer {
         let mut read = false;
         'outer: loop {
             let timeout = if read { timeout.max(MENDING) } else { timeout };
-            match self.seize_new(process, &mut seized, &mut stopped) {
+            match self.seize_new(process, &mut seized, &mut stopped, &mut ended) {
                 Ok(true) => {}
                 // A running thread may create another before it stops: done when no new one is found. The kernel cuts
                 // the list short where a thread ends while it is read, so it is held against the number of threads.
@@ -474,7 +477,7 @@ impl Tracer {
                 let mut awaited = events.descriptor();
                 if events.pending() {
                     awaited = None;
-                    if let Err(e) = self.seize_new(process, &mut seized, &mut stopped) {
+                    if let Err(e) = self.seize_new(process, &mut seized, &mut stopped, &mut ended) {
                         failure = Some(e);
                         break 'outer;
                     }
@@ -503,6 +506,12 @@ impl Tracer {
             }
         }
         let tids: Vec<i32> = stopped.difference(&ended).copied().collect();
+        let workers = ended.iter().any(|&tid| is_worker(pid, tid));
+        while workers && failure.is_none() && events.pending() {
+            // A request of io_uring discards. Mending need not wait for it: memory of its own is discarded to zeros, too.
+            events.read_one();
+            read = true;
+        }
         if failure.is_none() && tids.is_empty() {
             failure = Some(StopError::Gone);
         }
@@ -535,6 +544,7 @@ impl Tracer {
             tids,
             since,
             suspended,
+            workers,
             only_mend,
             worker: RefCell::new(None),
         };
@@ -553,6 +563,7 @@ impl Tracer {
         process: &Process,
         seized: &mut BTreeSet<i32>,
         stopped: &mut BTreeSet<i32>,
+        ended: &mut BTreeSet<i32>,
     ) -> Result<bool, StopError> {
         let pid = process.pid;
         let options = if self.followed.contains(&pid) {
@@ -572,6 +583,12 @@ impl Tracer {
                     false
                 }
                 Some((_, Held::Followed | Held::Newborn)) => true,
+                None if is_worker(pid, tid) => {
+                    // It is in the list, and that is all.
+                    stopped.insert(tid);
+                    ended.insert(tid);
+                    false
+                }
                 None => {
                     match ptrace(libc::PTRACE_SEIZE, tid, options as usize) {
                         Ok(()) => {}

@@ -722,12 +722,13 @@ impl Target {
                 // the tracking, when it pins them. Unmerging asks for no such thing, so it looks in every stop: buffers
                 // registered between two of them would be written to where the pages were.
                 Ok(stopped)
-                    if (!looked || kind == Kind::Unmerge)
-                        && !remedies::without("rings")
-                        && !self
-                            .process
-                            .with_maps(Maps::has_rings)
-                            .is_ok_and(|rings| !rings) =>
+                    if !remedies::without("rings")
+                        && (stopped.workers
+                            || ((!looked || kind == Kind::Unmerge)
+                                && !self
+                                    .process
+                                    .with_maps(Maps::has_rings)
+                                    .is_ok_and(|rings| !rings))) =>
                 {
                     codes.fill(Code::Refused as u8);
                     self.mend(tracer, &stopped);
