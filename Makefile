@@ -12,6 +12,8 @@ RUST_SRC := $(shell find crates \( -name '*.rs' -o -name Cargo.toml -o -name '*.
 PY_SRC := $(shell find $(wildcard python tests benches examples tools) \( -name '*.py' -o -name '*.pyi' \)) pyproject.toml
 # Tests of the crates need no Python; the bindings are tested from Python.
 CRATES := --workspace --exclude pageone-bindings
+# The tests in which the tracer dies at a chosen instant, which nothing that users get is able to.
+ABANDONED := -p pagemem --features failpoints --test abandoned
 # The build script of PyO3 asks this interpreter for its version.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 PYTEST_ARGS ?=
@@ -31,12 +33,16 @@ lint: $(STAMPS)/rustfmt $(STAMPS)/clippy $(STAMPS)/aarch64 $(STAMPS)/ruff $(STAM
 
 build: $(STAMPS)/native ## the virtual environment and the native core
 
+failpoints: $(STAMPS)/failpoints ## a second native core whose remedies can be switched off, for tests of tests alone
+
 rust-test: $(STAMPS)/venv ## the tests of the crates, and the examples in their documentation
 	@if cargo nextest --version >/dev/null 2>&1; then \
 	    cargo nextest run $(CRATES) --no-tests=pass 2>&1 | tee $(STAMPS)/rust-test.log; \
+	    cargo nextest run $(ABANDONED) 2>&1 | tee -a $(STAMPS)/rust-test.log; \
 	    cargo test $(CRATES) --doc 2>&1 | tee -a $(STAMPS)/rust-test.log; \
 	else \
 	    cargo test $(CRATES) 2>&1 | tee $(STAMPS)/rust-test.log; \
+	    cargo test $(ABANDONED) 2>&1 | tee -a $(STAMPS)/rust-test.log; \
 	fi
 
 # Seconds for each model and preemptions in it; `make soak` gives more of both.
@@ -60,10 +66,10 @@ fuzz: ## the tree against a BTreeMap on inputs that a fuzzer makes, for FUZZ_SEC
 	    --target $$(rustc -vV | sed -n 's/^host: //p') -- target/fuzz/corpus fuzz/corpus/tree \
 	    -max_total_time=$${FUZZ_SECONDS:-60} -max_len=512 -timeout=30 -artifact_prefix=target/fuzz/ -print_final_stats=1
 
-pytest: $(STAMPS)/native ## the Python tests
+pytest: $(STAMPS)/native $(STAMPS)/failpoints ## the Python tests
 	$(BIN)/python -m pytest -q -n $(PYTEST_JOBS) --dist loadgroup --junitxml=$(STAMPS)/pytest.xml -m "not soak and not realworld" $(PYTEST_ARGS)
 
-soak: build ## the long form of the tests: minutes each
+soak: build $(STAMPS)/failpoints ## the long form of the tests: minutes each
 	$(BIN)/python -m pytest -m soak --timeout 0 $(PYTEST_ARGS)
 	PAGEONE_SOAK=1 PAGEONE_ROUNDS=20000 cargo test -q -p sdtree --release --test memory --test linearizable --test churn
 	$(MAKE) loom LOOM_MAX_DURATION=120 LOOM_MAX_PREEMPTIONS=3
@@ -111,12 +117,20 @@ $(STAMPS)/native: $(STAMPS)/venv $(RUST_SRC)
 	PIP_QUIET=1 VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --features bench -q
 	@touch $@
 
+# Never where Python finds it: tests give its path to the guardians that they start. Hardly optimised as a whole, which is
+# what building takes long for; after the native core, so that it is never the older one.
+$(STAMPS)/failpoints: $(STAMPS)/native
+	cargo rustc -q --release -p pageone-bindings --features failpoints,pyo3/extension-module \
+	    --example native_with_failpoints -- -C opt-level=0 -C debuginfo=0
+	@touch $@
+
 $(STAMPS)/rustfmt: $(STAMPS)/toolchain $(RUST_SRC)
 	cargo fmt --all --check
 	@touch $@
 
 $(STAMPS)/clippy: $(STAMPS)/venv $(RUST_SRC)
 	cargo clippy -q --workspace --all-targets --features pageone-bindings/bench -- -D warnings
+	cargo clippy -q -p pagemem --all-targets --features failpoints -- -D warnings
 	@touch $@
 
 # AArch64 is written, and compiled wherever its target has been installed; nothing here can run it.
@@ -135,4 +149,4 @@ $(STAMPS)/mypy: $(STAMPS)/venv $(PY_SRC)
 	$(BIN)/mypy
 	@touch $@
 
-.PHONY: help demo test lint build rust-test loom sanitize fuzz pytest soak realworld bench criterion clean
+.PHONY: help demo test lint build failpoints rust-test loom sanitize fuzz pytest soak realworld bench criterion clean

@@ -81,6 +81,19 @@ def _numa_missing() -> str | None:
     return None if os.path.exists("/sys/devices/system/node/node1") else "needs a second NUMA node"
 
 
+#: The native core whose remedies can be switched off, and where `make` notes when it has built it and the other one.
+FAILPOINTS = ROOT / "target" / "release" / "examples" / "libnative_with_failpoints.so"
+_STAMPS = ROOT / ".stamps"
+
+
+def _failpoints_missing() -> str | None:
+    try:
+        old = (_STAMPS / "failpoints").stat().st_mtime < (_STAMPS / "native").stat().st_mtime
+    except FileNotFoundError:
+        old = True
+    return "needs `make failpoints`, newer than the native core" if old or not FAILPOINTS.exists() else None
+
+
 def _program_missing(program: str) -> str | None:
     return None if shutil.which(program) else f"needs the program {program}"
 
@@ -100,6 +113,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "swap": _swap_missing,
     "numa": _numa_missing,
     "gcc": functools.partial(_program_missing, "gcc"),
+    "failpoints": _failpoints_missing,
 }
 
 
@@ -147,6 +161,28 @@ def needs_ksm() -> None:
 def needs_merge() -> None:
     if reason := lacking("merge"):
         pytest.skip(reason)
+
+
+@pytest.fixture
+def failpoints() -> Path:
+    """Return the native core whose remedies can be switched off, and that dies where it is told to."""
+    if reason := lacking("failpoints"):
+        pytest.skip(reason)
+    return FAILPOINTS
+
+
+@pytest.fixture
+def without(failpoints: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Switch remedies off, by their names with commas between, in guardians that the test starts from then on.
+
+    These run the native core that is built for it; this process, and whatever else it starts, keep what users get.
+    """
+
+    def switch_off(remedies: str) -> None:
+        monkeypatch.setattr("pageone._native.__file__", str(failpoints))  # what a guardian is told to load
+        monkeypatch.setenv("PAGEONE_WITHOUT", remedies)
+
+    return switch_off
 
 
 # --- processes ------------------------------------------------------------------------------------------------

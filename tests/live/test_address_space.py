@@ -73,9 +73,9 @@ def test_a_hole_of_a_program_stays_its_own(
 
 
 def test_without_the_remedy_it_is_lost(
-    programs: list[tuple[subprocess.Popen[str], int, int]], ask: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    programs: list[tuple[subprocess.Popen[str], int, int]], ask: Callable[..., str], without: Callable[[str], None]
 ) -> None:
-    monkeypatch.setenv("PAGEONE_WITHOUT", "place")  # read by the guardian, which starts with the engine
+    without("place")
     with Engine() as engine:
         target, _ = (engine.attach(program.pid) for program, _, _ in programs)
         program, start, end = programs[0]

@@ -91,9 +91,9 @@ def test_what_has_shrunk_does_not_grow_into_frames_again(
 
 @pytest.mark.parametrize("what", ["grow", "grow where it is", "shrink, grow again", "grow a part", "leave"])
 def test_without_the_remedy_it_is_not(
-    what: str, monkeypatch: pytest.MonkeyPatch, request: Any, ask: Callable[..., str]
+    what: str, without: Callable[[str], None], request: Any, ask: Callable[..., str]
 ) -> None:
-    monkeypatch.setenv("PAGEONE_WITHOUT", "growth")  # read by the guardian, which starts with the engine
+    without("growth")
     program, engine = request.getfixturevalue("merged")
     *before, last = what.split(", ")
     for step in before:

@@ -6,7 +6,7 @@ import platform
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -98,8 +98,8 @@ def test_the_page_that_the_kernel_writes_when_a_thread_was_preempted_stays_where
     assert _answer(process) == "here"
 
 
-def test_without_the_remedy_that_page_is_moved(spawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PAGEONE_WITHOUT", "rseq")  # read by the guardian, which starts with the backend
+def test_without_the_remedy_that_page_is_moved(spawn: Any, without: Callable[[str], None]) -> None:
+    without("rseq")
     unmended = LiveBackend(pool_bytes=1 << 20)
     try:
         process = spawn.python(SLEEPER)

@@ -191,11 +191,16 @@ MORE_REMEDIES = [
     [*REMEDIES, *(pytest.param(*more, marks=pytest.mark.soak) for more in MORE_REMEDIES)],
 )
 def test_the_scenario_finds_what_is_wrong_where_its_remedy_is_switched_off(
-    remedies: str, scenario: str, seconds: float, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    remedies: str,
+    scenario: str,
+    seconds: float,
+    start: Callable[..., Any],
+    without: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if remedies == "forks" and os.geteuid():
         pytest.skip("needs root: only there the kernel tells of forks")
-    monkeypatch.setenv("PAGEONE_WITHOUT", remedies)
+    without(remedies)
     monkeypatch.setattr("pageone.live.backend._RINGS_MATTER", "rings" not in remedies)
     if remedies == "written,compare":
         merge = Engine._merge
