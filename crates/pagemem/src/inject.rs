@@ -469,6 +469,13 @@ impl Workshop {
         )
     }
 
+    /// The operation that makes operation `i` of its list, a [`Self::clear_aside`], fail and free nothing.
+    pub fn spare_aside(&self, i: usize) -> Op {
+        // Its second argument, the length, becomes what its last one is: zero.
+        let argument = |n: u64| self.base + OPS_AT + 64 * i as u64 + 8 * n;
+        Op::new(arch::COPY, &[argument(2), argument(6), 8])
+    }
+
     /// Address, in the target, of the result of operation `i` of a list.
     pub fn result_at(&self, i: usize) -> u64 {
         self.base + OPS_AT + 64 * i as u64 + 56

@@ -4,6 +4,7 @@
 //! its bytes have been compared inside the stop; a page in doubt is left alone and its code says why.
 
 mod advice;
+mod exchange;
 mod mend;
 
 use std::collections::BTreeSet;
@@ -22,6 +23,7 @@ use crate::sys::{
 };
 use crate::uffd::{Event, Uffd, Use};
 use advice::{FOR_ANONYMOUS, FOR_FRAMES};
+use exchange::{is_back, way_back, Fate, Steps, MOVE, PIECES_MAX, PIECE_PAGES, STEPS};
 
 /// What became of a page; the values are `PageCode` of `pageone.engine.backend`.
 #[allow(missing_docs)]
@@ -901,60 +903,67 @@ impl Target {
         } else {
             FOR_ANONYMOUS
         };
-        let tail: Vec<Op> = std::iter::once(self.workshop.clear_aside(total))
-            .chain(
-                spans(pieces)
-                    .iter()
-                    .flat_map(|(span, _)| self.advice_for(span, wanted)),
-            )
+        let mut tail = vec![self.workshop.clear_aside(total)];
+        let mut apart: Vec<Op> = spans(pieces)
+            .iter()
+            .flat_map(|(span, _)| self.advice_for(span, wanted))
             .collect();
-        let fits = STEPS * pieces.len() + tail.len() + 8 <= OPS_MAX;
-        let (tail, mut apart) = if fits {
-            (tail, Vec::new())
-        } else {
-            (Vec::new(), tail)
+        if STEPS * pieces.len() + tail.len() + apart.len() + 8 <= OPS_MAX {
+            tail.append(&mut apart);
+        }
+        // A list that is sent a descriptor begins with receiving it.
+        let steps = Steps {
+            workshop: &self.workshop,
+            first: usize::from(pool.is_some()),
+            pieces: pieces.len(),
         };
+        let mut calls = Vec::with_capacity(STEPS * pieces.len() + tail.len());
+        for (i, (r, _)) in pieces.iter().enumerate() {
+            calls.extend(match pool {
+                Some(_) => steps.for_frames(i, r, aside[i], self.received_at()),
+                None => steps.for_nothing(r, aside[i]),
+            });
+        }
+        calls.extend(tail);
         let ops = match pool {
-            Some(pool) => {
-                let mut calls = Vec::with_capacity(STEPS * pieces.len() + tail.len());
-                for (i, (r, _)) in pieces.iter().enumerate() {
-                    let result = |step: usize| self.workshop.result_at(1 + STEPS * i + step);
-                    calls.extend(exchange_for_frames(r, aside[i], self.received_at(), result));
-                }
-                calls.extend(tail);
-                self.run_with_descriptor(tracer, stopped, pool.for_targets()?, calls)?
-            }
+            Some(pool) => self.run_with_descriptor(tracer, stopped, pool.for_targets()?, calls)?,
             None => {
-                let mut calls: Vec<Op> = pieces
-                    .iter()
-                    .zip(&aside)
-                    .flat_map(|((r, _), at)| exchange_for_nothing(r, *at))
-                    .chain(tail)
-                    .collect();
                 self.run_ops(tracer, stopped, &mut calls)?;
                 calls
             }
         };
-        if !apart.is_empty() {
-            self.run_ops(tracer, stopped, &mut apart)?;
-        }
         let mut kept: Vec<(Run, usize)> = Vec::new();
         let mut back: Vec<Run> = Vec::new();
-        for ((r, first), step) in pieces.iter().zip(ops.chunks_exact(STEPS)) {
+        let mut lost: Vec<(u64, Run)> = Vec::new();
+        let mut replaced: Vec<(u64, u64)> = Vec::new();
+        for (((r, first), step), aside) in pieces.iter().zip(ops.chunks_exact(STEPS)).zip(&aside) {
             let range = *first..*first + r.pages as usize;
-            let (moved, verdict, placed) = (step[1].result, step[2].result, step[3].result);
-            if step[0].result < 0 || moved < 0 {
-                codes[range].fill(Code::Refused as u8);
-            } else if verdict == 0 && placed as u64 == r.addr {
-                kept.push((*r, *first));
-            } else {
-                back.push(*r);
-                if verdict > 0 {
-                    codes[*first + (verdict as usize - 1) / PAGE as usize] = Code::Differs as u8;
-                } else {
+            match Fate::of(step, r) {
+                Fate::Untouched => codes[range].fill(Code::Refused as u8),
+                Fate::Placed => {
+                    kept.push((*r, *first));
+                    replaced.push((*aside, bytes(r)));
+                }
+                Fate::Back { differs: Some(at) } => {
+                    back.push(*r);
+                    codes[*first + (at / PAGE) as usize] = Code::Differs as u8;
+                }
+                Fate::Back { differs: None } => {
+                    back.push(*r);
+                    codes[range].fill(Code::Refused as u8);
+                }
+                Fate::Lost => {
+                    back.push(*r);
+                    lost.push((*aside, *r));
                     codes[range].fill(Code::Refused as u8);
                 }
             }
+        }
+        if !lost.is_empty() {
+            self.bring_back(tracer, stopped, &lost, &replaced)?;
+        }
+        if !apart.is_empty() {
+            self.run_ops(tracer, stopped, &mut apart)?;
         }
         for (r, first) in &kept {
             settled[*first..*first + r.pages as usize].fill(true);
@@ -989,8 +998,7 @@ impl Target {
             }
         }
         for runs in unguarded.chunks(UNSHARE_MAX) {
-            let prots = vec![PROT_RW; runs.len()];
-            self.unshare(tracer, stopped, runs, &prots, Way::Apart)?;
+            self.take_back(tracer, stopped, runs)?;
         }
         Ok(())
     }
@@ -1109,14 +1117,31 @@ impl Target {
 
     /// Gives the last page of a mapping of frames memory of its own, so that the frames before it cannot grow.
     fn give_back(&mut self, tracer: &mut Tracer, stopped: &Stopped, addr: u64) -> io::Result<()> {
-        let runs = [Run {
+        let run = Run {
             addr,
             pages: 1,
             frame: 0,
-        }];
-        let prots = self.protections(&runs)?;
-        self.unshare(tracer, stopped, &runs, &prots, Way::Apart)
-            .map(drop)
+        };
+        self.take_back(tracer, stopped, &[run])
+    }
+
+    /// Gives frames that must not stay memory of the target's own, where they are if it cannot be done out of reach.
+    fn take_back(
+        &mut self,
+        tracer: &mut Tracer,
+        stopped: &Stopped,
+        runs: &[Run],
+    ) -> io::Result<()> {
+        let prots = self.protections(runs)?;
+        let done = self.unshare(tracer, stopped, runs, &prots, Way::Apart);
+        let done = done.unwrap_or_else(|_| vec![false; runs.len()]);
+        let open = |k: &usize| !done[*k];
+        let left: Vec<Run> = (0..runs.len()).filter(open).map(|k| runs[k]).collect();
+        let prots: Vec<u64> = (0..runs.len()).filter(open).map(|k| prots[k]).collect();
+        if !left.is_empty() {
+            self.unshare(tracer, stopped, &left, &prots, Way::Joined)?;
+        }
+        Ok(())
     }
 
     /// The protection that the program has given to each of `runs`.
@@ -1188,6 +1213,31 @@ impl Target {
         }
     }
 
+    /// The same, for a copy, and the call that gives it back. Where the target may have no more mappings or memory, the
+    /// addresses reserved for what is moved aside serve for it: then nothing may be moved there meanwhile.
+    fn room_to_copy(
+        &mut self,
+        tracer: &mut Tracer,
+        stopped: &Stopped,
+        bytes: u64,
+    ) -> io::Result<(u64, Op)> {
+        if let Ok(at) = self.scratch(tracer, stopped, bytes) {
+            return Ok((at, Op::new(nr::MUNMAP, &[at, bytes])));
+        }
+        let (at, all) = (self.workshop.aside, u64::from(ASIDE_PAGES) * PAGE);
+        let clear = self.workshop.clear_aside(all);
+        let mut map = [
+            Op::new(nr::MUNMAP, &[at, all]),
+            Op::new(nr::MMAP, &[at, bytes, PROT_RW, ANON | FIXED, u64::MAX, 0]),
+        ];
+        self.run_ops(tracer, stopped, &mut map)?;
+        if map[1].result as u64 == at {
+            return Ok((at, clear));
+        }
+        self.run_ops(tracer, stopped, &mut [clear])?;
+        Err(io::Error::from_raw_os_error(libc::ENOMEM))
+    }
+
     /// The same as [`Self::unshare`], out of reach of everybody: the frames are moved aside, copied, and the copy is
     /// moved in. Another process that writes this memory meanwhile meets no page and is told so.
     fn unshare_apart(
@@ -1201,16 +1251,24 @@ impl Target {
         let total: u64 = runs.iter().map(bytes).sum();
         assert!(runs.len() <= UNSHARE_MAX && total <= u64::from(ASIDE_PAGES) * PAGE);
         let base = self.scratch(tracer, stopped, total)?;
-        let mut calls = Vec::with_capacity(10 * runs.len() + 2);
+        let advice: Vec<Vec<Op>> = runs
+            .iter()
+            .map(|r| {
+                let mut advice = self.advice_for(r, FOR_ANONYMOUS);
+                advice.extend(self.lock_again(r));
+                advice
+            })
+            .collect();
+        // Where what is aside is freed.
+        let clear = advice.iter().map(|a| a.len() + UNSHARE_STEPS).sum();
+        let mut calls = Vec::with_capacity(clear + 2);
         let mut placed = Vec::with_capacity(runs.len());
         let mut at = 0;
-        for (r, prot) in runs.iter().zip(prots) {
+        for ((r, prot), advice) in runs.iter().zip(prots).zip(advice) {
             let (len, aside) = (bytes(r), self.workshop.aside + at);
-            let mut advice = self.advice_for(r, FOR_ANONYMOUS);
-            advice.extend(self.lock_again(r));
             let after = advice.len() as u64 + 1;
             let away = Op::new(
-                nr::MREMAP | arch::skip_if_error(4 + after),
+                nr::MREMAP | arch::skip_if_error(7 + after),
                 &[r.addr, len, len, MOVE, aside],
             );
             // What the program has protected must be readable for the copy.
@@ -1220,12 +1278,12 @@ impl Target {
                 &[base + at, aside, len],
             );
             let place = Op::new(
-                nr::MREMAP | arch::skip_unless_error(1),
+                nr::MREMAP | arch::skip_unless_error(4),
                 &[base + at, len, len, MOVE, r.addr],
             );
-            let back = Op::new(nr::MREMAP, &[aside, len, len, MOVE, r.addr]);
             placed.push(calls.len() + 3);
-            calls.extend([away, open, copy, place, back]);
+            calls.extend([away, open, copy, place]);
+            calls.extend(way_back(&self.workshop, r, aside, clear, 0));
             calls.extend(advice);
             calls.push(Op::new(nr::MPROTECT, &[r.addr, len, *prot]));
             at += len;
@@ -1233,10 +1291,26 @@ impl Target {
         calls.push(self.workshop.clear_aside(total));
         calls.push(Op::new(nr::MUNMAP, &[base, total]));
         self.run_ops(tracer, stopped, &mut calls)?;
+        let (mut lost, mut replaced, mut protect) = (Vec::new(), Vec::new(), Vec::new());
+        let mut at = self.workshop.aside;
+        for ((i, r), prot) in placed.iter().zip(runs).zip(prots) {
+            if calls[*i].result as u64 == r.addr {
+                replaced.push((at, bytes(r)));
+            } else if calls[i - 3].result >= 0 && !is_back(&calls[i + 1..]) {
+                lost.push((at, *r));
+                protect.push(Op::new(nr::MPROTECT, &[r.addr, bytes(r), *prot]));
+            }
+            at += bytes(r);
+        }
+        if !lost.is_empty() {
+            self.bring_back(tracer, stopped, &lost, &replaced)?;
+            self.run_ops(tracer, stopped, &mut protect)?;
+        }
+        // What was copied back into fresh memory is the program's own again, too.
         let done: Vec<bool> = placed
             .iter()
             .zip(runs)
-            .map(|(i, r)| calls[*i].result as u64 == r.addr)
+            .map(|(i, r)| calls[*i].result as u64 == r.addr || calls[i + 3].result == 0)
             .collect();
         for (r, done) in runs.iter().zip(&done) {
             let end = r.addr + bytes(r);
@@ -1272,7 +1346,7 @@ impl Target {
         assert!(runs.len() <= UNSHARE_MAX && runs.len() == prots.len());
         let bytes = |r: &Run| u64::from(r.pages) * PAGE;
         let total: u64 = runs.iter().map(bytes).sum();
-        let base = self.scratch(tracer, stopped, total)?;
+        let (base, unmap) = self.room_to_copy(tracer, stopped, total)?;
         let arguments = self.workshop.base + MESSAGE_AT + ARGUMENTS_AT;
         let (mut calls, mut block, mut at) =
             (Vec::with_capacity(4 * runs.len() + 1), Vec::new(), base);
@@ -1321,7 +1395,6 @@ impl Target {
             calls.insert(0, end);
             calls.push(begin);
         }
-        let unmap = Op::new(nr::MUNMAP, &[base, total]);
         let track = self.track.as_ref().map(Uffd::descriptor).transpose()?;
         let ops = match track {
             Some(track) => {
@@ -1429,12 +1502,6 @@ impl CoreDumps {
     }
 }
 
-/// Pages of one piece: while it is compared, its addresses have no page.
-const PIECE_PAGES: u32 = 64;
-/// Operations of one piece.
-const STEPS: usize = 6;
-/// Most pieces of one list.
-const PIECES_MAX: usize = (OPS_MAX - 8) / STEPS;
 /// How often, in one stop, the rest of pieces with a differing page is tried again.
 const ROUNDS: usize = 4;
 
@@ -1486,77 +1553,13 @@ fn cut(runs: &[(Run, usize)], edges: &BTreeSet<u64>) -> Vec<(Run, usize)> {
     out
 }
 
-const MOVE: u64 = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
-
-/// Maps the frames somewhere, moves the pages aside, compares, moves the frames in or the pages back.
-fn exchange_for_frames(
-    r: &Run,
-    aside: u64,
-    fd_at: u64,
-    result: impl Fn(usize) -> u64,
-) -> [Op; STEPS] {
-    let len = u64::from(r.pages) * PAGE;
-    let offset = u64::from(r.frame) * PAGE;
-    let map = nr::MMAP | arch::DEREF_ARG5 | arch::skip_if_error(5);
-    let compare = arch::COMPARE | arch::DEREF_ARG2 | arch::skip_unless_zero(1);
-    let place = nr::MREMAP | arch::DEREF_ARG1 | arch::skip_unless_error(2);
-    let mut steps = [
-        Op::new(
-            map,
-            &[0, len, PROT_RW, libc::MAP_PRIVATE as u64, fd_at, offset],
-        ),
-        Op::new(
-            nr::MREMAP | arch::skip_if_error(3),
-            &[r.addr, len, len, MOVE, aside],
-        ),
-        Op::new(compare, &[aside, result(0), len]),
-        Op::new(place, &[result(0), len, len, MOVE, r.addr]),
-        Op::new(nr::MREMAP, &[aside, len, len, MOVE, r.addr]),
-        Op::new(nr::MUNMAP | arch::DEREF_ARG1, &[result(0), len]),
-    ];
-    if remedies::without("compare") {
-        steps[2].args[2] = 0;
-    }
-    if remedies::without("aside") {
-        // Compared where others can reach it, and a little later the frames are mapped there.
-        let compare = arch::COMPARE | arch::DEREF_ARG2 | arch::skip_unless_zero(2);
-        steps[1] = Op::new(compare, &[r.addr, result(0), len]);
-        let time_at = result(2) - 4 * 8;
-        steps[2] = Op::new(nr::NANOSLEEP, &[time_at, 0, 0, 6_000_000]);
-        steps[4] = Op::new(arch::COPY, &[]);
-    }
-    steps
-}
-
-/// Moves the pages aside, looks whether they are zero, maps fresh memory in their place or moves them back.
-fn exchange_for_nothing(r: &Run, aside: u64) -> [Op; STEPS] {
-    let len = u64::from(r.pages) * PAGE;
-    let nothing = Op {
-        result: 0,
-        ..Op::new(arch::COPY, &[])
-    };
-    let fresh = nr::MMAP | arch::skip_unless_error(2);
-    [
-        nothing,
-        Op::new(
-            nr::MREMAP | arch::skip_if_error(4),
-            &[r.addr, len, len, MOVE, aside],
-        ),
-        Op::new(
-            arch::COMPARE_ZERO | arch::skip_unless_zero(1),
-            &[aside, 0, len],
-        ),
-        Op::new(fresh, &[r.addr, len, PROT_RW, ANON | FIXED, u64::MAX, 0]),
-        Op::new(nr::MREMAP, &[aside, len, len, MOVE, r.addr]),
-        nothing,
-    ]
-}
-
 /// Where, in the page for messages, control data stands and arguments of registrations begin.
 const CONTROL_AT: u64 = 128;
 const ARGUMENTS_AT: u64 = 256;
 /// Most runs of one [`Target::unshare`]: their arguments fit the page, their operations the list.
-const UNSHARE_MAX: usize = 96;
+const UNSHARE_MAX: usize = 64;
+/// Operations of one run that is given memory of its own apart from others, without its advice.
+const UNSHARE_STEPS: usize = 9;
 
 /// The `msghdr` for receiving one descriptor, with everything it points to, as it stands at `at` in the target.
 fn receive_block(at: u64) -> Vec<u8> {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::advice::FOR_ANONYMOUS;
 use super::{Run, Target, ANON, FIXED};
-use crate::arch::{nr, Regs};
+use crate::arch::{self, nr, Regs};
 use crate::inject::{Op, OPS_MAX};
 use crate::ptrace::{Events, NoEvents, StopError, Stopped, Strictness, Tracer};
 use crate::remedies;
@@ -323,9 +323,12 @@ impl Target {
         }
         let mut mapped = vec![false; pieces.len()];
         if intact {
-            // Unguarded first, or the calls would wait until somebody has read of them.
-            for p in pieces {
-                let _ = self.guard.unregister(p.start, p.end);
+            // Unguarded first, or the calls would wait until somebody has read of them. One that cannot be, near the limit of
+            // mappings, is left as it is.
+            for (op, p) in ops.iter_mut().zip(pieces) {
+                if self.guard.unregister(p.start, p.end).is_err() {
+                    *op = Op::new(arch::COPY, &[]);
+                }
             }
             if self.run_quietly(tracer, stopped, &mut ops).is_ok() {
                 for ((mapped, p), op) in mapped.iter_mut().zip(pieces).zip(&ops) {
