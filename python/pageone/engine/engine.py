@@ -883,6 +883,7 @@ class Engine:
                 pages_dropped=totals.dropped,
                 wasted_merges=totals.wasted,
                 let_go=totals.let_go,
+                incomplete_looks=frames.incomplete,
                 missed_looks=totals.missed,
                 mappings_added=totals.mappings_added,
                 left_for_budget=totals.left_for_budget,

@@ -2,8 +2,8 @@
 
 For: the engine. May call ``arrays`` and the backend's ``mapped_frames`` and ``punch``. A frame is *mapped* by every
 page of a target's mapping of the pool, written since or not, and *live* for those pages that still read it. It is freed
-when no mapping of the pool covers it in two looks at all of them, a period apart: a mapping may exist in a child that
-nobody attached, and a map count proves nothing.
+when no mapping of the pool covers it in two complete looks at all of them, a period apart: a mapping may exist in a
+child that nobody attached, and a map count proves nothing.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class Frames:
         self.used = 0
         self.freed = 0
         self.looks = 0
+        #: Looks in which a process may have been missed: they prove nothing.
+        self.incomplete = 0
 
     def take(self, n: int) -> U32:
         """Take ``n`` free frames, consecutive if possible; fewer when the pool is full."""
@@ -106,6 +108,7 @@ class Frames:
         self.looks += 1
         first, pages, complete = backend.mapped_frames()
         if not complete:
+            self.incomplete += 1
             self._idle = [idle] if len(idle) else []
             self._put_off()
             return none, 0

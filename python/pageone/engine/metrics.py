@@ -143,6 +143,7 @@ class Stats:
     pages_dropped: int
     wasted_merges: int  #: pages written after merging so far
     let_go: int  #: pages unmerged because nobody read their frame any more
+    incomplete_looks: int  #: looks for uses of frames in which a process may have been missed: nothing was freed
     missed_looks: int  #: looks at a target that failed because its mappings were changing; repeated a period later
     mappings_added: int
     left_for_budget: int
@@ -198,6 +199,12 @@ _SCALARS = (
     ("pageone_pages_dropped_total", "counter", "Zero pages given back.", "pages_dropped"),
     ("pageone_wasted_merges_total", "counter", "Pages written after merging.", "wasted_merges"),
     ("pageone_let_go_pages_total", "counter", "Pages unmerged because nobody read their frame.", "let_go"),
+    (
+        "pageone_incomplete_looks_total",
+        "counter",
+        "Looks for uses of frames that were not complete: nothing was freed.",
+        "incomplete_looks",
+    ),
     ("pageone_missed_looks_total", "counter", "Looks that failed and were repeated a period later.", "missed_looks"),
     ("pageone_mappings_added_total", "counter", "Mappings added to targets.", "mappings_added"),
     ("pageone_left_for_budget_total", "counter", "Pages left alone for lack of mappings.", "left_for_budget"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import errno
 import os
 import re
 import secrets
@@ -36,6 +35,7 @@ from pageone.engine.pages import coalesce
 from pageone.errors import TargetError
 from pageone.live import preflight, process
 from pageone.live.guardian import Guardian, GuardianError, is_guardian
+from pageone.live.uses import Uses
 
 # Bits of a mapping's permissions and of PAGEMAP_SCAN, as in <linux/fs.h>.
 _READ, _WRITE = 1, 2
@@ -349,9 +349,7 @@ class LiveBackend:
         self.targets: dict[int, LiveTarget] = {}
         #: PIDs that have named this process with PR_SET_PTRACER, or descend from such.
         self.declared: set[int] = set()
-        self._created = process.identity(os.getpid()) or 0
-        #: Start time of each process that has been a target and may map frames for as long as it lives.
-        self._once: dict[int, int | None] = {}
+        self._uses = Uses(self.is_pool, (os.getpid(), self.guardian.pid), self.frames_max * PAGE_SIZE)
 
     def attach(self, pid: int) -> TargetMemory:
         """See ``Backend.attach``."""
@@ -363,7 +361,7 @@ class LiveBackend:
             self.release(pid)
         target = LiveTarget(self, pid)
         self.targets[pid] = target
-        self._once[pid] = process.identity(pid)
+        self._uses.remember(pid)
         return target
 
     def _check(self, pid: int) -> None:
@@ -439,30 +437,8 @@ class LiveBackend:
                 self.pool.punch(int(part[0]), len(part))
 
     def mapped_frames(self) -> tuple[U32, U32, bool]:
-        """See ``Backend.mapped_frames``. Cost: a read of the maps of every process."""
-        complete = True
-        first: list[U32] = []
-        pages: list[U32] = []
-        self._once = {pid: since for pid, since in self._once.items() if process.lives(pid, since)}
-        for pid in {*psutil.pids(), *self._once}:
-            try:
-                start, end, _, offset, device, inode, _, _ = mem.maps(process.memory_thread(pid))
-            except OSError as error:
-                # Nothing is freed while some process may map it and cannot be looked at.
-                if pid in self._once:
-                    complete &= not process.lives(pid, self._once[pid])
-                elif error.errno not in (errno.ENOENT, errno.ESRCH):
-                    complete &= process.cannot_map_pool(pid, self._created)
-                continue
-            ours = self.is_pool(device, inode)
-            if pid in (os.getpid(), self.guardian.pid):
-                # Each has one mapping of the whole pool, which is not a use of any frame.
-                ours &= (end - start) != np.uint64(self.frames_max * PAGE_SIZE)
-            if ours.any():
-                first.append((offset[ours] // PAGE_SIZE).astype(np.uint32))
-                pages.append(((end - start)[ours] // PAGE_SIZE).astype(np.uint32))
-        empty = np.empty(0, np.uint32)
-        return np.concatenate([*first, empty]), np.concatenate([*pages, empty]), complete
+        """See ``Backend.mapped_frames``; how it comes to be complete: ``uses``."""
+        return self._uses.look()
 
     def is_pool(self, device: U64, inode: U64) -> npt.NDArray[np.bool_]:
         """Tell which files, given as ``maps`` tells them, are the pool: an inode alone means nothing."""

@@ -13,6 +13,8 @@ from pathlib import Path
 _CAP_SYS_PTRACE = 19
 _STAT_START = 19  # after the name
 _STAT_STATE = 0
+_STAT_FLAGS = 6
+_PF_KTHREAD = 0x00200000
 
 
 def identity(pid: int) -> int | None:
@@ -20,16 +22,33 @@ def identity(pid: int) -> int | None:
 
     With the PID it names a process for good. It stays the same over ``exec``.
     """
+    fields = _stat(pid)
+    if fields is None or fields[_STAT_STATE] in b"ZX":
+        return None
+    return int(fields[_STAT_START])
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """Return the fields behind the name in ``/proc/PID/stat``; None where there is no such process, or it is hidden."""
     try:
         # Not by Path: this is asked of every process of the machine at each look for uses of frames.
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
             text = file.read()
-    except OSError:
-        return None
-    fields = text[text.rindex(b")") + 2 :].split()
-    if fields[_STAT_STATE] in b"ZX":
-        return None
-    return int(fields[_STAT_START])
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None  # any other error is this process's own, and says nothing of that one
+    return text[text.rindex(b")") + 2 :].split()
+
+
+def is_kernel_thread(pid: int) -> bool:
+    """Whether a process is a thread of the kernel, which has no memory of its own."""
+    fields = _stat(pid)
+    return fields is not None and bool(int(fields[_STAT_FLAGS]) & _PF_KTHREAD)
+
+
+def last_id() -> int:
+    """Return the id that was given to a new thread or process last: they ascend until they begin from the start."""
+    with open("/proc/loadavg", "rb", buffering=0) as file:
+        return int(file.read().split()[-1])
 
 
 def memory_thread(pid: int) -> int:
