@@ -15,10 +15,11 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
+use crate::descriptors;
 use crate::pool::Pool;
 use crate::ptrace::{self, News, Tracer};
 use crate::sys::cpu_time;
-use crate::target::{Heir, Limits, Outcome, Run, Target, Way};
+use crate::target::{Code, Heir, Limits, Outcome, Run, Target, Way};
 
 /// Requests, by number.
 #[allow(missing_docs)]
@@ -59,6 +60,7 @@ struct Guardian {
 /// Serves the engine at the other end of `control` with a view of the pool behind `pool`, until both the engine and
 /// the last guarded target have gone.
 pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
+    descriptors::raise();
     let mut g = Guardian {
         pool: Pool::view(pool)?,
         tracer: Tracer::default(),
@@ -80,6 +82,7 @@ pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
         let awaited = g.tend();
         waits = if g.heirs.is_empty() { 0 } else { waits + 1 };
         let timeout = match waits {
+            _ if ptrace::noted_elsewhere() => Duration::ZERO,
             _ if awaited => TEND_EVERY,
             0 => CHECK_EVERY,
             1..EAGER_WAITS => TEND_EVERY,
@@ -118,9 +121,10 @@ pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
             if let Some(t) = g.targets.get_mut(pid) {
                 if ready(3 + 2 * k) || t.needs_mending() {
                     t.on_events(&mut g.tracer);
+                    t.rest();
                 }
             }
-            if ready(4 + 2 * k) {
+            if ready(4 + 2 * k) || g.targets.get(pid).is_some_and(Target::idle) {
                 g.collect_heirs();
                 g.targets.remove(pid);
             }
@@ -128,7 +132,11 @@ pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
         g.adopt_children();
         if last_check.elapsed() >= CHECK_EVERY {
             last_check = Instant::now();
-            g.targets.retain(|_, t| t.still_there());
+            g.targets.retain(|_, t| {
+                let there = t.still_there();
+                t.rest();
+                there
+            });
         }
         if ready(0) {
             if let Some(c) = control.as_mut() {
@@ -161,9 +169,14 @@ impl Guardian {
                         .get(&parent)
                         .map(|t| t.guard_child(&mut self.tracer, child, &self.pool));
                     if let Some(Ok(t)) = guarded {
+                        if let Some(parent) = self.targets.get_mut(&parent) {
+                            if t.guard.is_kept_back() {
+                                parent.shed_soon();
+                            }
+                        }
                         self.targets.insert(child, t);
                     } else {
-                        // The child has ended, or its parent is a target no more.
+                        // The child has ended or cannot be guarded, or its parent is a target no more.
                         self.tracer.unfollow(child);
                         self.tracer.start_child(child, false);
                     }
@@ -222,6 +235,9 @@ impl Guardian {
             }
             match self.targets.get_mut(&pid) {
                 Some(t) if t.tracks() => return Err(io::Error::from_raw_os_error(libc::EEXIST)),
+                _ if descriptors::are_few(&self.pool) => {
+                    return Err(io::Error::from_raw_os_error(libc::EMFILE))
+                }
                 Some(t) => t.complete(&mut self.tracer)?,
                 None => {
                     let t = Target::attach(
@@ -266,6 +282,14 @@ impl Guardian {
             .collect();
         let frames_end = |r: &Run| u64::from(r.frame) + u64::from(r.pages);
         Ok(Answer::Outcome(match number {
+            // Each merged process may have many children, each of which takes a descriptor.
+            op::MERGE if descriptors::are_few(&self.pool) => {
+                let pages = runs.iter().map(|r| r.pages as usize).sum();
+                Outcome {
+                    codes: vec![Code::Refused as u8; pages],
+                    ..Outcome::default()
+                }
+            }
             op::MERGE
                 if runs
                     .iter()
@@ -303,6 +327,15 @@ impl Guardian {
         if self.heirs.is_empty() {
             return;
         }
+        let hints: Vec<i32> = self
+            .targets
+            .values_mut()
+            .flat_map(Target::take_hints)
+            .collect();
+        self.adopt_among(&hints);
+        if self.heirs.is_empty() {
+            return;
+        }
         // Mostly it is a child of its parent; not so if the parent has ended or has given it to its own parent.
         let parents: BTreeSet<i32> = self.heirs.iter().map(|h| h.parent).collect();
         let near: Vec<i32> = parents.into_iter().flat_map(children_of).collect();
@@ -328,6 +361,7 @@ impl Guardian {
                 .find_map(|(i, h)| Some((i, h.adopt(pid)?)));
             if let Some((i, target)) = adopted {
                 self.heirs.swap_remove(i);
+                target.rest();
                 self.targets.insert(pid, target);
             }
         }

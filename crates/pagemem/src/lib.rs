@@ -6,6 +6,7 @@
 #![deny(missing_docs)]
 
 pub mod arch;
+pub mod descriptors;
 pub mod guard;
 pub mod inject;
 pub mod maps;

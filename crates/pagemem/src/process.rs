@@ -4,12 +4,16 @@
 //! a file of `/proc` costs several times what reading it costs. The files stay with the process they were opened for;
 //! once it has ended they answer with an error, whoever has its number then. `/proc/PID/maps` and `pagemap` stay with
 //! the address space, which ends with `exec` (the workshop is looked for in each stop before they are asked).
+//!
+//! Of a process that nothing is asked of for long they are closed ([`Process::rest`]): descriptors are few where there are
+//! thousands of processes. What is opened again is the same process's, by its pidfd.
 
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::sys::{self, check, Maps, Tracked};
@@ -19,9 +23,11 @@ use crate::sys::{self, check, Maps, Tracked};
 pub struct Process {
     /// The process id.
     pub pid: i32,
-    task: File,
-    maps: RefCell<Maps>,
-    tracked: Tracked,
+    /// Handle that cannot come to mean another process.
+    pub pidfd: Arc<OwnedFd>,
+    task: RefCell<Option<File>>,
+    maps: RefCell<Option<Maps>>,
+    tracked: RefCell<Option<Tracked>>,
     /// The status of the thread asked for last.
     status: RefCell<Option<(i32, File)>>,
 }
@@ -34,63 +40,85 @@ const ENTRY_MAX: usize = 64;
 impl Process {
     /// Opens the files of process `pid`.
     pub fn open(pid: i32) -> io::Result<Self> {
-        let memory = sys::memory_tid(pid);
-        Ok(Self {
+        let process = Self {
             pid,
-            task: File::open(format!("/proc/{pid}/task"))?,
-            maps: RefCell::new(Maps::open(memory)?),
-            tracked: Tracked::open(memory)?,
-            status: RefCell::new(None),
-        })
+            pidfd: Arc::new(sys::pidfd_open(pid)?),
+            task: RefCell::default(),
+            maps: RefCell::default(),
+            tracked: RefCell::default(),
+            status: RefCell::default(),
+        };
+        process.with_task(|_| Ok(()))?;
+        process.with_maps(|_| Ok(()))?;
+        process.with_tracked(|_| Ok(()))?;
+        Ok(process)
+    }
+
+    /// Closes the files until something is asked again; that of the mappings is kept, if so wished, for a process that may
+    /// come to hide them.
+    pub fn rest(&self, keep_maps: bool) {
+        *self.task.borrow_mut() = None;
+        *self.tracked.borrow_mut() = None;
+        *self.status.borrow_mut() = None;
+        if !keep_maps {
+            *self.maps.borrow_mut() = None;
+        }
+    }
+
+    /// Runs `ask` with what is open, opened again if need be.
+    fn with<F, T>(
+        &self,
+        file: &RefCell<Option<F>>,
+        open: impl FnOnce() -> io::Result<F>,
+        ask: impl FnOnce(&mut F) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let mut file = file.borrow_mut();
+        if file.is_none() {
+            let opened = open()?;
+            // Its number is given to nobody else before it has ended and been waited for.
+            if sys::has_ended(&self.pidfd) {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            *file = Some(opened);
+        }
+        ask(file.as_mut().expect("just opened"))
+    }
+
+    fn with_task<T>(&self, ask: impl FnOnce(&mut File) -> io::Result<T>) -> io::Result<T> {
+        let open = || File::open(format!("/proc/{}/task", self.pid));
+        self.with(&self.task, open, ask)
+    }
+
+    fn with_tracked<T>(&self, ask: impl FnOnce(&mut Tracked) -> io::Result<T>) -> io::Result<T> {
+        let open = || Tracked::open(sys::memory_tid(self.pid));
+        self.with(&self.tracked, open, ask)
     }
 
     /// The ids of its threads now. The kernel cuts the list short where a thread ends while it is read.
     pub fn threads(&self) -> io::Result<Vec<i32>> {
-        let fd = self.task.as_raw_fd();
-        // SAFETY: no pointers.
-        check(unsafe { libc::lseek(fd, 0, libc::SEEK_SET) })?;
-        let mut out = Vec::new();
-        let mut buffer = [0u8; NAMES];
-        loop {
-            // SAFETY: the kernel writes at most the stated number of bytes into a live buffer of that size.
-            let n = check(unsafe {
-                libc::syscall(libc::SYS_getdents64, fd, buffer.as_mut_ptr(), NAMES)
-            })? as usize;
-            let mut at = 0;
-            while at < n {
-                let length = u16::from_ne_bytes([buffer[at + 16], buffer[at + 17]]) as usize;
-                let name = &buffer[at + 19..at + length];
-                let name = name.split(|b| *b == 0).next().unwrap_or_default();
-                if let Some(tid) = std::str::from_utf8(name).ok().and_then(|s| s.parse().ok()) {
-                    out.push(tid);
-                }
-                at += length;
-            }
-            if n == 0 || NAMES - n >= ENTRY_MAX {
-                return Ok(out);
-            }
-        }
+        self.with_task(|task| names_in(task))
     }
 
     /// How many threads it has, ended ones that nobody has waited for included; 0 if that cannot be told.
     pub fn thread_count(&self) -> usize {
         // The kernel counts a directory of threads as linked to by each of them, on top of the usual two.
-        let links = self.task.metadata().map_or(0, |m| m.nlink());
-        links.saturating_sub(2) as usize
+        let links = self.with_task(|task| task.metadata());
+        links.map_or(0, |m| m.nlink()).saturating_sub(2) as usize
     }
 
     /// Runs `ask` with the mappings as they are now.
     pub fn with_maps<T>(&self, ask: impl FnOnce(&mut Maps) -> io::Result<T>) -> io::Result<T> {
-        let mut maps = self.maps.borrow_mut();
-        maps.refresh()?;
-        ask(&mut maps)
+        let open = || Maps::open(sys::memory_tid(self.pid));
+        self.with(&self.maps, open, |maps| {
+            maps.refresh()?;
+            ask(maps)
+        })
     }
 
     /// Which pages of `[start, end)` were written since they were last asked for; see [`Tracked::written`].
     pub fn written(&self, start: u64, end: u64, found: impl FnMut(u64, u64)) -> io::Result<()> {
-        self.tracked.written(start, end, found)
+        self.with_tracked(|tracked| tracked.written(start, end, found))
     }
-
     /// Whether system calls of thread `tid` are filtered, or that cannot be told.
     pub fn under_seccomp(&self, tid: i32) -> bool {
         let mut known = self.status.borrow_mut();
@@ -126,6 +154,34 @@ impl Process {
         // SAFETY: writes one timespec into a live one.
         unsafe { libc::clock_gettime(clock, &mut t) };
         Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
+    }
+}
+
+/// The numbers among the names in an open directory, read from its beginning.
+fn names_in(directory: &File) -> io::Result<Vec<i32>> {
+    let fd = directory.as_raw_fd();
+    // SAFETY: no pointers.
+    check(unsafe { libc::lseek(fd, 0, libc::SEEK_SET) })?;
+    let mut out = Vec::new();
+    let mut buffer = [0u8; NAMES];
+    loop {
+        // SAFETY: the kernel writes at most the stated number of bytes into a live buffer of that size.
+        let n =
+            check(unsafe { libc::syscall(libc::SYS_getdents64, fd, buffer.as_mut_ptr(), NAMES) })?
+                as usize;
+        let mut at = 0;
+        while at < n {
+            let length = u16::from_ne_bytes([buffer[at + 16], buffer[at + 17]]) as usize;
+            let name = &buffer[at + 19..at + length];
+            let name = name.split(|b| *b == 0).next().unwrap_or_default();
+            if let Some(tid) = std::str::from_utf8(name).ok().and_then(|s| s.parse().ok()) {
+                out.push(tid);
+            }
+            at += length;
+        }
+        if n == 0 || NAMES - n >= ENTRY_MAX {
+            return Ok(out);
+        }
     }
 }
 

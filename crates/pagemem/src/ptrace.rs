@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -383,8 +384,16 @@ pub fn wait_for_change(events: Option<RawFd>, timeout: Duration) {
     unsafe { libc::ppoll(fds.as_mut_ptr(), 2, &t, std::ptr::null()) };
     if fds[0].revents != 0 {
         drain(changes);
+        NOTED.store(true, Ordering::Relaxed);
     }
 }
+
+/// Whether [`wait_for_change`] has taken note of changes since last asked: of other tracees than it waited for, perhaps.
+pub fn noted_elsewhere() -> bool {
+    NOTED.swap(false, Ordering::Relaxed)
+}
+
+static NOTED: AtomicBool = AtomicBool::new(false);
 
 fn event_message(tid: i32) -> i32 {
     let mut message: libc::c_ulong = 0;

@@ -77,7 +77,7 @@ fn thread_of(pid: i32, tid: i32) -> bool {
 }
 
 /// `kcmp` of two tasks' memory. Processes that we may not look at are of other users and share none.
-fn same_memory(a: i32, b: i32) -> bool {
+pub fn same_memory(a: i32, b: i32) -> bool {
     const KCMP_VM: i32 = 1;
     // SAFETY: no pointers.
     unsafe { libc::syscall(libc::SYS_kcmp, a, b, KCMP_VM, 0, 0) == 0 }

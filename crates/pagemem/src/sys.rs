@@ -43,6 +43,17 @@ pub fn pidfd_getfd(pidfd: &OwnedFd, fd: i32) -> io::Result<OwnedFd> {
     }
 }
 
+/// Whether the process behind `pidfd` has ended; until then its number is nobody else's.
+pub fn has_ended(pidfd: &OwnedFd) -> bool {
+    let mut p = libc::pollfd {
+        fd: pidfd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one live pollfd, no waiting.
+    unsafe { libc::poll(&mut p, 1, 0) == 1 && p.revents != 0 }
+}
+
 /// A thread of `pid` through which its memory can be reached: another than the first where that one has ended before
 /// the others, which leaves `/proc/PID` without memory.
 pub fn memory_tid(pid: i32) -> i32 {

@@ -6,10 +6,12 @@
 mod advice;
 mod exchange;
 mod mend;
+mod shed;
 
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::arch::{self, nr};
@@ -18,9 +20,7 @@ use crate::pool::Pool;
 use crate::process::Process;
 use crate::ptrace::{Events, NoEvents, StopError, Stopped, Strictness, Tracer};
 use crate::remedies;
-use crate::sys::{
-    self, check, pidfd_getfd, pidfd_open, read_remote, FileId, Maps, PAGE, VMA_PRIVATE_RW,
-};
+use crate::sys::{self, check, pidfd_getfd, read_remote, FileId, Maps, PAGE, VMA_PRIVATE_RW};
 use crate::uffd::{Event, Uffd, Use};
 use advice::{FOR_ANONYMOUS, FOR_FRAMES};
 use exchange::{is_back, way_back, Fate, Steps, MOVE, PIECES_MAX, PIECE_PAGES, STEPS};
@@ -112,7 +112,7 @@ pub struct Target {
     /// Process id.
     pub pid: i32,
     /// Handle that cannot come to mean another process.
-    pub pidfd: OwnedFd,
+    pub pidfd: Arc<OwnedFd>,
     process: Process,
     workshop: Workshop,
     track: Option<Uffd>,
@@ -141,6 +141,13 @@ pub struct Target {
     /// Since when another tracer keeps us from stopping it.
     refused_since: Option<Instant>,
     core_dumps: CoreDumps,
+    /// Whether the kernel tells of its forks; where it does not this user may not be able to open its files again.
+    told_of_forks: bool,
+    /// Whether its merged memory has been given back, and none has come since.
+    bare: bool,
+    must_shed: bool,
+    /// What calls of its threads have returned when it forked: the pids of its children, perhaps.
+    hints: Vec<i32>,
 }
 
 /// A child whose fork was told of, but not yet its pid: its memory is guarded from the first instruction on.
@@ -174,7 +181,7 @@ impl Heir {
                 return None;
             }
         }
-        let pidfd = pidfd_open(child).ok()?;
+        let process = Process::open(child).ok()?;
         // Several children may have been born since: a page watched through the right descriptor is one that the
         // kernel agrees to scan for asynchronous write protection in this child, and in no other.
         let probe = self.workshop.base + MESSAGE_AT;
@@ -187,8 +194,8 @@ impl Heir {
         }
         Some(Target {
             pid: child,
-            pidfd,
-            process: Process::open(child).ok()?,
+            pidfd: Arc::clone(&process.pidfd),
+            process,
             workshop: self.workshop,
             track: None,
             guard: self.guard.take()?,
@@ -205,6 +212,10 @@ impl Heir {
             pool_file: self.pool_file,
             refused_since: None,
             core_dumps: self.core_dumps,
+            told_of_forks: true,
+            bare: false,
+            must_shed: false,
+            hints: Vec::new(),
         })
     }
 }
@@ -216,6 +227,7 @@ struct Watch<'a> {
     moved: &'a mut Vec<(u64, u64, u64)>,
     opened: &'a mut Vec<u64>,
     born: &'a mut Vec<Uffd>,
+    bare: bool,
 }
 
 impl Events for Watch<'_> {
@@ -236,6 +248,8 @@ impl Events for Watch<'_> {
     fn read_one(&mut self) {
         match self.guard.next_event() {
             Ok(Some(Event::Remove { start, end })) => self.discarded.push((start, end)),
+            // A child without merged memory needs no guard.
+            Ok(Some(Event::Fork(_))) if self.bare => {}
             Ok(Some(Event::Fork(child))) => self.born.push(child),
             Ok(Some(Event::Remap { from, to, len })) => self.moved.push((from, to, len)),
             Ok(Some(Event::Unmap { start })) => self.opened.push(start),
@@ -368,12 +382,12 @@ impl Target {
         if !crate::sharers::can_tell(std::process::id() as i32) {
             return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
         }
-        let pidfd = pidfd_open(pid)?;
+        let process = Process::open(pid)?;
+        let pidfd = Arc::clone(&process.pidfd);
         // The first stop includes page faults in the workshop and may find the target busy: it may take longer.
         if !follow_forks {
             tracer.follow(pid);
         }
-        let process = Process::open(pid)?;
         let stopped = tracer
             .stop(
                 &process,
@@ -415,6 +429,10 @@ impl Target {
             pool_file,
             refused_since: None,
             core_dumps: CoreDumps::include_frames(pid),
+            told_of_forks: follow_forks,
+            bare: false,
+            must_shed: false,
+            hints: Vec::new(),
         })
     }
 
@@ -562,17 +580,23 @@ impl Target {
     /// Makes a forked child, held at its first stop by `tracer`, a guarded target: for users whose userfaultfds are
     /// not told of forks. The child is released, followed like its parent.
     pub fn guard_child(&self, tracer: &mut Tracer, child: i32, pool: &Pool) -> io::Result<Self> {
-        let pidfd = pidfd_open(child)?;
-        tracer.follow(child);
         let process = Process::open(child)?;
+        let pidfd = Arc::clone(&process.pidfd);
+        tracer.follow(child);
         let stopped = tracer
             .stop(
                 &process,
                 Duration::from_secs(2),
-                Strictness::All,
+                Strictness::NoUserCode,
                 &mut NoEvents,
             )
             .map_err(StopError::into_io)?;
+        if crate::sharers::same_memory(child, self.pid) {
+            // No memory of its own: it is guarded through its parent.
+            tracer.unfollow(child);
+            tracer.release(stopped);
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
         let planted = || -> io::Result<Uffd> {
             if !self.workshop.intact(child) {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
@@ -581,6 +605,10 @@ impl Target {
                 self.fetch_uffd(tracer, &process, &stopped, &pidfd)?,
                 Use::Guard { forks: false },
             )?;
+            let first = process.with_maps(|maps| maps.next_of(pool.file(), 0, u64::MAX))?;
+            if first.is_none() && guard.is_kept_back() {
+                return Err(io::Error::from_raw_os_error(libc::EMFILE));
+            }
             process.with_maps(|maps| {
                 let mut at = 0;
                 while let Some(v) = maps.next_of(pool.file(), at, u64::MAX)? {
@@ -591,15 +619,17 @@ impl Target {
             })?;
             Ok(guard)
         };
-        let guard = { planted }();
-        tracer.release(stopped);
-        Ok(Self {
+        let (guard, failure) = match { planted }() {
+            Ok(guard) => (Ok(guard), None),
+            Err(e) => (crate::descriptors::blind().map(Uffd::taken), Some(e)),
+        };
+        let made = guard.map(|guard| Self {
             pid: child,
             pidfd,
             process,
             workshop: self.workshop,
             track: None,
-            guard: guard?,
+            guard,
             limits: self.limits,
             batch: [FIRST_BATCH; 4],
             discarded: Vec::new(),
@@ -613,7 +643,26 @@ impl Target {
             pool_file: self.pool_file,
             refused_since: None,
             core_dumps: self.core_dumps,
-        })
+            told_of_forks: false,
+            bare: false,
+            must_shed: false,
+            hints: Vec::new(),
+        });
+        let result = match (made, failure) {
+            (Ok(target), None) => {
+                target.rest();
+                Ok(target)
+            }
+            (Ok(mut unguarded), Some(e)) => {
+                // Without a guard it must not have frames.
+                unguarded.shed(tracer, &stopped);
+                tracer.unfollow(child);
+                Err(e)
+            }
+            (Err(e), _) => Err(e),
+        };
+        tracer.release(stopped);
+        result
     }
 
     /// Opens a userfaultfd in a stopped process that has this target's workshop, and takes it over.
@@ -662,6 +711,7 @@ impl Target {
             moved: &mut self.moved,
             opened: &mut self.opened,
             born: &mut self.born,
+            bare: self.bare,
         };
         tracer.stop(&self.process, timeout, strictness, &mut watch)
     }
@@ -788,6 +838,7 @@ impl Target {
     /// offers no way to see that (its count of pins is folded once a second).
     pub fn merge(&mut self, tracer: &mut Tracer, pool: &Pool, runs: &[Run]) -> Outcome {
         let file = pool.file();
+        self.bare = false;
         self.in_stops(
             tracer,
             Kind::Merge,
@@ -1051,6 +1102,7 @@ impl Target {
             moved: &mut Vec::new(),
             opened: &mut Vec::new(),
             born: &mut self.born,
+            bare: self.bare,
         };
         self.workshop
             .run(tracer, &self.process, stopped, ops, &mut watch)
@@ -1460,12 +1512,28 @@ impl Target {
 
     /// Children announced since last asked: the descriptors of their address spaces.
     pub fn take_born(&mut self) -> Vec<Uffd> {
+        self.must_shed |= self.overdrawn();
         std::mem::take(&mut self.born)
+    }
+
+    /// Where children announced since last asked may be found.
+    pub fn take_hints(&mut self) -> Vec<i32> {
+        std::mem::take(&mut self.hints)
     }
 
     /// Whether a discard, a move or unmapping is known of that has not been mended.
     pub fn needs_mending(&self) -> bool {
-        !self.discarded.is_empty() || !self.moved.is_empty() || !self.opened.is_empty()
+        !self.discarded.is_empty()
+            || !self.moved.is_empty()
+            || !self.opened.is_empty()
+            || self.overdrawn()
+    }
+
+    /// Has no more descriptors open for a process that is only guarded than that takes.
+    pub fn rest(&self) {
+        if !self.tracks() {
+            self.process.rest(!self.told_of_forks);
+        }
     }
 }
 

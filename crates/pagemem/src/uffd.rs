@@ -107,6 +107,16 @@ impl Uffd {
         Ok(Self { fd })
     }
 
+    /// As it is, with no features asked for.
+    pub fn taken(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+
+    /// Whether it is one of the descriptors that are kept back.
+    pub fn is_kept_back(&self) -> bool {
+        crate::descriptors::is_kept_back(self.fd.as_raw_fd())
+    }
+
     /// Begins to watch `[start, end)`.
     pub fn register(&self, start: u64, end: u64) -> io::Result<()> {
         let mut r = register_argument(start, end);

@@ -58,6 +58,13 @@ impl Target {
             match self.stop(tracer, STOP_TIMEOUT, Strictness::NoUserCode) {
                 Ok(stopped) => {
                     self.mend(tracer, &stopped);
+                    self.note_children(&stopped);
+                    if self.overdrawn() {
+                        self.shed(tracer, &stopped);
+                        if self.idle() {
+                            tracer.unfollow(self.pid);
+                        }
+                    }
                     self.refused_since = None;
                     tracer.release(stopped);
                     return;
@@ -93,6 +100,7 @@ impl Target {
             moved: &mut self.moved,
             opened: &mut self.opened,
             born: &mut self.born,
+            bare: self.bare,
         };
         while watch.pending() {
             watch.read_one();
