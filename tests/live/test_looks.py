@@ -3,6 +3,7 @@
 import mmap
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -232,9 +233,12 @@ def test_what_was_left_out_of_a_look_is_merged_later(spawn: Any, monkeypatch: py
     with Engine() as engine:
         targets = [engine.attach(process.pid) for process in processes]
         engine.step()
-        with monkeypatch.context() as pinned:
-            pinned.setattr(backend.preflight, "pins_memory", lambda pid: pid == processes[0].pid)
+        with monkeypatch.context() as open_now:
+            memory = targets[0]._memory
+            open_now.setattr(memory, "_kinds", SimpleNamespace(behind=lambda pid: "a device"))
+            open_now.setattr(memory, "_kinds_due", 0.0)
             engine.step()
+            assert targets[0].stats.left_alone == "a device"
             assert not any(targets[0].stats.states.values())
         assert engine.merge_once(quiet_s=0.1).merged_pages >= 128
 

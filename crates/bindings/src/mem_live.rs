@@ -1,7 +1,7 @@
 //! `_native.mem`, the live side: the pool of frames and the guardian's main loop.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use numpy::{PyArray1, PyReadonlyArray1};
@@ -81,6 +81,31 @@ impl Pool {
     }
 }
 
+/// Tells what lets the memory of a process be written behind its page tables, asked again and again.
+#[pyclass(frozen, module = "pageone._native.mem")]
+#[derive(Default)]
+pub struct Kinds {
+    inner: Mutex<pagemem::kinds::Kinds>,
+}
+
+#[pymethods]
+impl Kinds {
+    #[new]
+    fn new() -> Self {
+        Self::default()
+    }
+
+    fn behind(&self, py: Python<'_>, pid: i32) -> PyResult<Option<String>> {
+        py.detach(|| {
+            let mut maps = pagemem::sys::Maps::open(pagemem::sys::memory_tid(pid))?;
+            // What a look that panicked has left is a cache, and at worst empty.
+            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            inner.behind(pid, &mut maps)
+        })
+        .map_err(os_error)
+    }
+}
+
 /// Runs the guardian over the two inherited descriptors until its work is done.
 #[pyfunction]
 fn guardian(py: Python<'_>, control: i32, pool: i32) -> PyResult<()> {
@@ -115,6 +140,7 @@ fn bare_stops(py: Python<'_>, pid: i32, times: usize, apart_s: f64) -> PyResult<
 /// Adds the live side to the submodule `mem`.
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<Pool>()?;
+    m.add_class::<Kinds>()?;
     m.add_function(wrap_pyfunction!(bare_stops, m)?)?;
     m.add_function(wrap_pyfunction!(guardian, m)?)
 }

@@ -9,6 +9,7 @@ pub mod arch;
 pub mod descriptors;
 pub mod guard;
 pub mod inject;
+pub mod kinds;
 pub mod maps;
 pub mod pagemap;
 pub mod pool;

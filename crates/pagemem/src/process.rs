@@ -32,9 +32,9 @@ pub struct Process {
     status: RefCell<Option<(i32, File)>>,
 }
 
-/// Bytes for names of threads: some 800 of them in one call.
+/// Bytes for names of threads or descriptors: some 800 of them in one call.
 const NAMES: usize = 1 << 15;
-/// A directory entry of /proc/PID/task needs no more than this.
+/// A directory entry whose name is a number needs no more than this.
 const ENTRY_MAX: usize = 64;
 
 impl Process {
@@ -158,7 +158,7 @@ impl Process {
 }
 
 /// The numbers among the names in an open directory, read from its beginning.
-fn names_in(directory: &File) -> io::Result<Vec<i32>> {
+pub fn names_in(directory: &File) -> io::Result<Vec<i32>> {
     let fd = directory.as_raw_fd();
     // SAFETY: no pointers.
     check(unsafe { libc::lseek(fd, 0, libc::SEEK_SET) })?;

@@ -78,9 +78,22 @@ fn thread_of(pid: i32, tid: i32) -> bool {
 
 /// `kcmp` of two tasks' memory. Processes that we may not look at are of other users and share none.
 pub fn same_memory(a: i32, b: i32) -> bool {
-    const KCMP_VM: i32 = 1;
+    same(What::Memory, a, b)
+}
+
+/// What two tasks may have in common.
+#[derive(Clone, Copy, Debug)]
+pub enum What {
+    /// Their address space.
+    Memory = 1,
+    /// Their table of descriptors.
+    Descriptors = 2,
+}
+
+/// Whether two tasks have one memory, or one table of descriptors; false also where that cannot be told.
+pub fn same(what: What, a: i32, b: i32) -> bool {
     // SAFETY: no pointers.
-    unsafe { libc::syscall(libc::SYS_kcmp, a, b, KCMP_VM, 0, 0) == 0 }
+    unsafe { libc::syscall(libc::SYS_kcmp, a, b, what as i32, 0, 0) == 0 }
 }
 
 #[cfg(test)]

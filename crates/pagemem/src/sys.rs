@@ -257,14 +257,13 @@ impl Maps {
         Ok(None)
     }
 
-    /// Whether some mapping is the ring of asynchronous reads and writes (AIO or io_uring): then the kernel may be about
-    /// to write any page, with no thread to stop. Costs a system call for each shared writable mapping of a file, and
-    /// some 50 ns in the kernel for each other mapping.
-    pub fn has_rings(&mut self) -> io::Result<bool> {
+    /// Shows `found` the name of each shared writable mapping of a file, until it says that it has seen enough. Costs a
+    /// system call for each of them, and some 50 ns in the kernel for each other mapping.
+    pub fn shared_writable(&mut self, mut found: impl FnMut(&[u8]) -> bool) -> io::Result<()> {
         const WRITABLE_SHARED_FILE: u64 = 0x02 | 0x08 | 0x20;
+        let mut name = vec![0u8; libc::PATH_MAX as usize];
         let mut addr = 0;
         loop {
-            let mut name = [0u8; 64];
             let mut q = ProcmapQuery {
                 size: std::mem::size_of::<ProcmapQuery>() as u64,
                 query_flags: COVERING_OR_NEXT | WRITABLE_SHARED_FILE,
@@ -274,36 +273,34 @@ impl Maps {
                 ..Default::default()
             };
             // SAFETY: the kernel reads and writes one `procmap_query` of the size stated in its first field, and at most
-            // `vma_name_size` bytes at `vma_name_addr`, a live array of that size.
+            // `vma_name_size` bytes at `vma_name_addr`, a live buffer of that size.
             let r = unsafe { libc::ioctl(self.file.as_raw_fd(), PROCMAP_QUERY, &mut q) };
-            let r = check(i64::from(r));
-            match r.as_ref().map_err(io::Error::raw_os_error) {
+            match check(i64::from(r)) {
                 Ok(_) => {
-                    let is = |ring: &[u8]| name.starts_with(ring);
-                    if is(b"/[aio]") || is(b"anon_inode:[io_uring]") {
-                        return Ok(true);
+                    let length = (q.vma_name_size as usize).saturating_sub(1);
+                    if found(&name[..length]) {
+                        return Ok(());
                     }
                     addr = q.vma_end;
                 }
-                Err(Some(libc::ENOENT)) => return Ok(false),
-                // The name is longer than any that is looked for.
-                Err(Some(libc::ENAMETOOLONG)) => {
-                    q.vma_name_size = 0;
-                    q.vma_name_addr = 0;
-                    q.query_addr = addr;
-                    // SAFETY: as above, with no name.
-                    let r = unsafe { libc::ioctl(self.file.as_raw_fd(), PROCMAP_QUERY, &mut q) };
-                    check(i64::from(r))?;
-                    addr = q.vma_end;
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
+                Err(e) if e.raw_os_error() == Some(libc::ENOTTY) => {
+                    let text = self.whole_text()?;
+                    text.lines()
+                        .filter_map(|l| l.split_once(' '))
+                        .filter(|(_, rest)| {
+                            rest.starts_with("rw-s")
+                                || rest.starts_with("rwxs")
+                                || rest.starts_with("-w-s")
+                        })
+                        .any(|(_, rest)| {
+                            // perms offset device inode, then the name
+                            let name = rest.splitn(5, ' ').nth(4).unwrap_or_default();
+                            found(name.trim_start().as_bytes())
+                        });
+                    return Ok(());
                 }
-                Err(Some(libc::ENOTTY)) => {
-                    use std::io::{Read, Seek};
-                    let mut text = String::new();
-                    self.file.rewind()?;
-                    self.file.read_to_string(&mut text)?;
-                    return Ok(text.contains("/[aio]") || text.contains("anon_inode:[io_uring]"));
-                }
-                Err(_) => return r.map(|_| false),
+                Err(e) => return Err(e),
             }
         }
     }
@@ -317,12 +314,17 @@ impl Maps {
     }
 
     fn read_text(&self) -> io::Result<Vec<Vma>> {
+        Ok(self.whole_text()?.lines().filter_map(parse_line).collect())
+    }
+
+    /// A name may be any bytes.
+    fn whole_text(&self) -> io::Result<String> {
         use std::io::{Read, Seek};
-        let mut s = String::new();
+        let mut text = Vec::new();
         let mut f = &self.file;
         f.rewind()?;
-        f.read_to_string(&mut s)?;
-        Ok(s.lines().filter_map(parse_line).collect())
+        f.read_to_end(&mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
     }
 }
 

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::arch::{self, nr};
 use crate::inject::{Op, Workshop, ASIDE_PAGES, MESSAGE_AT, OPS_MAX};
+use crate::kinds::Kinds;
 use crate::pool::Pool;
 use crate::process::Process;
 use crate::ptrace::{Events, NoEvents, StopError, Stopped, Strictness, Tracer};
@@ -148,6 +149,7 @@ pub struct Target {
     must_shed: bool,
     /// What calls of its threads have returned when it forked: the pids of its children, perhaps.
     hints: Vec<i32>,
+    kinds: Kinds,
 }
 
 /// A child whose fork was told of, but not yet its pid: its memory is guarded from the first instruction on.
@@ -216,6 +218,7 @@ impl Heir {
             bare: false,
             must_shed: false,
             hints: Vec::new(),
+            kinds: Kinds::default(),
         })
     }
 }
@@ -433,6 +436,7 @@ impl Target {
             bare: false,
             must_shed: false,
             hints: Vec::new(),
+            kinds: Kinds::default(),
         })
     }
 
@@ -647,6 +651,7 @@ impl Target {
             bare: false,
             must_shed: false,
             hints: Vec::new(),
+            kinds: Kinds::default(),
         });
         let result = match (made, failure) {
             (Ok(target), None) => {
@@ -738,7 +743,10 @@ impl Target {
         };
         let (pinned, locked) = sys::pinned_and_locked(self.pid);
         // What is given back is locked again; what is merged could be locked since its flags were looked at.
-        if (pinned || (locked && kind != Kind::Unmerge)) && !remedies::without("rings") {
+        let giving = matches!(kind, Kind::Unmerge | Kind::Fence);
+        if (pinned || (locked && kind != Kind::Unmerge) || (giving && self.written_behind()))
+            && !remedies::without("rings")
+        {
             out.codes.resize(total, Code::Refused as u8);
             return out;
         }
@@ -769,18 +777,17 @@ impl Target {
                     self.mend(tracer, &stopped);
                     tracer.release(stopped);
                 }
-                // Looked at inside a stop, for a request may have been submitted a moment ago. Once is enough where what
-                // was written is refused: one that is submitted after this stop writes to its pages, in the eyes of
-                // the tracking, when it pins them. Unmerging asks for no such thing, so it looks in every stop: buffers
-                // registered between two of them would be written to where the pages were.
+                // What was pinned before the engine last asked what was written had been registered by then: whoever asks
+                // for a merge has looked for it, and for giving back it was done above. What was pinned since then counts
+                // as written. Such a page is not merged; among those to be given back it makes us look again, in the
+                // stop. That of a device registered only for reading does not count as written, but has its mappings.
                 Ok(stopped)
                     if !remedies::without("rings")
                         && (stopped.workers
-                            || ((!looked || kind == Kind::Unmerge)
-                                && !self
-                                    .process
-                                    .with_maps(Maps::has_rings)
-                                    .is_ok_and(|rings| !rings))) =>
+                            || match giving {
+                                true => self.any_written(&batch) && self.written_behind(),
+                                false => !looked && self.maps_devices(),
+                            }) =>
                 {
                     codes.fill(Code::Refused as u8);
                     self.mend(tracer, &stopped);
@@ -816,6 +823,29 @@ impl Target {
             out.codes.extend_from_slice(&codes);
         }
         out
+    }
+
+    /// Whether the kernel or a device may write its memory behind the page tables, or that cannot be told.
+    fn written_behind(&mut self) -> bool {
+        let kinds = &mut self.kinds;
+        let found = self.process.with_maps(|maps| kinds.behind(self.pid, maps));
+        !found.is_ok_and(|what| what.is_none())
+    }
+
+    /// Whether a page of `runs` was written since the engine last asked, or that cannot be told.
+    fn any_written(&self, runs: &[Run]) -> bool {
+        let mut any = false;
+        runs.iter().any(|r| {
+            let end = r.addr + u64::from(r.pages) * PAGE;
+            let told = self.process.written(r.addr, end, |_, _| any = true);
+            any || told.is_err()
+        })
+    }
+
+    /// The same as [`Self::written_behind`] of what it has mapped alone, which costs less.
+    fn maps_devices(&self) -> bool {
+        let found = self.process.with_maps(|maps| self.kinds.mapped(maps));
+        !found.is_ok_and(|what| what.is_none())
     }
 
     /// Fits the size of the next batch to what a page has cost in processor time. How long the threads took to stop, and

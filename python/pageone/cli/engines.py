@@ -107,7 +107,9 @@ def targets_table(state: dict[str, Any]) -> Table:
                 f"{pauses['max_ms']:.2f}",
             ]
         command = Text(target["command"])
-        if target["reason"]:
-            command.append(f"  [{target['reason']}]", style="yellow")
+        open_now = stats["left_alone"] if stats is not None else ""
+        reason = target["reason"] or (open_now and f"left alone while it has {open_now}")
+        if reason:
+            command.append(f"  [{reason}]", style="yellow")
         table.add_row(str(target["pid"]), target["state"], *cells, command)
     return table

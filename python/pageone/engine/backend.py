@@ -67,6 +67,7 @@ class Regions:
     frame: U32
     names: Sequence[str]  #: as in /proc/PID/maps: "[heap]", "[anon:...]", "" …
     mappings: int  #: number of all mappings of the target, for the budget
+    left_alone: str = ""  #: what keeps the target from being merged now; then only its merged regions are told
 
 
 @dataclass(frozen=True)

@@ -496,6 +496,7 @@ class Engine:
             return False
         target._mappings = regions.mappings
         target._regions = len(regions.start)
+        target._left_alone = regions.left_alone
         self._set_rows(target, Rows.of(target._number, regions))
         self._pages.update(target._number, *coalesce(regions.start, regions.end))
         if target._held_for_budget and self._limits.mappings_left(target) > target._left_then + HELD_SLACK:
@@ -867,6 +868,7 @@ class Engine:
             return Stats(
                 period=self._period,
                 targets=len(self._targets),
+                left_alone=sum(bool(t._left_alone) for t in self._targets.values()),
                 tracked=pages.tracked,
                 states=_named(pages.counts),
                 frames=frames.used,
@@ -901,6 +903,7 @@ class Engine:
             counts = self._pages.counts_of(target._number)
             return TargetStats(
                 pid=target.pid,
+                left_alone=target._left_alone,
                 states=_named(counts),
                 tracked=int(counts.sum()),
                 mappings=target._mappings,

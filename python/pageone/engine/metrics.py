@@ -119,6 +119,7 @@ class TargetStats:
     wasted_merges: int  #: pages written after merging so far
     refused: dict[str, int]
     pauses: Pauses
+    left_alone: str = ""  #: what it has open that lets a device write its memory, so that nothing of it is merged now
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class Stats:
 
     period: int  #: periods done
     targets: int
+    left_alone: int  #: of them, those left alone for what they have open
     tracked: int  #: pages tracked
     states: dict[str, int]  #: pages in each state, adding up to ``tracked``
     frames: int  #: frames in use
@@ -179,6 +181,7 @@ def as_json(record: Stats | TargetStats | MergeReport, indent: int | None = None
 _SCALARS = (
     ("pageone_periods_total", "counter", "Periods done.", "period"),
     ("pageone_targets", "gauge", "Processes attached.", "targets"),
+    ("pageone_targets_left_alone", "gauge", "Of them, left alone for what they have open.", "left_alone"),
     ("pageone_tracked_pages", "gauge", "Pages of address space tracked.", "tracked"),
     ("pageone_frames", "gauge", "Frames of the pool in use.", "frames"),
     (

@@ -97,6 +97,7 @@ class Target:
         self._rows = Rows.none()
         self._mappings = 0
         self._regions = 0
+        self._left_alone = ""  # why, if it is
         self._held_for_budget = 0
         self._left_then = 0  # budget left when pages were last held for lack of it
         self._merged = 0

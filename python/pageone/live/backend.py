@@ -67,8 +67,10 @@ _LEFT_ALONE = re.compile(r"^\[(stack|vdso|vvar|vvar_vclock|vsyscall|uprobes)")
 #: Mappings of frames, of this engine's pool or another's.
 _POOL_NAME = "/memfd:pageone (deleted)"
 
-#: Mappings of a process that reads and writes asynchronously.
-_RINGS = ("/[aio]", "anon_inode:[io_uring]")
+#: CPU time that looking at what a process has open may take, as a share of all time: with ten thousand connections a
+#: look takes some 40 ms. It is looked again in any case before something is merged.
+KINDS_SHARE = 0.02
+
 #: A test of the tests sets this, and only by reaching in: nothing in the environment does.
 _RINGS_MATTER = True
 
@@ -105,6 +107,12 @@ class LiveTarget:
         self._cuts: list[U64] = []
         #: When (``time.monotonic``) the flags of new mappings may be read again: that is never free.
         self._flags_due = 0.0
+        #: What the process has open that lets its memory be written behind the page tables; empty if there is nothing.
+        self.left_alone = ""
+        self._kinds = mem.Kinds()
+        #: When (``time.monotonic``) that is to be looked for again; whether it was since writes were last asked for.
+        self._kinds_due = 0.0
+        self._kinds_asked = False
         #: Ends of merged mappings with nothing behind them that the guardian has been told of.
         self._open_ends: set[int] = set()
         #: Merged mappings as just read, for the one look that follows: reading the maps is what a look costs.
@@ -128,21 +136,25 @@ class LiveTarget:
             start, end, perms, offset, device, inode, name, names = mem.maps(self.pid)
         except OSError as error:
             raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
-        if _RINGS_MATTER and (any(n.startswith(_RINGS) for n in names) or preflight.pins_memory(self.pid)):
-            # Asynchronous reads may be under way into any page, with no thread to stop.
-            empty64, empty32 = np.empty(0, np.uint64), np.empty(0, np.uint32)
-            return Regions(empty64, empty64, np.empty(0, np.uint8), empty32, [], len(start))
+        if time.monotonic() >= self._kinds_due:
+            self._look_for_devices()
         # The kernel may have joined a mapping of the program with the workshop below it: the rest is the program's.
         low, high = self._workshop
         joined = (start > low) & (start < high) & (end > high) & (inode == 0)
         start = np.where(joined, np.uint64(high), start)
         merged = self._backend.is_pool(device, inode)
         self._merged = start[merged], end[merged]
-        self._close_ends(end[:-1][merged[:-1] & (start[1:] != end[:-1])])
-        special = np.array([bool(_LEFT_ALONE.match(n)) for n in names] or [False])[name]
+        if self.left_alone:
+            # Writes may be under way into any page, with no thread to stop: only what is merged stays in the books.
+            self._open_ends.clear()
+            special = np.ones(len(start), bool)
+        else:
+            self._close_ends(end[:-1][merged[:-1] & (start[1:] != end[:-1])])
+            special = np.array([bool(_LEFT_ALONE.match(n)) for n in names] or [False])[name]
         private_rw = (perms & 15) == (_READ | _WRITE)
         free = private_rw & (inode == 0) & ~special & ~((start < self._workshop[1]) & (end > self._workshop[0]))
-        free &= ~self._unusable(start, end, free)
+        if not self.left_alone:
+            free &= ~self._unusable(start, end, free)
         chosen = np.flatnonzero(free | merged)
         frame = np.where(merged[chosen], offset[chosen] // PAGE_SIZE, 0).astype(np.uint32)
         return Regions(
@@ -152,7 +164,19 @@ class LiveTarget:
             frame=frame,
             names=[names[i] for i in name[chosen]],
             mappings=len(start),
+            left_alone=self.left_alone,
         )
+
+    def _look_for_devices(self) -> None:
+        """Find out what the process has open that lets its memory be written behind its page tables."""
+        began = time.thread_time()
+        if _RINGS_MATTER:
+            try:
+                self.left_alone = self._kinds.behind(self.pid) or ""
+            except OSError as error:
+                self.left_alone = f"descriptors that cannot be told ({error.strerror})"
+        self._kinds_due = time.monotonic() + (time.thread_time() - began) / KINDS_SHARE
+        self._kinds_asked = True
 
     def _close_ends(self, ends: U64) -> None:
         """Have merged memory that nothing follows kept from growing: what is new would be further frames."""
@@ -228,6 +252,7 @@ class LiveTarget:
     def written(self, start: U64, end: U64) -> PageRanges:
         """See ``TargetMemory.written``. Cost: a walk of the page tables of the ranges."""
         asked, self._asked = self._asked, (start[:0], end[:0])
+        self._kinds_asked = False
         # What was left out for a while (mappings whose flags could not be read at once; all, while there were rings)
         # is not known any more.
         unknown = without(start, end, *asked)
@@ -306,13 +331,25 @@ class LiveTarget:
             cpu_s=sum(p.cpu_s for p in parts),
         )
 
+    def _refuse(self, pages: U32) -> Outcome | None:
+        """Refuse to merge pages where a device may write them; None where none may.
+
+        What was pinned before writes were last asked for was registered by then, so it is found when it is looked for
+        after that, once. What is pinned later counts as written, and the guardian refuses it.
+        """
+        if not self._kinds_asked:
+            self._look_for_devices()
+        if not self.left_alone:
+            return None
+        return Outcome(np.full(int(pages.sum()), PageCode.REFUSED, np.uint8), np.empty(0), 0, 0.0)
+
     def merge(self, addr: U64, pages: U32, frame: U32) -> Outcome:
         """See ``TargetMemory.merge``."""
-        return self._in_requests("merge", addr, pages, frame)
+        return self._refuse(pages) or self._in_requests("merge", addr, pages, frame)
 
     def drop_zero(self, addr: U64, pages: U32) -> Outcome:
         """See ``TargetMemory.drop_zero``."""
-        return self._in_requests("drop_zero", addr, pages)
+        return self._refuse(pages) or self._in_requests("drop_zero", addr, pages)
 
     def unmerge(self, addr: U64, pages: U32, apart: bool = False) -> Outcome:
         """See ``TargetMemory.unmerge``."""

@@ -12,10 +12,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pageone._native import mem
 from pageone.doctor import diagnose
 from pageone.errors import BadTargetError, TargetError, UnsupportedError
 
-__all__ = ["Facts", "TracedError", "check", "check_system", "pins_memory"]
+__all__ = ["Facts", "TracedError", "check", "check_system"]
 
 _CAP_SYS_PTRACE = 19
 _PF_KTHREAD = 0x00200000
@@ -26,8 +27,8 @@ _ELF_CLASS_64 = 2
 _ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 
 
-#: Devices, or threads of the kernel, that write the memory of who has opened them.
-_DEVICES = ("/dev/vfio/", "/dev/infiniband/", "/dev/vhost-", "anon_inode:[vfio")
+#: Rings of asynchronous reads and writes: a program that has some is attached, and left as it is while it has.
+_RINGS = ("anon_inode:[io_uring]", "a mapping of anon_inode:[io_uring]", "a mapping of /[aio]")
 
 
 @dataclass(frozen=True)
@@ -234,32 +235,27 @@ def _check_pinned(pid: int, who: str) -> None:
         raise TargetError(f"{who}: {reason}")
 
 
-def pins_memory(pid: int) -> bool:
-    """Whether a target has come to share memory with a device or the kernel since it was checked.
-
-    Cost: a read of its status and one for each of its descriptors.
-    """
-    return _pinned(pid) is not None
-
-
 def _pinned(pid: int) -> str | None:
-    folder = Path(f"/proc/{pid}/fd")
     try:
-        descriptors = os.listdir(folder)
-    except OSError:
+        what = mem.Kinds().behind(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        raise _gone(pid) from None
+    except OSError as error:
+        return f"what it has open cannot be told: {error.strerror}"
+    if what is None or (what in _RINGS and not _registered_buffers(pid)):
         return None
-    for descriptor in descriptors:
+    if what in _RINGS:
+        return "has buffers registered with io_uring, which the kernel writes at any time"
+    return f"has {what} open, through which a device or the kernel may write its memory past page tables"
+
+
+def _registered_buffers(pid: int) -> bool:
+    """Whether a ring of the process says that it has registered buffers."""
+    for info in Path(f"/proc/{pid}/fdinfo").glob("*"):
         try:
-            what = os.readlink(folder / descriptor)
+            found = _parse(info.read_text(errors="replace"))
         except OSError:
             continue  # closed meanwhile
-        if what.startswith(_DEVICES):
-            return f"has memory pinned for a device ({what}), which writes past page tables"
-        if what == "anon_inode:[io_uring]":
-            try:
-                info = _parse(Path(f"/proc/{pid}/fdinfo/{descriptor}").read_text())
-            except OSError:
-                continue
-            if info.get("UserBufs", "0") not in ("", "0"):
-                return "has buffers registered with io_uring, which the kernel writes at any time"
-    return None
+        if found.get("UserBufs", "0") not in ("", "0"):
+            return True
+    return False
