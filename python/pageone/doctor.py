@@ -60,10 +60,6 @@ _UFFD_NEEDED = ("PAGEFAULT_FLAG_WP", "EVENT_REMOVE", "WP_HUGETLBFS_SHMEM", "WP_U
 _PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg), 12 words of 8 bytes
 _PAGE_IS_PRESENT = 1 << 3
 
-_F_ADD_SEALS = 1033
-_F_GET_SEALS = 1034
-_SEALS = 0x0001 | 0x0002 | 0x0004  # SEAL, SHRINK, GROW
-
 _CAP_SYS_PTRACE = 19
 _CAP_SYS_ADMIN = 21
 
@@ -120,7 +116,7 @@ def diagnose() -> Diagnosis:
         _userfaultfd,
         _ptrace_scope,
         _stop_and_read,
-        _memfd_seals,
+        _pool,
         _kcmp,
         _max_map_count,
         _huge_pages,
@@ -374,28 +370,35 @@ def _read_remote(pid: int, address: int) -> None:
     _syscall(number, ctypes.c_int(pid), local, one, remote, one, none)
 
 
-def _memfd_seals() -> Finding:
-    name = "memfd seals"
-    try:
-        fd = os.memfd_create("pageone-doctor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(fd, _PAGE)
-            fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
-            held = fcntl.fcntl(fd, _F_GET_SEALS) & _SEALS == _SEALS
-        finally:
-            os.close(fd)
-    except OSError as error:
+#: Mounts a file system in a mount namespace of its own, by a user namespace where need be, as the guardian does.
+_MOUNTING = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+NEWNS, NEWUSER = 0x20000, 0x10000000
+ok = not libc.unshare(NEWNS) or not libc.unshare(NEWNS | NEWUSER)
+context = libc.syscall(430, b"tmpfs", 1) if ok else -1
+ok = context >= 0 and not libc.syscall(431, context, 6, None, None, 0) and libc.syscall(432, context, 1, 0) >= 0
+raise SystemExit(0 if ok else ctypes.get_errno() or 1)
+"""
+
+
+def _pool() -> Finding:
+    name = "pool"
+    code = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _MOUNTING], stdin=subprocess.DEVNULL, capture_output=True
+    ).returncode
+    if code:
         return Finding(
             name,
-            "missing",
-            error.strerror or str(error),
-            "shared frames could be cut off: merging is refused",
-            "CONFIG_MEMFD_CREATE=y",
-            needed=True,
+            "limited",
+            f"a memory file: no file system can be mounted ({os.strerror(code)})",
+            "who owns the engine and gets hold of a descriptor of the frames could write them (SECURITY.md)",
+            "user namespaces for this user: sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
+            "kernel.apparmor_restrict_unprivileged_userns",
         )
-    state: State = "ok" if held else "missing"
-    follows = "no frame can be cut off under those who map it"
-    return Finding(name, state, "GROW, SHRINK, SEAL", follows, needed=True)
+    follows = "no descriptor of the frames, whoever gets hold of it, can come to write them"
+    return Finding(name, "ok", "a file system of its own", follows)
 
 
 def _kcmp() -> Finding:

@@ -21,7 +21,7 @@ LISTED = {
     "userfaultfd",
     "ptrace scope",
     "stop and read",
-    "memfd seals",
+    "pool",
     "max_map_count",
     "transparent huge pages",
     "KSM",

@@ -289,7 +289,7 @@ class FakeBackend:
             np.add.at(count, mapped, 1)
         return count[frames]
 
-    def fill(self, frame: U32, target: FakeMemory, addr: U64) -> U8:
+    def fill(self, frame: U32, target: FakeMemory, addr: U64) -> tuple[U8, float]:
         self.hook("fill", target.process)
         if not target.process.living:
             raise TargetError("gone")
@@ -299,7 +299,7 @@ class FakeBackend:
         there = target.process.mapped[index]
         self.pool[frame] = target.process.reads[index]
         self.filled[frame] = True
-        return np.where(there, ReadCode.OK, ReadCode.GONE).astype(np.uint8)
+        return np.where(there, ReadCode.OK, ReadCode.GONE).astype(np.uint8), 0.0
 
     def punch(self, frame: U32) -> None:
         assert not self.holders(frame).any(), "a frame is freed that somebody maps"

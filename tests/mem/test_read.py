@@ -255,7 +255,6 @@ def test_a_child_of_huge_pages_is_told_so() -> None:
         (lambda: mem.pagemap_scan(-1, np.array([4096], np.uint64), np.array([8192], np.uint64)), errno.EBADF),
         (lambda: mem.pagemap_entries(-1, np.array([4096], np.uint64), np.array([8192], np.uint64)), errno.EBADF),
         (lambda: mem.file_keys(-1, np.array([0], np.uint64), 4096, mem.Key(b"seed")), errno.EBADF),
-        (lambda: mem.Pool(4).punch(0, 0), errno.EINVAL),
     ],
 )
 def test_errors_of_the_system_carry_their_number(ask: Callable[[], object], number: int) -> None:

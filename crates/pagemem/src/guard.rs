@@ -1,7 +1,6 @@
 //! The guardian: a small process that alone stops targets, and that outlives the engine.
 //!
-//! It owns what must not vanish with the engine: the userfaultfds of merged ranges, a descriptor of the pool and
-//! the tracing. It answers one engine over a socket and otherwise waits for its targets' events. When the engine is
+//! It owns what must not vanish with the engine: the userfaultfds of merged ranges, the pool and the tracing. It answers one engine over a socket and otherwise waits for its targets' events. When the engine is
 //! gone it goes on guarding until the last target with merged memory has ended; then it ends. Meanwhile another engine of
 //! the same user may connect, through a socket that is named after the pool, and have it give targets up.
 //!
@@ -18,7 +17,7 @@ use std::time::{Duration, Instant};
 use crate::descriptors;
 use crate::pool::Pool;
 use crate::ptrace::{self, News, Tracer};
-use crate::sys::cpu_time;
+use crate::sys::{cpu_time, pairs};
 use crate::target::{Code, Heir, Limits, Outcome, Run, Target, Way};
 
 /// Requests, by number.
@@ -33,6 +32,7 @@ mod op {
     pub const STATUS: u32 = 7;
     pub const LIMITS: u32 = 8;
     pub const FENCE: u32 = 9;
+    pub const POOL: u32 = 10;
 }
 
 /// Flag of an attach request: let the kernel tell of forks (needs `CAP_SYS_PTRACE`).
@@ -57,12 +57,16 @@ struct Guardian {
     limits: Limits,
 }
 
-/// Serves the engine at the other end of `control` with a view of the pool behind `pool`, until both the engine and
-/// the last guarded target have gone.
-pub fn run(control: OwnedFd, pool: OwnedFd) -> io::Result<()> {
+/// Makes a pool of `frames` frames and serves the engine at the other ends of `control` and `filling`, until both the
+/// engine and the last guarded target have gone.
+pub fn run(control: OwnedFd, filling: OwnedFd, frames: u32) -> io::Result<()> {
+    // First of all: from the first descriptor of the pool on nobody is to look into this process.
+    crate::hidden::hide()?;
     descriptors::raise();
+    let (writer, pool) = crate::pool::make(frames)?;
+    crate::filling::serve(filling, writer)?;
     let mut g = Guardian {
-        pool: Pool::view(pool)?,
+        pool,
         tracer: Tracer::default(),
         targets: BTreeMap::new(),
         heirs: Vec::new(),
@@ -214,6 +218,14 @@ impl Guardian {
         if number == op::STATUS {
             return Ok(Answer::Bytes(
                 self.targets.keys().flat_map(|p| p.to_le_bytes()).collect(),
+            ));
+        }
+        if number == op::POOL {
+            let file = self.pool.file();
+            let apart = u64::from(self.pool.is_apart());
+            let words = [file.device, file.inode, apart];
+            return Ok(Answer::Bytes(
+                words.iter().flat_map(|w| w.to_le_bytes()).collect(),
             ));
         }
         if number == op::LIMITS {
@@ -399,27 +411,10 @@ fn listen(pool: &Pool) -> io::Result<UnixListener> {
 /// The next engine at the door, if it is this user's or root's.
 fn admit(door: &UnixListener) -> Option<UnixStream> {
     let (stream, _) = door.accept().ok()?;
-    let mut who = libc::ucred {
-        pid: 0,
-        uid: u32::MAX,
-        gid: u32::MAX,
-    };
-    let mut size = std::mem::size_of_val(&who) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `size` bytes, the size of `who`, and sets `size`; no pointers in the other call.
-    let (told, us) = unsafe {
-        let told = libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut who).cast(),
-            &mut size,
-        );
-        (told, libc::geteuid())
-    };
     stream.set_nonblocking(false).ok()?;
     stream.set_read_timeout(Some(REQUEST_MAX)).ok()?;
     stream.set_write_timeout(Some(REQUEST_MAX)).ok()?;
-    (told == 0 && (who.uid == us || who.uid == 0)).then_some(stream)
+    crate::sys::is_of_our_user(&stream).then_some(stream)
 }
 
 enum Answer {
@@ -429,13 +424,6 @@ enum Answer {
 
 fn invalid() -> io::Error {
     io::Error::from_raw_os_error(libc::EINVAL)
-}
-
-fn pairs(records: &[u8]) -> impl Iterator<Item = (u64, u64)> + '_ {
-    let word = |b: &[u8]| u64::from_le_bytes(b.try_into().expect("8 bytes"));
-    records
-        .chunks_exact(16)
-        .map(move |r| (word(&r[..8]), word(&r[8..])))
 }
 
 /// `codes u32, pauses u32, mappings u32, 0 u32, injected f64, cpu f64`, the codes, the pauses as f64.

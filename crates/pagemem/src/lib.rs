@@ -7,12 +7,16 @@
 
 pub mod arch;
 pub mod descriptors;
+mod filling;
 pub mod guard;
+mod hidden;
 pub mod inject;
 pub mod kinds;
 pub mod maps;
 pub mod pagemap;
+mod passing;
 pub mod pool;
+pub mod private_fs;
 pub mod process;
 pub mod ptrace;
 pub mod read;

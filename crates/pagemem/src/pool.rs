@@ -1,139 +1,99 @@
-//! The pool: one memfd whose pages are the shared frames.
+//! The pool: one file whose pages are the shared frames.
 //!
-//! Its size is fixed and sealed; its memory is what is filled. Only the engine that made it can write: a target gets a
-//! read-only descriptor of a file with no permission bits, for the length of a stop, and keeps none.
-//! (`F_SEAL_FUTURE_WRITE` would forbid writers for good, but it also forbids punching holes, that is, ever giving
-//! a frame back: measured, `EPERM`.)
+//! Its size is fixed; its memory is what is filled. It is written through one descriptor alone ([`Writer`]), held by a
+//! thread of the guardian's process ([`crate::filling`]). Targets get, for the length of a stop, a descriptor of which no
+//! other kind can be made ([`crate::private_fs`]), and keep none.
 
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
+use crate::private_fs::{self, Pair};
 use crate::sys::{check, FileId, PAGE};
 
-/// Name of the memfd: targets show it in their maps as `/memfd:pageone (deleted)`.
-pub const POOL_NAME: &std::ffi::CStr = c"pageone";
+/// Name of the file: targets show it in their maps as `/memfd:pageone (deleted)`, as the kernel names memory files.
+const POOL_NAME: &std::ffi::CStr = c"memfd:pageone";
 
-/// A mapping of the pool in this process.
+/// Frames as everybody sees them: to be read, and to be mapped privately.
 #[derive(Debug)]
 pub struct Pool {
-    fd: File,
-    base: *mut u8,
+    fd: OwnedFd,
     frames: u32,
     file: FileId,
-    read_only: OnceLock<OwnedFd>,
+    apart: bool,
 }
 
-// SAFETY: the mapping belongs to the value and is only accessed through raw pointers inside this module's methods, which
-// touch frames that their callers own (free frames for writing) or that nobody writes any more.
-unsafe impl Send for Pool {}
-// SAFETY: as above; concurrent calls work on different frames, by the contract of `fill`.
-unsafe impl Sync for Pool {}
+/// The one who fills frames.
+#[derive(Debug)]
+pub struct Writer {
+    fd: File,
+    frames: u32,
+}
 
-fn map(fd: &OwnedFd, bytes: usize, prot: i32) -> io::Result<*mut u8> {
-    // SAFETY: a new mapping at an address that the kernel chooses; nothing of ours is replaced.
-    let p = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            bytes,
-            prot,
-            libc::MAP_SHARED | libc::MAP_NORESERVE,
-            fd.as_raw_fd(),
-            0,
-        )
+/// Makes a pool of `frames` frames; no memory is used until frames are filled.
+pub fn make(frames: u32) -> io::Result<(Writer, Pool)> {
+    let bytes = u64::from(frames) * PAGE;
+    let (pair, apart) = match private_fs::make(POOL_NAME, bytes) {
+        Ok(pair) => (pair, true),
+        Err(_) => (memory_file(bytes)?, false),
     };
-    if p == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(p.cast())
+    let pool = Pool {
+        file: file_of(&pair.read_only)?,
+        fd: pair.read_only,
+        frames,
+        apart,
+    };
+    let fd = pair.writable.into();
+    Ok((Writer { fd, frames }, pool))
 }
 
-fn file_of(fd: &OwnedFd) -> io::Result<(FileId, u64)> {
+/// The same where this user may mount nothing: a `memfd`. Whoever owns it, as processes of the same user do, *and* gets
+/// hold of a descriptor could give it other rights and open it for writing.
+fn memory_file(bytes: u64) -> io::Result<Pair> {
+    // SAFETY: valid C strings and plain calls; the results are fresh descriptors.
+    unsafe {
+        let flags = libc::MFD_ALLOW_SEALING | libc::MFD_CLOEXEC;
+        let fd = check(i64::from(libc::memfd_create(c"pageone".as_ptr(), flags)))?;
+        let writable = OwnedFd::from_raw_fd(fd as RawFd);
+        let fd = writable.as_raw_fd();
+        check(i64::from(libc::ftruncate(fd, bytes as i64)))?;
+        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+        check(i64::from(libc::fcntl(fd, libc::F_ADD_SEALS, seals)))?;
+        check(i64::from(libc::fchmod(fd, 0o400)))?;
+        let path = std::ffi::CString::new(format!("/proc/self/fd/{fd}")).expect("no NUL");
+        let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+        let read_only = check(i64::from(libc::open(path.as_ptr(), flags)))?;
+        let read_only = OwnedFd::from_raw_fd(read_only as RawFd);
+        check(i64::from(libc::fchmod(fd, 0)))?;
+        Ok(Pair {
+            writable,
+            read_only,
+        })
+    }
+}
+
+fn file_of(fd: &OwnedFd) -> io::Result<FileId> {
     let mut st = std::mem::MaybeUninit::<libc::stat>::zeroed();
     // SAFETY: the kernel fills one `stat` at a live place of that type.
     check(unsafe { libc::fstat(fd.as_raw_fd(), st.as_mut_ptr()) } as i64)?;
     // SAFETY: zeroed, then filled; its fields are integers.
     let st = unsafe { st.assume_init() };
-    Ok((
-        FileId::new(libc::major(st.st_dev), libc::minor(st.st_dev), st.st_ino),
-        st.st_size as u64,
-    ))
+    let (major, minor) = (libc::major(st.st_dev), libc::minor(st.st_dev));
+    Ok(FileId::new(major, minor, st.st_ino))
 }
 
 impl Pool {
-    /// Makes a pool of `frames` frames; no memory is used until frames are filled.
-    pub fn create(frames: u32) -> io::Result<Self> {
-        let bytes = frames as usize * PAGE as usize;
-        // SAFETY: the name is a valid C string; the result is a fresh descriptor.
-        let fd = unsafe {
-            OwnedFd::from_raw_fd(check(libc::memfd_create(
-                POOL_NAME.as_ptr(),
-                libc::MFD_ALLOW_SEALING | libc::MFD_CLOEXEC,
-            ) as i64)? as RawFd)
-        };
-        // SAFETY: no pointers in these three calls.
-        unsafe {
-            check(libc::ftruncate(fd.as_raw_fd(), bytes as i64) as i64)?;
-            check(libc::fchmod(fd.as_raw_fd(), 0) as i64)?;
-            check(libc::fcntl(
-                fd.as_raw_fd(),
-                libc::F_ADD_SEALS,
-                libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL,
-            ) as i64)?;
-        }
-        let base = map(&fd, bytes, libc::PROT_READ | libc::PROT_WRITE)?;
-        // Huge pages would tie 512 frames' lives together; core dumps of the engine need no frames.
-        // SAFETY: advice on our own fresh mapping.
-        unsafe {
-            libc::madvise(base.cast(), bytes, libc::MADV_NOHUGEPAGE);
-            libc::madvise(base.cast(), bytes, libc::MADV_DONTDUMP);
-        }
-        let (file, _) = file_of(&fd)?;
-        Ok(Self {
-            fd: fd.into(),
-            base,
-            frames,
-            file,
-            read_only: OnceLock::new(),
-        })
-    }
-
-    /// A read-only view of a pool made by another process, from its descriptor.
-    pub fn view(fd: OwnedFd) -> io::Result<Self> {
-        let (file, bytes) = file_of(&fd)?;
-        let base = map(&fd, bytes as usize, libc::PROT_READ)?;
-        Ok(Self {
-            fd: fd.into(),
-            base,
-            frames: (bytes / PAGE) as u32,
-            file,
-            read_only: OnceLock::new(),
-        })
-    }
-
     /// The read-only descriptor that targets get. It is one and the same open file for all: the kernel joins
     /// neighbouring mappings only if they were made from one.
-    pub fn for_targets(&self) -> io::Result<&OwnedFd> {
-        if self.read_only.get().is_none() {
-            let _ = self.read_only.set(self.reopen()?);
-        }
-        Ok(self.read_only.get().expect("just set"))
+    pub fn for_targets(&self) -> &OwnedFd {
+        &self.fd
     }
 
-    fn reopen(&self) -> io::Result<OwnedFd> {
-        // The file's mode is 0, so it must be opened through a description that is allowed to: set it for a moment.
-        let path = std::ffi::CString::new(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
-            .expect("no NUL");
-        // SAFETY: plain calls on our own descriptor and a valid C string; the result is a fresh descriptor.
-        unsafe {
-            check(libc::fchmod(self.fd.as_raw_fd(), 0o400) as i64)?;
-            let fd = check(libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) as i64);
-            check(libc::fchmod(self.fd.as_raw_fd(), 0) as i64)?;
-            Ok(OwnedFd::from_raw_fd(fd? as RawFd))
-        }
+    /// Whether the file lies on a file system of its own, so that no descriptor of it can come to write.
+    pub fn is_apart(&self) -> bool {
+        self.apart
     }
 
     /// Number of frames that the pool can hold.
@@ -145,25 +105,12 @@ impl Pool {
     pub fn file(&self) -> FileId {
         self.file
     }
+}
 
-    fn at(&self, frame: u32) -> *mut u8 {
-        assert!(frame < self.frames, "frame {frame} of {}", self.frames);
-        // SAFETY: inside the mapping, by the assertion.
-        unsafe { self.base.add(frame as usize * PAGE as usize) }
-    }
-
-    /// Whether `page` equals the frame, all bytes.
-    pub fn equals(&self, frame: u32, page: &[u8]) -> bool {
-        assert_eq!(page.len(), PAGE as usize);
-        // SAFETY: both sides are 4096 readable bytes; a filled frame is not written while it is compared (the engine
-        // writes free frames only), and even a torn read could only make the comparison fail.
-        unsafe {
-            libc::memcmp(
-                self.at(frame).cast::<c_void>(),
-                page.as_ptr().cast(),
-                PAGE as usize,
-            ) == 0
-        }
+impl Writer {
+    /// Number of frames that the pool can hold.
+    pub fn frames(&self) -> u32 {
+        self.frames
     }
 
     /// Copies the pages at `addrs` of process `pid` into `frames` (same length); `ok[i]` is 0 where it worked.
@@ -225,6 +172,12 @@ impl Pool {
         self.fd.write_all_at(bytes, u64::from(first) * PAGE)
     }
 
+    /// Bytes of memory that all frames together take.
+    pub fn size(&self) -> io::Result<u64> {
+        const BLOCK: u64 = 512;
+        Ok(self.fd.metadata()?.blocks() * BLOCK)
+    }
+
     /// Gives the memory of frames `[first, first + count)` back to the system. Nothing may map them.
     pub fn punch(&self, first: u32, count: u32) -> io::Result<()> {
         assert!(first.checked_add(count).is_some_and(|e| e <= self.frames));
@@ -249,17 +202,4 @@ fn push(v: &mut Vec<libc::iovec>, base: *mut c_void, len: usize) {
         iov_base: base,
         iov_len: len,
     });
-}
-
-impl AsRawFd for Pool {
-    fn as_raw_fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        // SAFETY: the mapping was made by this value with this size and nothing borrows from it.
-        unsafe { libc::munmap(self.base.cast(), self.frames as usize * PAGE as usize) };
-    }
 }

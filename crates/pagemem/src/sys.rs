@@ -422,3 +422,47 @@ pub fn locked(pid: i32) -> io::Result<Vec<(u64, u64)>> {
 pub fn all_processes() -> Vec<i32> {
     numbers_in("/proc")
 }
+
+/// Starts a thread that receives no signal: what is sent to the process is another thread's to take note of.
+pub fn quiet_thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    // SAFETY: live signal sets; only this thread's mask changes, and is as it was after the call.
+    unsafe {
+        let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &all, &mut before);
+        let made = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(work);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
+        made.map(drop)
+    }
+}
+
+/// Whether the process at the other end of a socket is this user's or root's.
+pub fn is_of_our_user(stream: &impl AsRawFd) -> bool {
+    let mut who = libc::ucred {
+        pid: 0,
+        uid: u32::MAX,
+        gid: u32::MAX,
+    };
+    let mut size = std::mem::size_of_val(&who) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `size` bytes, the size of `who`, and sets `size`; no pointers in the other call.
+    unsafe {
+        let told = libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut who).cast(),
+            &mut size,
+        );
+        told == 0 && (who.uid == libc::geteuid() || who.uid == 0)
+    }
+}
+
+/// The records of a request: two 64-bit words each, little-endian.
+pub fn pairs(records: &[u8]) -> impl Iterator<Item = (u64, u64)> + '_ {
+    let word = |b: &[u8]| u64::from_le_bytes(b.try_into().expect("8 bytes"));
+    records
+        .chunks_exact(16)
+        .map(move |r| (word(&r[..8]), word(&r[8..])))
+}

@@ -17,11 +17,12 @@ use std::time::{Duration, Instant};
 use crate::arch::{self, nr};
 use crate::inject::{Op, Workshop, ASIDE_PAGES, MESSAGE_AT, OPS_MAX};
 use crate::kinds::Kinds;
+use crate::passing::send_descriptors;
 use crate::pool::Pool;
 use crate::process::Process;
 use crate::ptrace::{Events, NoEvents, StopError, Stopped, Strictness, Tracer};
 use crate::remedies;
-use crate::sys::{self, check, pidfd_getfd, read_remote, FileId, Maps, PAGE, VMA_PRIVATE_RW};
+use crate::sys::{self, pidfd_getfd, read_remote, FileId, Maps, PAGE, VMA_PRIVATE_RW};
 use crate::uffd::{Event, Uffd, Use};
 use advice::{FOR_ANONYMOUS, FOR_FRAMES};
 use exchange::{is_back, way_back, Fate, Steps, MOVE, PIECES_MAX, PIECE_PAGES, STEPS};
@@ -1007,7 +1008,7 @@ impl Target {
         }
         calls.extend(tail);
         let ops = match pool {
-            Some(pool) => self.run_with_descriptor(tracer, stopped, pool.for_targets()?, calls)?,
+            Some(pool) => self.run_with_descriptor(tracer, stopped, pool.for_targets(), calls)?,
             None => {
                 self.run_ops(tracer, stopped, &mut calls)?;
                 calls
@@ -1264,7 +1265,7 @@ impl Target {
         read_remote(self.pid, message, &mut word)?;
         let ends = [0, 4].map(|i| u32::from_le_bytes(word[i..i + 4].try_into().expect("4 bytes")));
         let sent = pidfd_getfd(&self.pidfd, ends[0] as i32)
-            .and_then(|s| send_descriptor(&s, fd))
+            .and_then(|s| send_descriptors(&s, &[fd.as_raw_fd()]))
             .and_then(|()| sys::write_remote(self.pid, message, &receive_block(message)));
         let received = self.received_at();
         let mut ops = Vec::with_capacity(calls.len() + 4);
@@ -1671,37 +1672,6 @@ fn receive_block(at: u64) -> Vec<u8> {
     put(72, 8); // iov_len
     put(CONTROL_AT as usize + 16, u64::MAX); // no descriptor yet: -1 makes every use of it fail
     b
-}
-
-fn send_descriptor(socket: &OwnedFd, fd: &OwnedFd) -> io::Result<()> {
-    #[repr(C)]
-    struct Control {
-        header: libc::cmsghdr,
-        fd: i32,
-        pad: i32,
-    }
-    let mut byte = [0u8; 1];
-    let mut iov = libc::iovec {
-        iov_base: byte.as_mut_ptr().cast(),
-        iov_len: 1,
-    };
-    let mut control = Control {
-        header: libc::cmsghdr {
-            cmsg_len: 20,
-            cmsg_level: libc::SOL_SOCKET,
-            cmsg_type: libc::SCM_RIGHTS,
-        },
-        fd: fd.as_raw_fd(),
-        pad: 0,
-    };
-    // SAFETY: a msghdr of integers and pointers; zero is a valid value for each.
-    let mut m: libc::msghdr = unsafe { std::mem::zeroed() };
-    m.msg_iov = &mut iov;
-    m.msg_iovlen = 1;
-    m.msg_control = (&raw mut control).cast();
-    m.msg_controllen = std::mem::size_of::<Control>() as _;
-    // SAFETY: every pointer in `m` points to a live local of the stated length.
-    check(unsafe { libc::sendmsg(socket.as_raw_fd(), &m, libc::MSG_NOSIGNAL) } as i64).map(drop)
 }
 
 #[cfg(test)]

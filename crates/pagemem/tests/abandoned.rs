@@ -9,7 +9,6 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use pagemem::pagemap::{self, Query};
-use pagemem::pool::Pool;
 use pagemem::ptrace::Tracer;
 use pagemem::sys::PAGE;
 use pagemem::target::{Code, Limits, Run, Target, Way};
@@ -134,7 +133,7 @@ fn tracer() {
     };
     let (pid, area) = text.split_once(',').expect("pid,area");
     let (pid, area): (i32, u64) = (pid.parse().expect("pid"), area.parse().expect("area"));
-    let pool = Pool::create(1024).expect("a pool");
+    let (writer, pool) = pagemem::pool::make(1024).expect("a pool");
     let mut tracer = Tracer::default();
     let mut target = Target::attach(
         &mut tracer,
@@ -169,7 +168,7 @@ fn tracer() {
     };
     let alike: Vec<usize> = (1..PAGES).step_by(4).collect();
     let mut ok = [1u8; 2];
-    pool.fill(pid, &[at(1), at(2)], &[10, 11], &mut ok);
+    writer.fill(pid, &[at(1), at(2)], &[10, 11], &mut ok);
     assert_eq!(ok, [0, 0]);
     let runs: Vec<Run> = alike.iter().map(|&p| run(p, 10)).collect();
     let done = |codes: &[u8]| codes.iter().all(|c| *c == Code::Done as u8);

@@ -112,28 +112,11 @@ def compare(a: tuple[bool, int], at_a: _U64, b: tuple[bool, int], at_b: _U64, pa
     A source is ``(True, pid)`` or ``(False, descriptor)``. Cost: that of reading both.
     """
 
-class Pool:
-    """The pool of frames, as the engine that made it sees it: one memfd of fixed size, filled on demand.
+def guardian(control: int, filling: int, frames: int) -> None:
+    """Make a pool and serve the engine at ``control``, its frames at ``filling``; runs in a process of its own.
 
-    ``Pool(frames)`` makes room for ``frames`` frames of 4096 bytes; no memory is used until they are filled.
+    Ends when the engine and the last guarded target have gone.
     """
-
-    frames: int
-    """Number of frames that the pool can hold."""
-    inode: int
-    """Inode of the memfd, by which, with its device, its mappings are recognised in ``/proc/PID/maps``."""
-    device: int
-    """Device of the memfd: major number in the upper, minor in the lower 32 bits."""
-
-    def __new__(cls, frames: int) -> Pool: ...
-    def fileno(self) -> int:
-        """Return the descriptor; it stays the pool's."""
-
-    def fill(self, pid: int, addr: npt.NDArray[np.uint64], frame: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
-        """Copy the pages at ``addr`` of a process into free frames; returns a ``ReadCode`` for each."""
-
-    def punch(self, first: int, count: int) -> None:
-        """Give the memory of ``count`` frames from ``first`` back to the system; nothing may map them."""
 
 class Kinds:
     """Tells what lets the memory of a process be written behind its page tables; one for each process, asked again."""
@@ -144,9 +127,6 @@ class Kinds:
 
         What is not known to be harmless counts. ``OSError`` where that cannot be told. Cost: some 3 µs a descriptor.
         """
-
-def guardian(control: int, pool: int) -> None:
-    """Serve the engine at ``control`` until it and the last guarded target have gone. Runs in a process of its own."""
 
 def bare_stops(pid: int, times: int, apart_s: float) -> list[float]:
     """Stop and release all threads of a process ``times`` times, doing nothing; seconds it stood still each time.

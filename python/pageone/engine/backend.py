@@ -138,8 +138,11 @@ class Backend(Protocol):
     def attach(self, pid: int) -> TargetMemory:
         """Check everything first, then attach. Raises ``TargetError`` or ``UnsupportedError``, target untouched."""
 
-    def fill(self, frame: U32, target: TargetMemory, addr: U64) -> U8:
-        """Copy pages into free frames; returns a :class:`ReadCode` for each (ZERO is not told apart)."""
+    def fill(self, frame: U32, target: TargetMemory, addr: U64) -> tuple[U8, float]:
+        """Copy pages into free frames; returns a :class:`ReadCode` for each (ZERO is not told apart).
+
+        And the CPU-seconds that it took outside of the calling process.
+        """
 
     def punch(self, frame: U32) -> None:
         """Give the memory of free frames back to the system."""

@@ -284,7 +284,8 @@ class Decider:
             mine = owner == number
             memory = self._targets[int(number)]._memory
             try:
-                codes[mine] = self._backend.fill(got[mine], memory, address(members.places[source[mine]]))
+                codes[mine], cpu_s = self._backend.fill(got[mine], memory, address(members.places[source[mine]]))
+                tally.outside_cpu_s += cpu_s
             except TargetError:
                 if memory.alive():
                     raise

@@ -965,11 +965,11 @@ class Engine:
 
     @contextmanager
     def _phase(self, tally: Tally, name: str) -> Iterator[None]:
-        began = time.thread_time()
+        began, outside = time.thread_time(), tally.outside_cpu_s
         try:
             yield
         finally:
-            spent = time.thread_time() - began
+            spent = time.thread_time() - began + tally.outside_cpu_s - outside
             tally.cpu_s[name] += spent
             self._workers.budget.pay(spent)  # the workers sleep for it, too
 

@@ -77,6 +77,7 @@ class Tally:
     refused: Counter[str] = field(default_factory=Counter)
     pauses: list[F64] = field(default_factory=list)
     cpu_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    outside_cpu_s: float = 0.0  #: of ``cpu_s``, what the filling of frames took in another process
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Start of the guardian process: ``python -I -S _guardian.py NATIVE CONTROL_FD POOL_FD``.
+"""Start of the guardian process: ``python -I -S _guardian.py NATIVE CONTROL_FD FILLING_FD FRAMES``.
 
 Runs without the site packages so that the process stays small: it loads the native module by path and nothing else.
 """
@@ -13,7 +13,7 @@ import sys
 
 def main() -> None:
     """Load the native core and guard until the engine and the last guarded target have gone."""
-    native, control, pool = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    native, control, filling, frames = sys.argv[1], *map(int, sys.argv[2:5])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
@@ -27,7 +27,7 @@ def main() -> None:
         raise SystemExit(1)
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
-    module.mem.guardian(control, pool)
+    module.mem.guardian(control, filling, frames)
 
 
 main()

@@ -1,4 +1,4 @@
-"""The real backend: pages of running processes, frames in a memfd.
+"""The real backend: pages of running processes, frames in a pool.
 
 Reads (maps, pagemap, contents) are done here, from outside, without stopping anything; whatever changes a target
 is asked of the guardian. Holds no policy: which pages, when and where is decided by ``pageone.engine``.
@@ -380,13 +380,13 @@ class LiveBackend:
         size = pool_bytes or psutil.virtual_memory().total
         self.frames_max = min(size // PAGE_SIZE, 2**32 - 1)
         self.key = mem.Key(secrets.token_bytes(64))
-        self.pool = mem.Pool(self.frames_max)
         self.follow_forks = process.may_follow_forks()
-        self.guardian = Guardian(self.pool, pause_s=pause_s, stop_timeout_s=stop_timeout_s)
+        self.guardian = Guardian(self.frames_max, pause_s=pause_s, stop_timeout_s=stop_timeout_s)
+        self.pool = self.guardian.pool
         self.targets: dict[int, LiveTarget] = {}
         #: PIDs that have named this process with PR_SET_PTRACER, or descend from such.
         self.declared: set[int] = set()
-        self._uses = Uses(self.is_pool, (os.getpid(), self.guardian.pid), self.frames_max * PAGE_SIZE)
+        self._uses = Uses(self.is_pool, self.guardian.pid)
 
     def attach(self, pid: int) -> TargetMemory:
         """See ``Backend.attach``."""
@@ -403,11 +403,11 @@ class LiveBackend:
 
     def _check(self, pid: int) -> None:
         """Raise the reason why a process can be no target, if there is one."""
-        ours = (os.getpid(), self.guardian.pid)
+        ours, pool = (os.getpid(), self.guardian.pid), (self.pool.device, self.pool.inode)
         patience = time.monotonic() + LET_GO_S
         while True:
             try:
-                preflight.check(pid, ours=ours, declared=pid in self.declared, pool=self.pool.inode)
+                preflight.check(pid, ours=ours, declared=pid in self.declared, pool=pool)
             except preflight.TracedError as error:
                 # The guardian of an engine that was just killed lets go, in a moment, of what has nothing merged.
                 if not is_guardian(error.tracer) or time.monotonic() > patience:
@@ -461,17 +461,17 @@ class LiveBackend:
         if target is not None:
             target.release()
 
-    def fill(self, frame: U32, target: TargetMemory, addr: U64) -> U8:
+    def fill(self, frame: U32, target: TargetMemory, addr: U64) -> tuple[U8, float]:
         """See ``Backend.fill``."""
         return self.pool.fill(target.pid, addr, frame)
 
     def punch(self, frame: U32) -> None:
         """See ``Backend.punch``."""
         ordered = np.sort(frame)
-        cuts = np.flatnonzero(np.diff(ordered) != 1) + 1
-        for part in np.split(ordered, cuts):
-            if len(part):
-                self.pool.punch(int(part[0]), len(part))
+        edges = np.flatnonzero(np.diff(ordered) != 1) + 1
+        first = np.concatenate(([0], edges))[: len(ordered)]
+        count = np.diff(np.concatenate((first, [len(ordered)])))
+        self.pool.free(ordered[first].astype(np.uint64), count.astype(np.uint64))
 
     def mapped_frames(self) -> tuple[U32, U32, bool]:
         """See ``Backend.mapped_frames``; how it comes to be complete: ``uses``."""

@@ -23,12 +23,13 @@ import psutil
 import pageone._native as native
 from pageone.engine.backend import U32, U64, Outcome
 from pageone.errors import PageOneError, TargetError
+from pageone.live.pool import Pool, receive
 
 _HEADER = struct.Struct("<IiII")
 _REPLY = struct.Struct("<iI")
 _OUTCOME = struct.Struct("<IIIIdd")
 
-_ATTACH, _ARM, _MERGE, _ZERO, _UNMERGE, _DETACH, _STATUS, _LIMITS, _FENCE = range(1, 10)
+_ATTACH, _ARM, _MERGE, _ZERO, _UNMERGE, _DETACH, _STATUS, _LIMITS, _FENCE, _POOL = range(1, 11)
 _FLAG_FORKS = 1
 _FLAG_APART = 1  #: of a request to unmerge
 _CREDENTIALS = struct.Struct("iII")
@@ -47,15 +48,17 @@ class GuardianError(PageOneError):
 
 
 class Guardian:
-    """A running guardian over ``pool``. Thread-safe: requests are answered one after another."""
+    """A running guardian and the pool that it made. Thread-safe: requests are answered one after another."""
 
-    def __init__(self, pool: native.mem.Pool, *, pause_s: float, stop_timeout_s: float) -> None:
+    def __init__(self, frames: int, *, pause_s: float, stop_timeout_s: float) -> None:
         ours, theirs = socket.socketpair()
+        filling, filler = socket.socketpair()
         library = str(native.__file__)
+        passed = theirs.fileno(), filler.fileno()
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_SCRIPT), library, str(theirs.fileno()), str(pool.fileno())],
-                pass_fds=(theirs.fileno(), pool.fileno()),
+                [sys.executable, "-I", "-S", str(_SCRIPT), library, *map(str, (*passed, frames))],
+                pass_fds=passed,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # it outlives the engine: it must not hold the caller's pipe open
@@ -66,11 +69,15 @@ class Guardian:
             raise GuardianError(f"cannot start the guardian process: {error}") from error
         finally:
             theirs.close()
+            filler.close()
         self._socket = ours
         self._lock = threading.Lock()
         self.pid = self.process.pid
         limits = np.array([round(pause_s * 1e6), round(stop_timeout_s * 1e6)], dtype="<u8")
         self._request(_LIMITS, 0, limits)
+        device, inode, apart = struct.unpack("<QQQ", self._request(_POOL, 0))
+        #: Its frames.
+        self.pool = Pool(filling, frames=frames, device=device, inode=inode, apart=bool(apart))
 
     @classmethod
     def orphaned(cls, device: int, inode: int) -> Guardian:
@@ -103,22 +110,15 @@ class Guardian:
         with self._lock:
             try:
                 self._socket.sendall(_HEADER.pack(op, pid, len(body) // 16, flags) + body)
-                status, length = _REPLY.unpack(self._receive(_REPLY.size))
-                payload = self._receive(length)
+                status, length = _REPLY.unpack(receive(self._socket, _REPLY.size))
+                payload = receive(self._socket, length)
             except OSError as error:
                 raise GuardianError(f"the guardian process {self.pid} has ended: {error}") from error
+            except EOFError:
+                raise GuardianError(f"the guardian process {self.pid} has ended unexpectedly") from None
         if status:
             raise OSError(status, payload.decode(errors="replace"))
         return payload
-
-    def _receive(self, length: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < length:
-            part = self._socket.recv(length - len(parts))
-            if not part:
-                raise GuardianError(f"the guardian process {self.pid} has ended unexpectedly")
-            parts += part
-        return bytes(parts)
 
     def attach(self, pid: int, *, follow_forks: bool) -> tuple[int, int]:
         """Attach to ``pid``; returns the address range of what was planted in it."""
@@ -189,6 +189,7 @@ class Guardian:
     def close(self) -> None:
         """Leave the guardian to itself: it guards on until its last merged target has ended."""
         self._socket.close()
+        self.pool.close()
         try:
             self.process.wait(timeout=0.2)
         except subprocess.TimeoutExpired:

@@ -59,13 +59,15 @@ def check_system() -> None:
         raise UnsupportedError(f"{first.name}: {first.value}; {first.follows}{remedy} (see: pageone doctor)")
 
 
-def check(pid: int, *, ours: Collection[int] = (), declared: bool = False, pool: int | None = None) -> Facts:
+def check(
+    pid: int, *, ours: Collection[int] = (), declared: bool = False, pool: tuple[int, int] | None = None
+) -> Facts:
     """Return the facts of a process that can be a target, or raise the reason why it cannot.
 
     ``ours`` are processes of the engine besides the calling one; those may trace it. ``declared``: the process has
-    named this one with ``PR_SET_PTRACER`` or is a child of it, so that ptrace scope 1 does not forbid. ``pool``: inode
-    of the caller's pool; a process that shares frames of another one is refused. Cost: a few reads of /proc, and one
-    for each thread.
+    named this one with ``PR_SET_PTRACER`` or is a child of it, so that ptrace scope 1 does not forbid. ``pool``: device
+    and inode of the caller's pool; a process that shares frames of another one is refused. Cost: a few reads of /proc,
+    and one for each thread.
 
     Raises ``BadTargetError`` for what can be no target at all (no such process, zombie, kernel thread, PageONE
     itself), ``TargetError`` for what this user or moment forbids (another user's, traced, under seccomp, pinned
@@ -192,11 +194,11 @@ def _check_architecture(pid: int, who: str) -> None:
         raise UnsupportedError(f"{who}: is a {bits}-bit program (ELF machine {number}); only native 64-bit ones can be")
 
 
-def _check_pool(pid: int, who: str, pool: int) -> None:
+def _check_pool(pid: int, who: str, pool: tuple[int, int]) -> None:
     """Frames of another engine, also of one that was killed, are guarded by that one's guardian."""
     try:
         with open(f"/proc/{pid}/maps", "rb") as maps:
-            others = [line for line in maps if line.endswith(_POOL_NAME) and int(line.split()[4]) != pool]
+            others = [line for line in maps if line.endswith(_POOL_NAME) and _file_of(line) != pool]
     except OSError:
         return  # what else is in the way says so below
     if others:
@@ -204,6 +206,13 @@ def _check_pool(pid: int, who: str, pool: int) -> None:
             f"{who}: shares memory of another engine, which may have been killed: it goes on unharmed and can be "
             "merged by this one when it has been started anew"
         )
+
+
+def _file_of(line: bytes) -> tuple[int, int]:
+    """Device and inode of a line of maps; the major number of the device stands in the upper half."""
+    fields = line.split()
+    major, minor = (int(part, 16) for part in fields[3].split(b":"))
+    return major << 32 | minor, int(fields[4])
 
 
 def _check_threads(pid: int, who: str, ours: Collection[int]) -> None:

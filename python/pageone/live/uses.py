@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from pageone._native import mem
 from pageone.engine.backend import PAGE_SIZE, U32, U64
-from pageone.live import process
+from pageone.live import process, shown
 
 __all__ = ["Uses"]
 
@@ -51,14 +51,13 @@ _GONE = (errno.ENOENT, errno.ESRCH)
 class Uses:
     """Looks for mappings of one pool.
 
-    ``is_pool`` tells which files (device, inode) are the pool. ``ours``: processes with one mapping of the whole pool,
-    of ``whole`` bytes, which is no use of any frame.
+    ``is_pool`` tells which files (device, inode) are the pool. ``guardian``: the process that has it, which maps no
+    frame and may not be looked at.
     """
 
-    def __init__(self, is_pool: Callable[[U64, U64], npt.NDArray[np.bool_]], ours: tuple[int, ...], whole: int) -> None:
+    def __init__(self, is_pool: Callable[[U64, U64], npt.NDArray[np.bool_]], guardian: int) -> None:
         self._is_pool = is_pool
-        self._ours = ours
-        self._whole = np.uint64(whole)
+        self._guardian = guardian
         self._since = process.identity(os.getpid()) or 0
         #: Start time of each process that has been a target and may map frames for as long as it lives.
         self._once: dict[int, int | None] = {}
@@ -127,6 +126,8 @@ class Uses:
 
         False for one that may map frames and cannot be looked at: it hides, or is just ending.
         """
+        if pid == self._guardian:
+            return True
         identity = process.identity(pid)
         if identity is not None and self._clean.get(pid) == identity:
             clean[pid] = identity
@@ -138,14 +139,12 @@ class Uses:
         if not memory and pid in self._once:
             return not process.lives(pid, self._once[pid])
         if memory is None:
-            if not process.cannot_map_pool(pid, self._since):
+            if not process.cannot_map_pool(pid, self._since) and not shown.maps_none(pid, self._is_pool):
                 return False
         elif not memory and not process.is_kernel_thread(pid):
             return True  # it is ending, or a zombie
         uses = False
         for start, end, offset, ours in memory or ():
-            if pid in self._ours:
-                ours &= (end - start) != self._whole
             if ours.any():
                 uses = True
                 first, pages = offset[ours] // PAGE_SIZE, (end - start)[ours] // PAGE_SIZE

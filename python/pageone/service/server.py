@@ -390,6 +390,7 @@ class Server:
         refused: dict[str, str] = {}
         good: list[int] = []
         ours = (os.getpid(), self._backend.guardian.pid)
+        pool = (self._backend.pool.device, self._backend.pool.inode)
         for pid in pids:
             known = self.members.by_pid.get(pid)
             if known is not None and known.target is not None and known.start == start_ticks(pid):
@@ -398,7 +399,7 @@ class Server:
             try:
                 self._check_domain(pid)
                 self._backend.take_over(pid)
-                preflight.check(pid, ours=ours, pool=self._backend.pool.inode)
+                preflight.check(pid, ours=ours, pool=pool)
                 good.append(pid)
             except PageOneError as error:
                 if strict:

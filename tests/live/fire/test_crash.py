@@ -190,9 +190,9 @@ def test_a_program_whose_guardian_was_killed_too_is_let_be(start: Callable[..., 
 
 
 def _pools(pid: int) -> set[str]:
-    """Return the inodes of the pools that a process maps."""
+    """Return device and inode of the pools that a process maps."""
     lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-    return {line.split()[4] for line in lines if line.endswith("/memfd:pageone (deleted)")}
+    return {" ".join(line.split()[3:5]) for line in lines if line.endswith("/memfd:pageone (deleted)")}
 
 
 def _until(true: Callable[[], Any]) -> None:
