@@ -155,3 +155,14 @@ def test_where_nothing_can_be_mounted_the_pool_is_a_memory_file_and_the_same_hol
     found = _told(as_user.run("-c", WITHOUT_MOUNTS + DRIVER, PROGRAM, ATTACKER))
     assert found.pop("merged") >= 256
     assert found == {"held": 0, "written": 0, "right": True, "apart": False}
+
+
+def test_a_guardian_that_nobody_may_look_into_keeps_no_frames_of_another_engine_from_being_freed(as_user: Any) -> None:
+    looks = (
+        "from pageone.engine import Engine\n"
+        "with Engine() as first, Engine() as second:\n"
+        "    for engine in (first, second):\n"
+        "        print(engine._backend.mapped_frames()[2])\n"
+    )
+    ran = as_user.run("-c", looks)
+    assert ran.stdout == "True\nTrue\n", ran.stderr

@@ -247,7 +247,7 @@ impl Guardian {
             }
             match self.targets.get_mut(&pid) {
                 Some(t) if t.tracks() => return Err(io::Error::from_raw_os_error(libc::EEXIST)),
-                _ if descriptors::are_few(&self.pool) => {
+                _ if descriptors::are_few(self.pool.for_targets()) => {
                     return Err(io::Error::from_raw_os_error(libc::EMFILE))
                 }
                 Some(t) => t.complete(&mut self.tracer)?,
@@ -295,7 +295,7 @@ impl Guardian {
         let frames_end = |r: &Run| u64::from(r.frame) + u64::from(r.pages);
         Ok(Answer::Outcome(match number {
             // Each merged process may have many children, each of which takes a descriptor.
-            op::MERGE if descriptors::are_few(&self.pool) => {
+            op::MERGE if descriptors::are_few(self.pool.for_targets()) => {
                 let pages = runs.iter().map(|r| r.pages as usize).sum();
                 Outcome {
                     codes: vec![Code::Refused as u8; pages],
