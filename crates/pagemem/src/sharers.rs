@@ -5,19 +5,27 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{Read, Seek};
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 /// What is known of each target.
 #[derive(Debug, Default)]
 pub struct Sharers {
     known: BTreeMap<i32, Known>,
     load: Option<File>,
+    stat: Option<File>,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     /// The newest process id when last asked.
     newest: i32,
+    /// How many processes and threads had been made then, since the system was started.
+    made: Option<u64>,
+    /// When that was.
+    asked: Option<Instant>,
     sharers: Vec<i32>,
 }
 
@@ -32,6 +40,12 @@ impl Sharers {
             return true;
         }
         // Where it cannot be read (`/proc` mounted with `subset=pid`) all are looked at each time.
+        let now = Instant::now();
+        let before = self.known.get(&pid);
+        let long_ago = before
+            .and_then(|k| k.asked)
+            .is_none_or(|t| now - t > shortest_round());
+        let made = if long_ago { self.made() } else { None };
         let newest = self.newest_pid().unwrap_or(i32::MAX);
         let first = !self.known.contains_key(&pid);
         if first {
@@ -40,18 +54,45 @@ impl Sharers {
         }
         let known = self.known.entry(pid).or_default();
         let new = newest.wrapping_sub(known.newest);
+        // Where more have been made than ids were counted up, the ids have begun anew in between.
+        let round = long_ago
+            && match (known.made, made) {
+                (Some(then), Some(now)) => now.wrapping_sub(then) > u64::try_from(new).unwrap_or(0),
+                _ => true,
+            };
         let mut found: Vec<i32> = std::mem::take(&mut known.sharers);
-        if first || newest == i32::MAX || !(0..=COUNT_UP_MAX).contains(&new) {
+        if first || round || newest == i32::MAX || !(0..=COUNT_UP_MAX).contains(&new) {
             found = crate::sys::all_processes();
         } else {
             found.extend(known.newest + 1..=newest);
         }
         known.newest = newest;
+        known.asked = Some(now);
+        // Not asked when it was just before: as many as ids were counted up.
+        let counted = known
+            .made
+            .map(|then| then.wrapping_add_signed(i64::from(new)));
+        known.made = if long_ago { made } else { counted };
         known.sharers = found
             .into_iter()
             .filter(|&p| p != pid && same_memory(tid, p) && !thread_of(pid, p))
             .collect();
         !known.sharers.is_empty()
+    }
+
+    /// How many processes and threads have been made since the system was started.
+    fn made(&mut self) -> Option<u64> {
+        if self.stat.is_none() {
+            self.stat = File::open("/proc/stat").ok();
+        }
+        let mut text = Vec::new();
+        let mut file = self.stat.as_ref()?;
+        file.rewind().ok()?;
+        file.read_to_end(&mut text).ok()?;
+        let line = text
+            .split(|&b| b == b'\n')
+            .find_map(|l| l.strip_prefix(b"processes "))?;
+        std::str::from_utf8(line).ok()?.trim().parse().ok()
     }
 
     /// The newest process id given out in our namespace.
@@ -70,6 +111,18 @@ impl Sharers {
 /// filter of system calls keeps that from us: then nothing may be done that needs all of them to stand still.
 pub fn can_tell(tid: i32) -> bool {
     same_memory(tid, tid)
+}
+
+/// The shortest time in which all process ids can be used once: no processor makes a million processes a second.
+fn shortest_round() -> Duration {
+    static ROUND: OnceLock<Duration> = OnceLock::new();
+    *ROUND.get_or_init(|| {
+        let most = std::fs::read_to_string("/proc/sys/kernel/pid_max");
+        let ids: u64 = most.ok().and_then(|m| m.trim().parse().ok()).unwrap_or(0);
+        // SAFETY: no pointers.
+        let processors = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) };
+        Duration::from_micros(ids / u64::try_from(processors).unwrap_or(1).max(1))
+    })
 }
 
 fn thread_of(pid: i32, tid: i32) -> bool {

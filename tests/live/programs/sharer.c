@@ -1,0 +1,34 @@
+/* A program that, for "clone", makes a process in its own memory that is no thread of it and does nothing; for "write" it
+ * writes all its pages anew, each as any other program of this kind does. */
+#define _GNU_SOURCE
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { PAGE = 4096, PAGES = 512 };
+
+static int rest(void *nothing) {
+    while (nothing == NULL) pause();
+    return 0;
+}
+
+int main(void) {
+    static char stack[1 << 16] __attribute__((aligned(16)));
+    unsigned *area = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (area == MAP_FAILED) return 1;
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    unsigned times = 0;
+    for (char line[64] = "write\n";;) {
+        if (strcmp(line, "clone\n") == 0) {
+            printf("%d\n", clone(rest, stack + sizeof stack, CLONE_VM | SIGCHLD, NULL));
+        } else {
+            times++;
+            for (unsigned i = 0; i < PAGES * PAGE / sizeof *area; i++) area[i] = (i + times) * 2654435761u;
+            puts("ready");
+        }
+        if (!fgets(line, sizeof line, stdin)) return 0;
+    }
+}

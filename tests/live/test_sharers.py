@@ -1,0 +1,70 @@
+"""Processes that share a target's memory without being threads of it are found, also when process ids begin anew."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.needs("merge", "root", "gcc", "program:unshare")]
+
+SOURCE = Path(__file__).with_name("programs") / "sharer.c"
+LINUX = tuple(int(n) for n in platform.release().split("-")[0].split(".")[:2])
+
+#: In a PID namespace with few ids: two programs are attached, and one of them gets a process in its memory whose id is
+#: below
+#: the newest that was known when both were last stopped, while the newest since is above that.
+DRIVER = """
+import subprocess, sys, threading
+from pathlib import Path
+from pageone.engine import Engine
+Path("/proc/sys/kernel/pid_max").write_text("700")
+
+def newest():
+    return int(Path("/proc/loadavg").read_text().split()[-1])
+
+def use_ids_until(reached):
+    while not reached(newest()):
+        thread = threading.Thread(target=int)  # it has an id, too
+        thread.start()
+        thread.join()
+
+def ask(one, what):
+    one.stdin.write(what + chr(10))
+    one.stdin.flush()
+    return one.stdout.readline().strip()
+
+programs = [subprocess.Popen([sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in "ab"]
+assert all(one.stdout.readline() == "ready" + chr(10) for one in programs)
+with Engine() as engine:
+    first, second = [engine.attach(one.pid) for one in programs]
+    use_ids_until(lambda n: 500 < n < 600)
+    assert engine.merge_once(0.2).merged_pages >= 1024
+    known = newest()
+    use_ids_until(lambda n: n < 400)
+    sharer = int(ask(programs[0], "clone"))
+    assert 0 < sharer < known, (sharer, known)
+    assert [ask(one, "write") for one in programs] == ["ready"] * 2
+    use_ids_until(lambda n: known < n < known + 60)
+    before = first.stats.merged_pages
+    for _ in range(3):
+        engine.merge_once(0.2)
+    print("merged beside it", first.stats.merged_pages - before, first.stats.refused)
+for one in programs:
+    one.kill()
+"""
+
+
+@pytest.mark.skipif(LINUX < (6, 14), reason="needs a limit of process ids for each PID namespace (Linux 6.14)")
+def test_a_process_in_a_targets_memory_is_found_after_process_ids_have_begun_anew(tmp_path: Path) -> None:
+    before = Path("/proc/sys/kernel/pid_max").read_text()
+    program = tmp_path / "sharer"
+    subprocess.run(["gcc", "-O1", "-Wall", "-Wextra", "-o", program, SOURCE], check=True)
+    argv = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", DRIVER, str(program)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert Path("/proc/sys/kernel/pid_max").read_text() == before
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("merged beside it 0 "), done.stdout
