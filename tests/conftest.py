@@ -21,6 +21,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -369,6 +370,61 @@ def as_user() -> Iterator[OrdinaryUser]:
         yield OrdinaryUser(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- control groups -------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _group(groups: Path) -> Iterator[Path]:
+    group = groups / f"pageone-test-{os.getpid()}-{time.monotonic_ns()}"
+    group.mkdir()
+    try:
+        yield group
+    finally:
+        deadline = time.monotonic() + 10
+        while group.exists() and time.monotonic() < deadline:
+            for pid in (group / "cgroup.procs").read_text().split():
+                with contextlib.suppress(OSError):
+                    os.kill(int(pid), signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                group.rmdir()
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def control_group() -> Callable[[Path], contextlib.AbstractContextManager[Path]]:
+    """Make a new control group below a folder for the length of a ``with``; what runs in it at the end is killed."""
+    return _group
+
+
+class MemoryGroup:
+    """The control groups that limit memory on this machine, of whichever version."""
+
+    def __init__(self) -> None:
+        from pageone.live.groups import Groups
+
+        here = Groups()
+        self.version, group = here.of(os.getpid())
+        folders = [h.folder(group) for h in here._hierarchies if h.version == self.version]
+        self.folder = next((f for f in folders if f is not None), Path("/nowhere"))
+        self.limit = "memory.limit_in_bytes" if self.version == 1 else "memory.max"
+        self.group = self.folder
+        self.usage = "memory.usage_in_bytes" if self.version == 1 else "memory.current"
+
+
+@pytest.fixture
+def memory() -> Iterator[MemoryGroup]:
+    """A new control group, and the names of its files; skipped where none with a limit can be made."""
+    found = MemoryGroup()
+    try:
+        with _group(found.folder) as group:
+            if not (group / found.limit).exists():
+                pytest.skip(f"{found.folder}: no memory control in the groups below it")
+            found.group = group
+            yield found
+    except OSError as error:
+        pytest.skip(f"needs a memory control group of its own: {error}")
 
 
 # --- the command line -----------------------------------------------------------------------------------------

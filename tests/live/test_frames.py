@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +64,16 @@ with Engine(period=0.05) as engine:
 
 
 @pytest.fixture(scope="session")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("chain")
-    for above in (folder, *folder.parents):
-        if above.stat().st_uid == os.geteuid() and above != Path("/"):
-            above.chmod(above.stat().st_mode | 0o711)
-    program = folder / "chain"
-    source = Path(__file__).with_name("chain.c")
-    subprocess.run(["gcc", "-O2", "-w", "-o", str(program), str(source)], check=True)
-    return program
+def chain() -> Iterator[Path]:
+    # Not tmp_path: pytest's folders are closed to other users.
+    folder = Path(tempfile.mkdtemp(prefix="pageone-chain-"))
+    folder.chmod(0o755)
+    try:
+        source = Path(__file__).with_name("chain.c")
+        subprocess.run(["gcc", "-O2", "-w", "-o", str(folder / "chain"), str(source)], check=True)
+        yield folder / "chain"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.needs("gcc")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from pageone.engine import Engine
 pytestmark = [pytest.mark.needs("merge", "root", "program:unshare")]
 
 PAGES = 2048
-MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
 FREEZERS = Path("/sys/fs/cgroup/freezer")
 #: Longer than the guardian waits for a list of calls (``LIST_TIMEOUT`` of ``crates/pagemem/src/inject.rs``).
 LIST_TIMEOUT_S = 5.0
@@ -54,31 +51,6 @@ def _expect_right(*programs: Any, what: str = "check") -> None:
         assert program.stdout.readline() == "right\n"
 
 
-@contextlib.contextmanager
-def _in_group(spawn: Any, groups: Path) -> Iterator[tuple[Path, list[Any]]]:
-    """Run two programs that have filled their memory in a new control group; end them and remove it."""
-    group = groups / f"pageone-test-{os.getpid()}"
-    group.mkdir()
-    programs = []
-    try:
-        for _ in range(2):
-            program = spawn.python("input()\n" + PROGRAM)
-            (group / "cgroup.procs").write_text(str(program.pid))
-            print("begin", file=program.stdin, flush=True)
-            assert program.stdout.readline() == "ready\n"
-            programs.append(program)
-        yield group, programs
-    finally:
-        for program in programs:
-            program.kill()
-            program.wait()
-        for _ in range(100):
-            with contextlib.suppress(OSError):
-                group.rmdir()
-                break
-            time.sleep(0.05)
-
-
 def test_programs_in_namespaces_of_their_own_share_with_those_outside(spawn: Any) -> None:
     outside = spawn.python(PROGRAM)
     own = ["unshare", "--mount", "--pid", "--fork", "--user", "--map-root-user", "--net", "--ipc", "--uts"]
@@ -95,25 +67,6 @@ def test_programs_in_namespaces_of_their_own_share_with_those_outside(spawn: Any
         for target in targets:
             assert engine.detach(target)
         _expect_right(outside, inside)
-
-
-def test_programs_at_the_limit_of_their_memory_control_group_go_on(spawn: Any) -> None:
-    if not (MEMORY_GROUPS / "memory.limit_in_bytes").exists():
-        pytest.skip("needs a memory control group (version 1) at /sys/fs/cgroup/memory")
-    with _in_group(spawn, MEMORY_GROUPS) as (group, programs):
-        used = int((group / "memory.usage_in_bytes").read_text())
-        (group / "memory.limit_in_bytes").write_text(str(used + (1 << 20)))
-        with Engine() as engine:
-            targets = [engine.attach(program.pid) for program in programs]
-            assert engine.merge_once(0.2).merged_pages >= 2 * PAGES
-            # Frames are charged to the engine's group: that much is free in this one.
-            freed = used - int((group / "memory.usage_in_bytes").read_text())
-            assert freed > PAGES * 4096
-            _expect_right(*programs)
-            for target in targets:
-                assert engine.detach(target)
-            _expect_right(*programs)
-        assert (group / "memory.oom_control").read_text().split()[-1] == "0"
 
 
 def _tracer(pid: int) -> int:
@@ -139,13 +92,20 @@ def _freeze_inside_a_list(freezer: Path, pid: int, merging: threading.Thread) ->
 
 
 @pytest.mark.timeout(300)
-def test_a_program_that_is_frozen_in_the_middle_of_a_merge_goes_on_with_the_right_bytes(spawn: Any) -> None:
+def test_a_program_that_is_frozen_in_the_middle_of_a_merge_goes_on_with_the_right_bytes(
+    spawn: Any, control_group: Any
+) -> None:
     if not FREEZERS.is_dir():
         pytest.skip("needs the freezer control group (version 1) at /sys/fs/cgroup/freezer")
     others = [spawn.python(PROGRAM) for _ in range(2)]
     for other in others:
         assert other.stdout.readline() == "ready\n"
-    with _in_group(spawn, FREEZERS) as (group, programs), Engine() as engine:
+    with control_group(FREEZERS) as group, Engine() as engine:
+        programs = [spawn.python("input()\n" + PROGRAM) for _ in range(2)]
+        for program in programs:
+            (group / "cgroup.procs").write_text(str(program.pid))
+            print("begin", file=program.stdin, flush=True)
+            assert program.stdout.readline() == "ready\n"
         freezer = group / "freezer.state"
         targets = [engine.attach(program.pid) for program in programs]
         try:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from typing import Any
 
 import pytest
 
@@ -176,3 +177,22 @@ def test_a_period_asked_for_changes_the_running_engine_and_a_cpu_limit_is_refuse
     done = user.run("run", "--cpu", "30%", "--", "true")
     assert done.returncode == 2
     assert b"--private" in done.stderr
+
+
+@pytest.mark.root
+def test_a_program_that_comes_under_a_limit_of_memory_later_is_given_back_its_own(user: User, memory: Any) -> None:
+    first, second = user.work(SIZE, 1), user.work(SIZE, 1)
+    assert user.run("attach", "--period", "0.1", str(first.pid), str(second.pid)).returncode == 0
+    until(lambda: merged(first.pid, second.pid))
+    (memory.group / memory.limit).write_text(str(100 * MIB))
+    (memory.group / "cgroup.procs").write_text(str(first.pid))
+
+    def reasons() -> dict[int, str]:
+        return {t["pid"]: t["reason"] for t in user.status()[0]["targets"]}
+
+    until(lambda: reasons()[first.pid])
+    assert "limits the memory of process" in reasons()[first.pid]
+    assert merged_bytes(first.pid) == 0
+    assert reasons()[second.pid] == ""
+    assert right(first)
+    assert right(second)

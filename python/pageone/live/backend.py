@@ -28,12 +28,13 @@ from pageone.engine.backend import (
     PageCode,
     PageFlag,
     PageRanges,
+    ReadCode,
     Regions,
     TargetMemory,
 )
 from pageone.engine.pages import coalesce
 from pageone.errors import TargetError
-from pageone.live import preflight, process
+from pageone.live import groups, preflight, process
 from pageone.live.guardian import Guardian, GuardianError, is_guardian
 from pageone.live.uses import Uses
 
@@ -60,6 +61,12 @@ YOUNG_S = 0.05
 TAKE_OVER_TRIES = 10
 #: How long another engine's guardian that traces a process is waited for, seconds.
 LET_GO_S = 2.0
+
+#: How often it is asked under which limits of memory a target is, seconds.
+GROUP_S = 1.0
+#: What is left of what a control group lets the guardian have when frames are filled, bytes: at the limit the kernel
+#: ends processes.
+ROOM_LEFT = 8 << 20
 
 #: Mappings that are never touched, by name: grown or written by the kernel.
 _LEFT_ALONE = re.compile(r"^\[(stack|vdso|vvar|vvar_vclock|vsyscall|uprobes)")
@@ -152,6 +159,8 @@ class LiveTarget:
             self._close_ends(end[:-1][merged[:-1] & (start[1:] != end[:-1])])
             special = np.array([bool(_LEFT_ALONE.match(n)) for n in names] or [False])[name]
         private_rw = (perms & 15) == (_READ | _WRITE)
+        if self._backend.limited(self.pid) is not None:
+            private_rw[:] = False  # nothing more of it is merged
         free = private_rw & (inode == 0) & ~special & ~((start < self._workshop[1]) & (end > self._workshop[0]))
         if not self.left_alone:
             free &= ~self._unusable(start, end, free)
@@ -386,6 +395,8 @@ class LiveBackend:
         self.targets: dict[int, LiveTarget] = {}
         #: PIDs that have named this process with PR_SET_PTRACER, or descend from such.
         self.declared: set[int] = set()
+        #: Until when (``time.monotonic``) it is known of a target which limit of its memory forbids to merge it.
+        self._limited: dict[int, tuple[float, str | None]] = {}
         self._uses = Uses(self.is_pool, self.guardian.pid)
 
     def attach(self, pid: int) -> TargetMemory:
@@ -407,7 +418,7 @@ class LiveBackend:
         patience = time.monotonic() + LET_GO_S
         while True:
             try:
-                preflight.check(pid, ours=ours, declared=pid in self.declared, pool=pool)
+                preflight.check(pid, ours=ours, declared=pid in self.declared, pool=pool, charged=self.guardian.pid)
             except preflight.TracedError as error:
                 # The guardian of an engine that was just killed lets go, in a moment, of what has nothing merged.
                 if not is_guardian(error.tracer) or time.monotonic() > patience:
@@ -454,16 +465,34 @@ class LiveBackend:
             found[file] = list(zip(np.split(addr, edges), np.split(pages, edges), strict=True))
         return found
 
+    def limited(self, pid: int) -> str | None:
+        """Return which limit of memory holds for a target or for the engine only, since the one or other was moved.
+
+        Asked of the system once in ``GROUP_S`` seconds.
+        """
+        until, limit = self._limited.get(pid, (0.0, None))
+        if time.monotonic() >= until:
+            limit = groups.difference(pid, self.guardian.pid)
+            self._limited[pid] = time.monotonic() + GROUP_S, limit
+        return limit
+
     def release(self, pid: int) -> None:
         """Forget a process that has ended or runs another program now; nothing happens if there is none."""
         self.declared.discard(pid)
+        self._limited.pop(pid, None)
         target = self.targets.get(pid)
         if target is not None:
             target.release()
 
     def fill(self, frame: U32, target: TargetMemory, addr: U64) -> tuple[U8, float]:
-        """See ``Backend.fill``."""
-        return self.pool.fill(target.pid, addr, frame)
+        """See ``Backend.fill``; where a control group limits the guardian's memory, only as many as surely fit."""
+        room = groups.headroom(self.guardian.pid)
+        fit = len(frame) if room is None else max(0, (room - ROOM_LEFT) // PAGE_SIZE)
+        if fit >= len(frame):
+            return self.pool.fill(target.pid, addr, frame)
+        codes = np.full(len(frame), ReadCode.GONE, np.uint8)
+        codes[:fit], cpu_s = self.pool.fill(target.pid, addr[:fit], frame[:fit])
+        return codes, cpu_s
 
     def punch(self, frame: U32) -> None:
         """See ``Backend.punch``."""

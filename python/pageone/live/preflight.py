@@ -15,6 +15,7 @@ from pathlib import Path
 from pageone._native import mem
 from pageone.doctor import diagnose
 from pageone.errors import BadTargetError, TargetError, UnsupportedError
+from pageone.live import groups
 
 __all__ = ["Facts", "TracedError", "check", "check_system"]
 
@@ -60,14 +61,20 @@ def check_system() -> None:
 
 
 def check(
-    pid: int, *, ours: Collection[int] = (), declared: bool = False, pool: tuple[int, int] | None = None
+    pid: int,
+    *,
+    ours: Collection[int] = (),
+    declared: bool = False,
+    pool: tuple[int, int] | None = None,
+    charged: int | None = None,
 ) -> Facts:
     """Return the facts of a process that can be a target, or raise the reason why it cannot.
 
     ``ours`` are processes of the engine besides the calling one; those may trace it. ``declared``: the process has
     named this one with ``PR_SET_PTRACER`` or is a child of it, so that ptrace scope 1 does not forbid. ``pool``: device
-    and inode of the caller's pool; a process that shares frames of another one is refused. Cost: a few reads of /proc,
-    and one for each thread.
+    and inode of the caller's pool; a process that shares frames of another one is refused. ``charged``: the process
+    whose memory control group pays for frames, by default the calling one. Cost: a few reads of /proc, and one for each
+    thread.
 
     Raises ``BadTargetError`` for what can be no target at all (no such process, zombie, kernel thread, PageONE
     itself), ``TargetError`` for what this user or moment forbids (another user's, traced, under seccomp, pinned
@@ -96,6 +103,7 @@ def check(
         raise TracedError(f"{who}: is traced by PID {tracer} ({_name(tracer)}); try again when it has let go", tracer)
     _check_threads(pid, who, ours)
     _check_pinned(pid, who)
+    _check_group(pid, who, charged or os.getpid())
     return Facts(
         pid=pid,
         name=name,
@@ -235,6 +243,15 @@ def _check_threads(pid: int, who: str, ours: Collection[int]) -> None:
             raise TargetError(
                 f"{who}: is under seccomp ({kind} mode): calls made in it could kill it; start it without the filter"
             )
+
+
+def _check_group(pid: int, who: str, charged: int) -> None:
+    """Frames are charged to the group of the process that fills them: a target's own limit would not hold for them."""
+    limit = groups.difference(pid, charged)
+    if limit is not None:
+        raise TargetError(
+            f"{who}: {limit}; memory that it shared would count against other limits: start the engine under the same"
+        )
 
 
 def _check_pinned(pid: int, who: str) -> None:

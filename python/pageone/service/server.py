@@ -23,7 +23,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pageone import __version__
 from pageone.engine.queue import BACKGROUND_CPU
@@ -31,6 +31,9 @@ from pageone.errors import BadTargetError, PageOneError, TargetError, UsageError
 from pageone.service import protocol
 from pageone.service.members import Member, Members, command_line, owner, start_ticks
 from pageone.service.place import Place
+
+if TYPE_CHECKING:
+    from pageone.engine import Target
 
 __all__ = ["Options", "Server", "main"]
 
@@ -185,6 +188,29 @@ class Server:
         for member in list(members.by_pid.values()):
             if member.target is None and now >= member.ready_at:
                 self._attach(member)
+            elif member.target is not None and now >= member.ready_at:
+                limit = self._backend.limited(member.pid)
+                if limit is not None:
+                    self._give_back(member, limit)
+
+    def _give_back(self, member: Member, reason: str) -> None:
+        """Detach a member that may be merged no more; where that cannot be done now it is tried again."""
+        text = f"PID {member.pid}: {reason}"
+        if member.target is not None and member.target.attached:
+            try:
+                self._unmerge(member.target)
+            except (PageOneError, OSError) as error:
+                self._note(f"{text}; its memory cannot be given back yet: {error}")
+        if member.target is not None and not member.target.attached:
+            member.target = None
+            self._backend.release(member.pid)
+        member.refused(text, time.monotonic())
+
+    def _unmerge(self, target: Target) -> None:
+        """Detach a target, if there is memory for that in the system and in its control group."""
+        from pageone.live import groups
+
+        self.engine.detach(target, available_bytes=lambda: groups.available_bytes(target.pid))
 
     def _attach(self, member: Member) -> None:
         try:
@@ -399,7 +425,7 @@ class Server:
             try:
                 self._check_domain(pid)
                 self._backend.take_over(pid)
-                preflight.check(pid, ours=ours, pool=pool)
+                preflight.check(pid, ours=ours, pool=pool, charged=self._backend.guardian.pid)
                 good.append(pid)
             except PageOneError as error:
                 if strict:
@@ -442,7 +468,7 @@ class Server:
         target = self.members.by_pid[pid].target
         if target is not None and target.attached:
             try:
-                self.engine.detach(target)
+                self._unmerge(target)
             except (PageOneError, OSError) as error:
                 if target.attached:
                     return str(error)
