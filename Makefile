@@ -53,7 +53,7 @@ loom: ## models of the tree: every interleaving of two threads on the real code,
 
 sanitize: ## the tests of the tree under the address and leak sanitizers (of the compiler that is there)
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR=target/asan cargo test -p sdtree \
-	    --target $$(rustc -vV | sed -n 's/^host: //p') --lib --test keys --test objects --test replay --test linearizable
+	    --target $$(rustc -vV | sed -n 's/^host: //p') --lib --test sound --test keys --test objects --test replay --test linearizable
 
 # As cargo-fuzz does, with what a stable toolchain has: the counters of edges and comparisons that libFuzzer asks for.
 fuzz: export RUSTC_BOOTSTRAP := 1

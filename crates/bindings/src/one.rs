@@ -143,11 +143,13 @@ fn slice_of<'a, T: numpy::Element>(array: &'a PyReadonlyArray1<'_, T>) -> PyResu
 /// Byte strings end to end: number `i` lies from `offsets[i]` to `offsets[i + 1]`.
 struct Strings<'a> {
     data: &'a [u8],
-    offsets: &'a [i64],
+    /// A copy: the array is Python's, and another thread might write to it after it was looked at.
+    offsets: Vec<i64>,
 }
 
 impl<'a> Strings<'a> {
-    fn new(data: &'a [u8], offsets: &'a [i64]) -> PyResult<Self> {
+    fn new(data: &'a [u8], offsets: &[i64]) -> PyResult<Self> {
+        let offsets = offsets.to_vec();
         let ordered = offsets
             .windows(2)
             .all(|w| w[0] <= w[1] && (w[1] - w[0]) as usize <= sdtree::MAX_OBJECT);
@@ -169,10 +171,7 @@ impl Batch for Strings<'_> {
         self.offsets.len() - 1
     }
     fn get(&self, i: usize) -> &[u8] {
-        // The offsets are a Python array that another thread might write to: never past the data.
-        let (start, end) = (self.offsets[i] as usize, self.offsets[i + 1] as usize);
-        let part = self.data.get(start..end).unwrap_or_default();
-        &part[..part.len().min(sdtree::MAX_OBJECT)]
+        &self.data[self.offsets[i] as usize..self.offsets[i + 1] as usize]
     }
 }
 
@@ -407,14 +406,15 @@ impl SDTree {
                 "a tree of objects of any length has no rows",
             ));
         }
-        let ids = slice_of(&ids)?;
+        // A copy: what is asked of the tree must not change on the way there.
+        let ids = slice_of(&ids)?.to_vec();
         let rows = output::<u8>(py, ids.len() * size);
         {
             let mut rows = rows.readwrite();
             let rows = rows.as_slice_mut()?;
             let missing = py.detach(|| {
                 let mut missing = None;
-                with_tree!(self, tree => tree.get(ids, |i, bytes| match bytes {
+                with_tree!(self, tree => tree.get(&ids, |i, bytes| match bytes {
                     Some(bytes) => rows[i * size..(i + 1) * size].copy_from_slice(bytes),
                     None => missing = missing.or(Some(ids[i])),
                 }));
@@ -433,10 +433,10 @@ impl SDTree {
         py: Python<'py>,
         ids: PyReadonlyArray1<'py, u32>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let ids = slice_of(&ids)?;
+        let ids = slice_of(&ids)?.to_vec();
         let list = PyList::empty(py);
         let mut failed = None;
-        with_tree!(self, tree => tree.get(ids, |i, bytes| {
+        with_tree!(self, tree => tree.get(&ids, |i, bytes| {
             let done = match bytes {
                 Some(bytes) => list.append(PyBytes::new(py, bytes)),
                 None => Err(PyKeyError::new_err(ids[i])),

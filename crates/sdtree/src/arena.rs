@@ -56,7 +56,8 @@ impl<T: Zeroed> Arena<T> {
     /// Makes a piece, unless another thread comes first; returns it.
     #[cold]
     fn grow(&self, piece: usize, shift: u32) -> *mut T {
-        let made: Box<[T]> = zeroed_box(self.width << shift);
+        let len = self.width.checked_mul(1 << shift);
+        let made: Box<[T]> = zeroed_box(len.expect("a size that fits the address space"));
         let p = Box::into_raw(made) as *mut T;
         let put = self.pieces[piece].compare_exchange(
             std::ptr::null_mut(),

@@ -43,11 +43,16 @@ pub(crate) fn members(state: u64) -> u32 {
 }
 
 /// Counts so many operations in, unless the class is dead.
+///
+/// # Panics
+/// If there are nearly 2^32 already. Operations that a panic of somebody else's code has ended stay counted in; the count
+/// must not run over into the id.
 #[inline]
 pub(crate) fn enter(state: &AtomicU64, operations: u32) -> bool {
     let mut now = state.load(Ordering::Acquire);
     while now != DEAD {
         crate::freeze::point();
+        assert!(members(now).checked_add(operations).is_some(), "members");
         let more = now + operations as u64;
         match state.compare_exchange(now, more, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => return true,

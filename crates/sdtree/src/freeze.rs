@@ -107,7 +107,8 @@ mod tests {
         }
     }
 
-    impl Order for Eights {
+    // SAFETY: functions of the bytes alone.
+    unsafe impl Order for Eights {
         fn first(&self, bytes: &[u8]) -> u64 {
             Eights::spread(bytes, 8)
         }

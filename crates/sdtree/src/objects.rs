@@ -6,7 +6,7 @@ use crate::epoch::{Full, Pin};
 use crate::keys::{Stats, SITTING};
 use crate::order::{Order, SampledMixed, STREAM};
 use crate::primitive::{AtomicU8, Ordering};
-use crate::store::{Fixed, Rows, Store, Variable, MAX_OBJECT};
+use crate::store::{Fixed, Rows, Store, Variable};
 use crate::tree::{prefetch, Run, Space, Trie, GROUP};
 use std::mem::MaybeUninit;
 
@@ -216,8 +216,10 @@ impl<S: Store, O: Order> Space for Objects<S, O> {
         if d != 0 {
             return Some(d.leading_zeros());
         }
-        if S::VARIABLE && ours.len() != theirs.len() {
-            return Some(DEEP + ((ours.len() ^ theirs.len()) as u32).leading_zeros());
+        if ours.len() != theirs.len() {
+            // In a tree of one length only who looks for another comes here: different, wherever.
+            let bit = ((ours.len() ^ theirs.len()) as u32).leading_zeros();
+            return Some(DEEP + if S::VARIABLE { bit } else { 0 });
         }
         let byte = differ?;
         let bit = 8 * byte as u32 + (ours[byte] ^ theirs[byte]).leading_zeros().min(7);
@@ -225,7 +227,9 @@ impl<S: Store, O: Order> Space for Objects<S, O> {
     }
 
     fn place(&self, id: u32, q: &mut Query, differ: Option<u32>) -> bool {
-        q.bytes = self.store.place(id, q.bytes);
+        // SAFETY: the bytes outlive the query, and fit: `intern` has looked at this very query. The id is new, or has been
+        // released (both given).
+        q.bytes = unsafe { self.store.place(id, q.bytes) };
         // SAFETY: reserved by this very call.
         unsafe { &*self.meta.reserve(id) }.store(ALIVE, Ordering::Release);
         if !S::COPIES {
@@ -241,17 +245,26 @@ impl<S: Store, O: Order> Space for Objects<S, O> {
         }
     }
 
+    fn hold(&self, id: u32, q: &mut Query) {
+        if S::COPIES {
+            // SAFETY: removed under the pin, so that it is not released before the pin ends; the query does not outlive it.
+            q.bytes = unsafe { self.store.bytes(id) };
+        }
+    }
+
     fn removed(&self, id: u32) {
         self.meta(id).fetch_and(!ALIVE, Ordering::Release);
     }
 
     fn release(&self, id: u32) {
-        self.store.release(id);
+        // SAFETY: retired once since it was placed, and two epochs have gone: nobody holds its bytes.
+        unsafe { self.store.release(id) };
     }
 
     #[inline]
     fn prefetch_record(&self, id: u32) {
-        self.store.prefetch_record(id);
+        // SAFETY: the id comes from a leaf edge, which is published after the object has been placed.
+        unsafe { self.store.prefetch_record(id) };
     }
 
     #[inline]
@@ -354,13 +367,16 @@ pub struct SdTree<S: Store, O: Order = SampledMixed> {
 
 impl SdTree<Fixed> {
     /// A tree of copies of objects of `size` bytes, with room for `capacity` of them before its table grows.
+    ///
+    /// # Panics
+    /// As [`Fixed::new`].
     pub fn fixed(size: usize, capacity: usize, seed: &[u8]) -> Self {
         SdTree::with(Fixed::new(size), SampledMixed::new(seed), capacity)
     }
 }
 
 impl SdTree<Variable> {
-    /// A tree of copies of objects of any length up to [`MAX_OBJECT`].
+    /// A tree of copies of objects of any length up to [`MAX_OBJECT`](crate::MAX_OBJECT).
     pub fn variable(capacity: usize, seed: &[u8]) -> Self {
         SdTree::with(Variable::new(), SampledMixed::new(seed), capacity)
     }
@@ -368,6 +384,9 @@ impl SdTree<Variable> {
 
 impl<'a> SdTree<Rows<'a>> {
     /// A tree of rows of `data` that stay where they are: only batches that lie in `data` may be interned.
+    ///
+    /// # Panics
+    /// As [`Rows::new`].
     pub fn rows(data: &'a [u8], size: usize, capacity: usize, seed: &[u8]) -> Self {
         SdTree::with(Rows::new(data, size), SampledMixed::new(seed), capacity)
     }
@@ -375,9 +394,13 @@ impl<'a> SdTree<Rows<'a>> {
 
 impl<O: Order> SdTree<Rows<'_>, O> {
     /// The row of object `id`: that in which it was seen first (by one thread).
+    ///
+    /// # Panics
+    /// If there is no such object in the tree.
     pub fn row(&self, id: u32) -> u32 {
-        assert!(id < self.trie.id_bound(), "an id of this tree");
-        self.objects.store.row(id)
+        assert!(self.alive(id), "an id of this tree");
+        // SAFETY: alive, so that it has been placed.
+        unsafe { self.objects.store.row(id) }
     }
 }
 
@@ -392,6 +415,17 @@ impl<S: Store, O: Order> SdTree<S, O> {
                 meta: Arena::new(1),
             },
         }
+    }
+
+    /// Whether `id` is that of an object in the tree. What it has placed stays where it is for as long as the caller is
+    /// pinned.
+    #[inline]
+    fn alive(&self, id: u32) -> bool {
+        // Below the bound is not enough: the number may be on its way to its first object.
+        self.objects.meta.try_ptr(id).is_some_and(|meta| {
+            // SAFETY: reserved, as `try_ptr` says.
+            unsafe { &*meta }.load(Ordering::Acquire) & ALIVE != 0
+        })
     }
 
     /// Asks for what [`Order::first`] will read of object `i`.
@@ -527,8 +561,8 @@ impl<S: Store, O: Order> SdTree<S, O> {
     /// objects of one batch the first is new.
     ///
     /// # Panics
-    /// If the slices are not of the batch's length, or an object is longer than [`MAX_OBJECT`] (or of another length
-    /// than the tree's).
+    /// If the slices are not of the batch's length, or an object is longer than [`MAX_OBJECT`](crate::MAX_OBJECT), of another length than
+    /// the tree's, or none of the rows of a tree of rows.
     pub fn intern<B: Batch + ?Sized>(
         &self,
         batch: &B,
@@ -540,11 +574,14 @@ impl<S: Store, O: Order> SdTree<S, O> {
             n == ids.len() && n == new.len(),
             "slices of the batch's length"
         );
-        self.check(batch);
+        // Before anything is done.
+        (0..n).for_each(|i| self.fit(batch.get(i).len()));
         for sitting in Self::sittings(n) {
             let mut pin = self.trie.pin(&self.objects);
             let mut result = Ok(());
             self.each(&mut pin, batch, sitting, |pin, run, i, q| {
+                // A batch may answer otherwise than before: it is anybody's code.
+                self.fit(q.bytes.len());
                 match self.trie.insert(&self.objects, pin, q, run) {
                     Ok(done) => (ids[i], new[i]) = done,
                     Err(full) => result = Err(full),
@@ -555,21 +592,14 @@ impl<S: Store, O: Order> SdTree<S, O> {
         Ok(())
     }
 
-    /// Refuses what the store cannot hold, before anything is done.
-    fn check<B: Batch + ?Sized>(&self, batch: &B) {
-        if S::VARIABLE {
-            let longest = (0..batch.len())
-                .map(|i| batch.get(i).len())
-                .max()
-                .unwrap_or(0);
-            assert!(
-                longest <= MAX_OBJECT,
-                "an object of {longest} bytes; at most {MAX_OBJECT}"
-            );
-        }
+    /// Refuses a length that the store cannot hold.
+    #[inline]
+    fn fit(&self, len: usize) {
+        let store = &self.objects.store;
+        assert!(store.fits(len), "{}", store.misfit(len));
     }
 
-    /// Writes the id of the object equal to each of the batch, or -1.
+    /// Writes the id of the object equal to each of the batch, or -1. What the tree cannot hold is not there.
     ///
     /// # Panics
     /// If the slice is not of the batch's length.
@@ -604,17 +634,11 @@ impl<S: Store, O: Order> SdTree<S, O> {
         for sitting in Self::sittings(ids.len()) {
             let _pin = self.trie.pin(&self.objects);
             for i in sitting {
-                // Below the bound is not enough: the number may be on its way to its first object.
-                let alive = self.objects.meta.try_ptr(ids[i]).is_some_and(|meta| {
-                    // SAFETY: reserved, as `try_ptr` says.
-                    unsafe { &*meta }.load(Ordering::Acquire) & ALIVE != 0
-                });
-                // SAFETY: alive under the pin: placed, and not released before the pin ends. The Acquire above sees
-                // the bytes that were placed before.
-                f(
-                    i,
-                    alive.then(|| unsafe { self.objects.store.bytes(ids[i]) }),
-                );
+                let id = ids[i];
+                // SAFETY: alive under the pin: placed, and not released before the pin ends. The Acquire of `alive` sees the
+                // bytes that were placed before.
+                let bytes = |_| unsafe { self.objects.store.bytes(id) };
+                f(i, self.alive(id).then_some(()).map(bytes));
             }
         }
     }

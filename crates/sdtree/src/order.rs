@@ -14,7 +14,12 @@
 use mix::Key;
 
 /// What gives an object its first key bits. Replace it to order a tree otherwise.
-pub trait Order: Send + Sync {
+///
+/// # Safety
+/// `first` and `whole` must be functions of the bytes alone: for equal bytes equal results, on every call of every thread,
+/// and the same from `first_four` and `whole_four`. A search that is led elsewhere than the one before would take an
+/// object for gone that is still in the tree, and its place would be given to another.
+pub unsafe trait Order: Send + Sync {
     /// The first key bits, the first most significant (the first [`crate::PREFIX`] are used).
     fn first(&self, bytes: &[u8]) -> u64;
     /// 64 bits that depend on all bytes; asked for where others have the same first bits.
@@ -87,12 +92,13 @@ impl SampledMixed {
         for (line, &place) in lines[HEAD / 64..].iter_mut().zip(&self.places) {
             *line = (HEAD as u64 + 64 * ((between * place as u64) >> 32)) as u32;
         }
-        lines[HEAD / 64 + SECRET_LINES] = len as u32 - 64;
+        lines[HEAD / 64 + SECRET_LINES] = (len - 64) as u32;
         lines
     }
 }
 
-impl Order for SampledMixed {
+// SAFETY: mixes of bytes chosen by their number, with a key that never changes.
+unsafe impl Order for SampledMixed {
     #[inline]
     fn first(&self, bytes: &[u8]) -> u64 {
         if bytes.len() <= SMALL {
@@ -150,7 +156,8 @@ impl Mixed {
     }
 }
 
-impl Order for Mixed {
+// SAFETY: mixes of all bytes, with a key that never changes.
+unsafe impl Order for Mixed {
     #[inline]
     fn first(&self, bytes: &[u8]) -> u64 {
         mix::mix64(&self.first, bytes)
@@ -197,7 +204,8 @@ impl Raw {
     }
 }
 
-impl Order for Raw {
+// SAFETY: the bytes themselves.
+unsafe impl Order for Raw {
     #[inline]
     fn first(&self, bytes: &[u8]) -> u64 {
         (u128::from_be_bytes(Raw::word(bytes)) >> 64) as u64
@@ -238,7 +246,8 @@ impl AnyOrder {
     }
 }
 
-impl Order for AnyOrder {
+// SAFETY: one of the above, always the same.
+unsafe impl Order for AnyOrder {
     #[inline]
     fn first(&self, bytes: &[u8]) -> u64 {
         match self {

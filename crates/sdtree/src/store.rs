@@ -8,27 +8,52 @@ use std::marker::PhantomData;
 /// The largest object, in bytes: bit positions have 29 bits.
 pub const MAX_OBJECT: usize = (1 << 26) - 64;
 
-/// Where objects are. Ids are handed out by the tree; an id that is handed out belongs to one caller until it is in
-/// the tree, and is not placed again before nobody can read it.
+mod sealed {
+    /// Keeps [`super::Store`] to the stores of this crate.
+    pub trait Sealed {}
+    impl Sealed for super::Fixed {}
+    impl Sealed for super::Variable {}
+    impl Sealed for super::Rows<'_> {}
+}
+
+/// Where objects are: [`Fixed`], [`Variable`] or [`Rows`]. Its functions are the tree's.
 ///
-/// # Safety
-/// `bytes` must return the same bytes from `place` until `release`.
-pub unsafe trait Store: Send + Sync {
+/// Ids are handed out by the tree; an id that is handed out belongs to one caller until it is in the tree, and is not
+/// placed again before nobody can read it.
+///
+/// ```compile_fail,E0133
+/// use sdtree::{Fixed, Store};
+/// Fixed::new(8).place(0, b"short"); // unsafe: only the tree knows whose an id is
+/// ```
+pub trait Store: sealed::Sealed + Send + Sync {
     /// Whether lengths may differ, so that the length is a part of the key.
     const VARIABLE: bool;
     /// Whether `place` copies.
     const COPIES: bool;
-    /// Puts an object in the place of `id`; returns where it is now.
-    fn place(&self, id: u32, bytes: *const [u8]) -> *const [u8];
+    /// Whether objects of so many bytes may be placed.
+    fn fits(&self, len: usize) -> bool;
+    /// What is wrong with an object that does not fit.
+    fn misfit(&self, len: usize) -> String;
+    /// Puts an object in the place of `id`; returns where it is now. From then on `bytes` returns it, until `release`.
+    ///
+    /// # Safety
+    /// `bytes` must be readable and fit, and `id` be the caller's alone: not placed, or released since.
+    unsafe fn place(&self, id: u32, bytes: *const [u8]) -> *const [u8];
     /// The object `id`.
     ///
     /// # Safety
     /// `id` must have been placed and not been released since.
     unsafe fn bytes(&self, id: u32) -> &[u8];
-    /// Brings what `bytes` reads to find object `id` to the caches; `id` has been placed.
-    fn prefetch_record(&self, _id: u32) {}
+    /// Brings what `bytes` reads to find object `id` to the caches.
+    ///
+    /// # Safety
+    /// `id` must have been placed, at any time.
+    unsafe fn prefetch_record(&self, _id: u32) {}
     /// Object `id` is read by nobody any more.
-    fn release(&self, id: u32);
+    ///
+    /// # Safety
+    /// `id` must have been placed and not been released since, and nobody may hold its bytes.
+    unsafe fn release(&self, id: u32);
     /// Bytes allocated to find objects by id.
     fn index_bytes(&self) -> usize;
     /// Bytes allocated for the objects themselves.
@@ -57,7 +82,11 @@ pub struct Fixed {
 
 impl Fixed {
     /// For objects of `size` bytes.
+    ///
+    /// # Panics
+    /// If `size` is larger than [`MAX_OBJECT`].
     pub fn new(size: usize) -> Self {
+        assert!(size <= MAX_OBJECT, "{}", too_long(size));
         Fixed {
             size,
             data: Arena::new(size),
@@ -65,15 +94,30 @@ impl Fixed {
     }
 }
 
-// SAFETY: `data` is written in `place` only, to the place of an id that belongs to the caller.
-unsafe impl Store for Fixed {
+fn too_long(len: usize) -> String {
+    format!("an object of {len} bytes; at most {MAX_OBJECT}")
+}
+
+fn of_another_length(len: usize, size: usize) -> String {
+    format!("an object of {len} bytes in a tree of {size}")
+}
+
+impl Store for Fixed {
     const VARIABLE: bool = false;
     const COPIES: bool = true;
 
-    fn place(&self, id: u32, bytes: *const [u8]) -> *const [u8] {
-        debug_assert_eq!(bytes.len(), self.size);
+    #[inline]
+    fn fits(&self, len: usize) -> bool {
+        len == self.size
+    }
+
+    fn misfit(&self, len: usize) -> String {
+        of_another_length(len, self.size)
+    }
+
+    unsafe fn place(&self, id: u32, bytes: *const [u8]) -> *const [u8] {
         let to = self.data.reserve(id);
-        // SAFETY: reserved in the line above; the place is `size` bytes long and nobody else's.
+        // SAFETY: reserved in the line above: `size` bytes, nobody else's (given), and so many can be read (given).
         unsafe {
             std::ptr::copy_nonoverlapping(bytes.cast::<u8>(), to, self.size);
             std::ptr::slice_from_raw_parts(to, self.size)
@@ -86,7 +130,7 @@ unsafe impl Store for Fixed {
         unsafe { std::slice::from_raw_parts(self.data.ptr(id), self.size) }
     }
 
-    fn release(&self, _id: u32) {}
+    unsafe fn release(&self, _id: u32) {}
 
     fn index_bytes(&self) -> usize {
         0
@@ -126,17 +170,26 @@ impl Default for Variable {
     }
 }
 
-// SAFETY: a blob is written before its pointer is stored, and freed in `release` only.
-unsafe impl Store for Variable {
+impl Store for Variable {
     const VARIABLE: bool = true;
     const COPIES: bool = true;
 
-    fn place(&self, id: u32, bytes: *const [u8]) -> *const [u8] {
+    #[inline]
+    fn fits(&self, len: usize) -> bool {
+        len <= MAX_OBJECT
+    }
+
+    fn misfit(&self, len: usize) -> String {
+        too_long(len)
+    }
+
+    unsafe fn place(&self, id: u32, bytes: *const [u8]) -> *const [u8] {
         let len = bytes.len();
         self.blobs.reserve(id);
         self.bytes.fetch_add(len, Ordering::Relaxed);
         let layout = blob_layout(len);
-        // SAFETY: the layout is at least HEADER long; the blob has room for the header and `len` bytes.
+        // SAFETY: the layout is at least HEADER long; the blob has room for the header and `len` bytes, and so many can be
+        // read (given).
         unsafe {
             let blob = alloc(layout);
             if blob.is_null() {
@@ -160,14 +213,14 @@ unsafe impl Store for Variable {
     }
 
     #[inline]
-    fn prefetch_record(&self, id: u32) {
-        // SAFETY: placed, so that it is reserved.
+    unsafe fn prefetch_record(&self, id: u32) {
+        // SAFETY: placed (given), so that it is reserved.
         crate::tree::prefetch(unsafe { self.blobs.ptr(id) });
     }
 
-    fn release(&self, id: u32) {
-        // SAFETY: the caller has learnt of the id from the tree, so it is reserved; what was placed there is read by
-        // nobody (given), and was made with this layout.
+    unsafe fn release(&self, id: u32) {
+        // SAFETY: placed (given), so that it is reserved; what was placed there is read by nobody (given), and was made
+        // with this layout.
         unsafe {
             let blob = self
                 .blobs
@@ -206,6 +259,8 @@ impl Drop for Variable {
 pub struct Rows<'a> {
     base: *const u8,
     size: usize,
+    /// How many there are.
+    count: usize,
     rows: Arena<AtomicU32>,
     life: PhantomData<&'a [u8]>,
 }
@@ -217,36 +272,59 @@ unsafe impl Sync for Rows<'_> {}
 
 impl<'a> Rows<'a> {
     /// For the rows of `size` bytes in `data`.
+    ///
+    /// # Panics
+    /// If `size` is 0 or larger than [`MAX_OBJECT`], or there are more rows than 2^32.
     pub fn new(data: &'a [u8], size: usize) -> Self {
+        assert!(size > 0, "rows of no bytes");
+        assert!(size <= MAX_OBJECT, "{}", too_long(size));
+        let count = data.len() / size;
+        assert!(count as u64 <= 1 << 32, "more than 2^32 rows");
         Rows {
             base: data.as_ptr(),
             size,
+            count,
             rows: Arena::new(1),
             life: PhantomData,
         }
     }
 
     /// The row of object `id`.
-    pub(crate) fn row(&self, id: u32) -> u32 {
-        // SAFETY: the callers have learnt of the id from the tree, so it is reserved.
+    ///
+    /// # Safety
+    /// `id` must have been placed, at any time.
+    pub(crate) unsafe fn row(&self, id: u32) -> u32 {
+        // SAFETY: placed (given), so that it is reserved.
         unsafe { self.rows.get(id) }.load(Ordering::Relaxed)
     }
 }
 
-// SAFETY: the rows are borrowed for as long as the store lives.
-unsafe impl Store for Rows<'_> {
+impl Store for Rows<'_> {
     const VARIABLE: bool = false;
     const COPIES: bool = false;
 
     #[inline]
-    fn place(&self, id: u32, bytes: *const [u8]) -> *const [u8] {
-        let at = bytes.cast::<u8>() as usize - self.base as usize;
+    fn fits(&self, len: usize) -> bool {
+        len == self.size
+    }
+
+    fn misfit(&self, len: usize) -> String {
+        of_another_length(len, self.size)
+    }
+
+    /// # Panics
+    /// If `bytes` is not one of the rows.
+    #[inline]
+    unsafe fn place(&self, id: u32, bytes: *const [u8]) -> *const [u8] {
+        let at = (bytes.cast::<u8>().addr()).wrapping_sub(self.base.addr());
         // Most sizes are powers of two, and a division takes as long as the rest of this.
         let row = if self.size.is_power_of_two() {
             at >> self.size.trailing_zeros()
         } else {
             at / self.size
         };
+        let is_row = row < self.count && row * self.size == at;
+        assert!(is_row, "an object that is none of the tree's rows");
         // SAFETY: reserved by this very call.
         unsafe { &*self.rows.reserve(id) }.store(row as u32, Ordering::Relaxed);
         bytes
@@ -254,19 +332,19 @@ unsafe impl Store for Rows<'_> {
 
     #[inline]
     unsafe fn bytes(&self, id: u32) -> &[u8] {
-        // SAFETY: the row was placed (given), so it lies within the borrowed data.
+        // SAFETY: the row was placed (given), so it is one of those in the data, which is borrowed for as long as this lives.
         unsafe {
             std::slice::from_raw_parts(self.base.add(self.row(id) as usize * self.size), self.size)
         }
     }
 
     #[inline]
-    fn prefetch_record(&self, id: u32) {
-        // SAFETY: placed, so that it is reserved.
+    unsafe fn prefetch_record(&self, id: u32) {
+        // SAFETY: placed (given), so that it is reserved.
         crate::tree::prefetch(unsafe { self.rows.ptr(id) });
     }
 
-    fn release(&self, _id: u32) {}
+    unsafe fn release(&self, _id: u32) {}
 
     fn index_bytes(&self) -> usize {
         self.rows.bytes()

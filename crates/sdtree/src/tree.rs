@@ -98,6 +98,9 @@ pub(crate) trait Space: Sync {
     /// anew: the bytes may have been written to while they were copied, and the key bits that the search has asked
     /// for, of the prefix and up to `differ` below the second root if it has come there, must be those of the copy.
     fn place(&self, id: u32, q: &mut Self::Query, differ: Option<u32>) -> bool;
+    /// From here on the search for `q`, which equals object `id` of this pin, reads the tree's own copy, if there is one:
+    /// what `q` was made from may be written to by others, and the search must end where it has ended before.
+    fn hold(&self, _id: u32, _q: &mut Self::Query) {}
     /// `id` is in the tree no more, but may still be read.
     fn removed(&self, id: u32);
     /// `id` is read by nobody any more.
@@ -688,6 +691,8 @@ impl Trie {
                     self.help(pin, path);
                     continue;
                 };
+                // Less only if the bytes change under our eyes: a table resolves so many, and an edge names none of them.
+                let b = b.max(TOP);
                 // The last edge of the path that lies above bit b.
                 let i = path
                     .iter()
@@ -869,6 +874,7 @@ impl Trie {
             }
         };
         // It is gone; now the edge must go. The id cannot come back while this thread is pinned.
+        space.hold(id, q);
         let mut first = true;
         loop {
             if !first {

@@ -122,7 +122,8 @@ struct Classes {
     collide: bool,
 }
 
-impl Order for Classes {
+// SAFETY: functions of the bytes alone.
+unsafe impl Order for Classes {
     fn first(&self, bytes: &[u8]) -> u64 {
         let key = u64::from_le_bytes(bytes.try_into().expect("8 bytes"));
         ((key / 4) ^ self.seed).wrapping_mul(0x9e37_79b9_7f4a_7c15)

@@ -126,7 +126,8 @@ fn a_find_sees_what_was_there_before_whatever_is_inserted_meanwhile() {
 /// All objects are one class; in it they are told apart at once.
 struct OneClass;
 
-impl Order for OneClass {
+// SAFETY: functions of the bytes alone.
+unsafe impl Order for OneClass {
     fn first(&self, _bytes: &[u8]) -> u64 {
         0x5555_5555_5555_5555
     }
@@ -261,7 +262,8 @@ fn a_find_in_a_class_sees_what_was_there_before_whatever_else_leaves_it() {
 /// The byte's own bits: the models below know which edges meet.
 struct Byte;
 
-impl Order for Byte {
+// SAFETY: functions of the bytes alone.
+unsafe impl Order for Byte {
     fn first(&self, bytes: &[u8]) -> u64 {
         (bytes[0] as u64) << 56
     }

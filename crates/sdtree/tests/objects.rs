@@ -13,7 +13,8 @@ use rng::Rng;
 /// All objects that begin with the same two bytes are a class.
 struct TwoBytes;
 
-impl Order for TwoBytes {
+// SAFETY: functions of the bytes alone.
+unsafe impl Order for TwoBytes {
     fn first(&self, bytes: &[u8]) -> u64 {
         let mut head = [0; 2];
         let n = bytes.len().min(2);
