@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import resource
 import shutil
 import signal
 import stat
@@ -33,6 +34,30 @@ PACKAGE = ROOT / "python" / "pageone"
 
 # A user id of nobody's: tests of an ordinary user must not meet that user's other processes.
 ORDINARY_UID = 54321
+
+
+# --- what whoever starts the suite may have set otherwise -------------------------------------------------------
+
+#: A script that starts the suite in the background has these ignored, which every process below would inherit.
+_SIGNALS = (
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD),
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCONT),
+)
+#: Files that tests make for other users are to be read by them.
+_UMASK = 0o022
+#: Open files of a process: what most systems allow one, so that nothing passes here that would not there.
+_FILES = 1024
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set what this process, and so all that tests start, may have inherited: signals, limits, a mask of files."""
+    for number in _SIGNALS:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    os.umask(_UMASK)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(_FILES, hard) if hard >= 0 else _FILES, hard))
 
 
 # --- needs ----------------------------------------------------------------------------------------------------
