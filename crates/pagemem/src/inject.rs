@@ -13,7 +13,8 @@ use crate::arch::{self, nr, Regs};
 use crate::process::Process;
 use crate::ptrace::{self, Events, List, Stopped, Tracer, Wait, Worker};
 use crate::remedies;
-use crate::sys::{read_remote, write_remote, FileId, Maps, Vma, PAGE, VMA_PRIVATE_RW};
+use crate::sys::{all_are, read_remote, write_remote, Maps, Vma, PAGE, VMA_PRIVATE_RW};
+use crate::transfers::{Room, SLOTS_SIZE};
 
 /// One operation of the loop: a system call (or a flagged copy) and its result.
 #[repr(C)]
@@ -47,8 +48,11 @@ pub const MESSAGE_AT: u64 = 7 * PAGE;
 const OPS_AT: u64 = 8 * PAGE;
 /// Most operations of one list.
 pub const OPS_MAX: usize = 1024;
+/// Where, in the page of code, that for the rest of transfers stands.
+const REST_AT: u64 = PAGE / 2;
+const SLOTS_AT: u64 = OPS_AT + OPS_MAX as u64 * 64;
 /// Bytes of a workshop.
-pub const WORKSHOP_SIZE: u64 = OPS_AT + OPS_MAX as u64 * 64;
+pub const WORKSHOP_SIZE: u64 = SLOTS_AT + SLOTS_SIZE;
 
 /// Pages that can be moved aside at a time.
 pub const ASIDE_PAGES: u32 = 2048;
@@ -409,18 +413,6 @@ fn place(mappings: &[(bool, Vma)]) -> io::Result<u64> {
     Ok(at)
 }
 
-/// Whether all of a range is anonymous memory with these flags (see [`Vma`]).
-fn all_are(maps: &mut Maps, range: std::ops::Range<u64>, flags: u64) -> io::Result<bool> {
-    let mut at = range.start;
-    while at < range.end {
-        match maps.at_or_after(at)? {
-            Some(v) if v.start <= at && v.flags == flags && v.file == FileId::NONE => at = v.end,
-            _ => return Ok(false),
-        }
-    }
-    Ok(true)
-}
-
 impl Workshop {
     /// Makes a workshop in a stopped target.
     pub fn create(process: &Process, stopped: &Stopped) -> io::Result<Self> {
@@ -446,6 +438,7 @@ impl Workshop {
         let made = map(place + ASIDE_SIZE, WORKSHOP_SIZE, rw, ANONYMOUS).and_then(|base| {
             let rx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
             write_remote(stopped.pid, base, arch::loop_code())
+                .and_then(|()| write_remote(stopped.pid, base + REST_AT, arch::rest_code()))
                 .and_then(|()| caller.call(nr::MPROTECT, [base, PAGE, rx, 0, 0, 0]))
                 .map(|_| Self { base, aside })
                 .inspect_err(|_| drop(unmap(base, WORKSHOP_SIZE)))
@@ -507,10 +500,29 @@ impl Workshop {
             && all_are(&mut maps, self.aside..self.aside + ASIDE_SIZE, 0)?)
     }
 
-    /// Removes the workshop from a stopped target.
-    pub fn remove(&self, process: &Process, stopped: &Stopped) -> io::Result<()> {
+    /// Where transfers that a stop has cut short are carried on.
+    pub fn room(&self) -> Room {
+        Room {
+            code: self.base + REST_AT,
+            slots: self.base + SLOTS_AT,
+        }
+    }
+
+    /// Removes the workshop from a stopped target; but for the code and the slots, where one of its threads is in them.
+    pub fn remove(
+        &self,
+        tracer: &mut Tracer,
+        process: &Process,
+        stopped: &Stopped,
+    ) -> io::Result<()> {
         let caller = Caller::hire(process, stopped)?;
         caller.call(nr::MUNMAP, [self.aside, ASIDE_SIZE, 0, 0, 0, 0])?;
+        let busy = tracer.transfers.busy(stopped.pid, stopped.memory());
+        tracer.transfers.forget(stopped.pid);
+        if busy {
+            let unneeded = [self.base + PAGE, SLOTS_AT - PAGE, 0, 0, 0, 0];
+            return caller.call(nr::MUNMAP, unneeded).map(drop);
+        }
         caller
             .call(nr::MUNMAP, [self.base, WORKSHOP_SIZE, 0, 0, 0, 0])
             .map(drop)

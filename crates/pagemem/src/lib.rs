@@ -24,5 +24,7 @@ pub mod remedies;
 pub mod sharers;
 pub mod sys;
 pub mod target;
+pub mod transfers;
 pub mod uffd;
+pub mod waits;
 pub mod workers;

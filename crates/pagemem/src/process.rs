@@ -186,7 +186,7 @@ pub fn names_in(directory: &File) -> io::Result<Vec<i32>> {
 }
 
 /// Whether a status says that system calls are filtered; None where the line is not, or not wholly, in `text`.
-fn filtered(text: &[u8]) -> Option<bool> {
+pub fn filtered(text: &[u8]) -> Option<bool> {
     let name = b"\nSeccomp:";
     let at = text.windows(name.len()).position(|w| w == name)?;
     let mut rest = text[at + name.len()..].iter();

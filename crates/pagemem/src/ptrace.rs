@@ -16,6 +16,7 @@ use crate::process::Process;
 use crate::remedies;
 use crate::sharers::Sharers;
 use crate::sys::{check, thread_ended, thread_state};
+use crate::transfers::{Room, Transfers};
 use crate::workers::is_worker;
 
 const EVENT_STOP: i32 = 128;
@@ -308,7 +309,10 @@ pub struct Tracer {
     /// Signals taken from a thread while it ran injected code; sent again after its release.
     owed: Vec<(i32, i32, i32)>,
     sharers: Sharers,
-    waits: Waits,
+    /// What stops have cut short and what goes on.
+    pub transfers: Transfers,
+    /// The process that has got its workshop in the stop that is under way.
+    planted: Option<i32>,
     /// Processes of which one thread has not finished its list yet: none of the others may go on before it has.
     stalled: Vec<Stopped>,
 }
@@ -329,7 +333,8 @@ impl Default for Tracer {
             news: Vec::new(),
             owed: Vec::new(),
             sharers: Sharers::default(),
-            waits: Waits::default(),
+            transfers: Transfers::default(),
+            planted: None,
             stalled: Vec::new(),
         }
     }
@@ -452,6 +457,8 @@ impl Tracer {
                     match poll(tid) {
                         Wait::Nothing => {}
                         Wait::Interrupted => {
+                            // At once: should this process die, what was cut short would stay so.
+                            self.transfers.go_on(pid, tid, false);
                             stopped.insert(tid);
                         }
                         Wait::Ended => {
@@ -460,6 +467,7 @@ impl Tracer {
                         }
                         Wait::Suspended => {
                             suspended = true;
+                            self.transfers.go_on(pid, tid, true);
                             stopped.insert(tid);
                             if remedies::without("suspended") {
                                 failure = Some(StopError::Timeout);
@@ -467,7 +475,10 @@ impl Tracer {
                             }
                         }
                         // The interrupt is still due and stops the thread right after this.
-                        Wait::Signal(signal) => drop(resume(tid, signal)),
+                        Wait::Signal(signal) => {
+                            self.transfers.go_on_if_ignored(pid, tid, signal);
+                            let _ = resume(tid, signal);
+                        }
                         Wait::Event(event) => self.on_event(pid, tid, event),
                     }
                 }
@@ -665,9 +676,7 @@ impl Tracer {
     }
 
     /// Lets a stopped thread go, back into suspension if it was found in it.
-    fn let_go(&mut self, pid: i32, tid: i32, suspended: bool, ran: Option<&Regs>) {
-        self.waits.restart(tid, ran);
-        let ran = ran.is_some();
+    fn let_go(&mut self, pid: i32, tid: i32, suspended: bool, ran: bool) {
         if !self.followed.contains(&pid) {
             if ptrace(libc::PTRACE_DETACH, tid, 0).is_err() {
                 // It was killed meanwhile: its parent learns of that only when its tracer has taken note.
@@ -701,11 +710,15 @@ impl Tracer {
             // Mask first: until the registers are back the thread would still leave through its frame.
             let _ = set_signal_mask(w.tid, w.mask);
             let _ = w.regs.set(w.tid);
-            worker = Some(w);
+            worker = Some(w.tid);
+        }
+        if self.planted.take_if(|pid| *pid == stopped.pid).is_some() {
+            for &tid in &stopped.tids {
+                self.transfers.go_on(stopped.pid, tid, stopped.suspended);
+            }
         }
         for &tid in &stopped.tids {
-            let ran = worker.as_ref().filter(|w| w.tid == tid).map(|w| &w.regs);
-            self.let_go(stopped.pid, tid, stopped.suspended, ran);
+            self.let_go(stopped.pid, tid, stopped.suspended, worker == Some(tid));
         }
         let pause = stopped.since.elapsed();
         for (pid, tid, signal) in self.owed.drain(..) {
@@ -713,6 +726,12 @@ impl Tracer {
             unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) };
         }
         pause
+    }
+
+    /// Stopped process `pid` has got a workshop: what its stop has cut short can go on when it is released.
+    pub fn planted(&mut self, pid: i32, room: Room) {
+        self.transfers.know(pid, room);
+        self.planted = Some(pid);
     }
 
     /// Keeps `pid` traced between stops, from its next stop on, so that its forks are told of.
@@ -748,7 +767,7 @@ impl Tracer {
             self.held.insert(child, (child, Held::Straggler));
         }
         // It may have been found stopped before (nothing is reported twice): let it go as far as it can.
-        self.let_go(child, child, false, None);
+        self.let_go(child, child, false, false);
     }
 
     /// Remembers a signal that was taken from a thread while it ran injected code.
@@ -827,16 +846,22 @@ impl Tracer {
                         self.followed.remove(&pid);
                     }
                 }
-                (Wait::Signal(signal), _) => drop(resume(tid, signal)),
+                (Wait::Signal(signal), _) => {
+                    self.transfers.go_on_if_ignored(pid, tid, signal);
+                    let _ = resume(tid, signal);
+                }
                 (Wait::Event(event), _) => self.on_event(pid, tid, event),
-                (Wait::Interrupted, Held::Followed) => drop(resume(tid, 0)),
+                (Wait::Interrupted, Held::Followed) => {
+                    self.transfers.go_on(pid, tid, false);
+                    let _ = resume(tid, 0);
+                }
                 // Stays suspended, but wakes when the process is continued.
                 (Wait::Suspended, Held::Followed) => drop(ptrace(libc::PTRACE_LISTEN, tid, 0)),
                 (Wait::Interrupted | Wait::Suspended, Held::Newborn | Held::Waiting) => {
                     self.held.insert(tid, (pid, Held::Waiting));
                 }
-                (Wait::Interrupted | Wait::Suspended, Held::Straggler) => {
-                    self.waits.restart(tid, None);
+                (stop @ (Wait::Interrupted | Wait::Suspended), Held::Straggler) => {
+                    self.transfers.go_on(pid, tid, stop == Wait::Suspended);
                     if ptrace(libc::PTRACE_DETACH, tid, 0).is_ok() {
                         self.held.remove(&tid);
                     }
@@ -873,49 +898,6 @@ fn complete(pid: i32, seized: &BTreeSet<i32>) -> bool {
     let task = |t: &i32| std::path::Path::new(&format!("/proc/{pid}/task/{t}")).exists();
     let leader_ended = !seized.contains(&pid) && thread_ended(pid, pid);
     seized.iter().filter(|t| task(t)).count() + usize::from(leader_ended) >= counted
-}
-
-/// Waits that the kernel ends with `EINTR` when a thread is stopped, though no signal has come: they go on.
-///
-/// A wait without a timeout is begun again, which is all there is to it. Of one with a timeout the end is
-/// remembered, from the first stop that met it, and the rest waited for: it may so end later than asked for, by as
-/// long as it had been waiting then, and never earlier.
-#[derive(Debug, Default)]
-struct Waits(BTreeMap<i32, (Regs, Instant)>);
-
-/// Threads remembered at most; ended ones are among them.
-const WAITS_MAX: usize = 4096;
-
-impl Waits {
-    /// Has the wait of stopped thread `tid` go on, if it is in one; its registers are asked for unless known.
-    fn restart(&mut self, tid: i32, regs: Option<&Regs>) {
-        if remedies::without("restart") {
-            return;
-        }
-        let Ok(regs) = regs.map_or_else(|| Regs::get(tid), |r| Ok(*r)) else {
-            return;
-        };
-        let Some(timeout) = regs.interrupted_wait() else {
-            self.0.remove(&tid);
-            return;
-        };
-        let again = match timeout {
-            None => regs.waiting_on(None),
-            Some(asked) => {
-                if self.0.len() > WAITS_MAX {
-                    self.0.clear();
-                }
-                let now = Instant::now();
-                let until = match self.0.get(&tid) {
-                    Some((before, until)) if regs.goes_on(before) => *until,
-                    _ => now + asked,
-                };
-                self.0.insert(tid, (regs, until));
-                regs.waiting_on(Some(until.saturating_duration_since(now)))
-            }
-        };
-        let _ = again.set(tid);
-    }
 }
 
 fn traced_by_us(pid: i32, tid: i32) -> bool {

@@ -30,6 +30,19 @@ pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     }
 }
 
+/// `pidfd_open` of one thread, which may have descriptors of its own; of its process where the kernel cannot (before
+/// Linux 6.9).
+pub fn pidfd_open_thread(tid: i32) -> io::Result<OwnedFd> {
+    const PIDFD_THREAD: libc::c_int = libc::O_EXCL;
+    // SAFETY: no pointers; the result is a fresh descriptor that nothing else owns.
+    let opened = check(unsafe { libc::syscall(libc::SYS_pidfd_open, tid, PIDFD_THREAD) });
+    match opened {
+        // SAFETY: a fresh descriptor, as above.
+        Ok(fd) => Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }),
+        Err(_) => pidfd_open(tid),
+    }
+}
+
 /// `pidfd_getfd`: a copy of descriptor `fd` of the process behind `pidfd`.
 pub fn pidfd_getfd(pidfd: &OwnedFd, fd: i32) -> io::Result<OwnedFd> {
     // SAFETY: no pointers; the result is a fresh descriptor that nothing else owns.
@@ -326,6 +339,18 @@ impl Maps {
         f.read_to_end(&mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
+}
+
+/// Whether all of a range is anonymous memory with these flags (see [`Vma`]).
+pub fn all_are(maps: &mut Maps, range: std::ops::Range<u64>, flags: u64) -> io::Result<bool> {
+    let mut at = range.start;
+    while at < range.end {
+        match maps.at_or_after(at)? {
+            Some(v) if v.start <= at && v.flags == flags && v.file == FileId::NONE => at = v.end,
+            _ => return Ok(false),
+        }
+    }
+    Ok(true)
 }
 
 /// Parses one line of `/proc/PID/maps`.

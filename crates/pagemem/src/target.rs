@@ -405,10 +405,11 @@ impl Target {
             })?;
         let made = Self::plant(tracer, &process, &stopped, &pidfd, follow_forks);
         if let Err((_, Some(workshop))) = &made {
-            let _ = workshop.remove(&process, &stopped);
+            let _ = workshop.remove(tracer, &process, &stopped);
         }
-        if made.is_err() {
-            tracer.unfollow(pid);
+        match &made {
+            Ok((workshop, ..)) => tracer.planted(pid, workshop.room()),
+            Err(_) => tracer.unfollow(pid),
         }
         tracer.release(stopped);
         let (workshop, track, guard) = made.map_err(|(e, _)| e)?;
@@ -719,6 +720,7 @@ impl Target {
             born: &mut self.born,
             bare: self.bare,
         };
+        tracer.transfers.know(self.pid, self.workshop.room());
         tracer.stop(&self.process, timeout, strictness, &mut watch)
     }
 
@@ -1521,7 +1523,7 @@ impl Target {
                     self.mend(tracer, &stopped);
                     let fences: Vec<u64> = self.fences.iter().copied().collect();
                     self.remove_fences(tracer, &stopped, &fences);
-                    self.workshop.remove(&self.process, &stopped)
+                    self.workshop.remove(tracer, &self.process, &stopped)
                 } else if self.still_there() {
                     // It hides: nothing can be given back to it.
                     self.mend(tracer, &stopped);

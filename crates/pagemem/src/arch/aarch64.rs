@@ -227,6 +227,13 @@ fn half(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes(bytes[at..at + 2].try_into().expect("2 bytes"))
 }
 
+/// The code that carries out the rest of a transfer: there is none.
+pub fn rest_code() -> &'static [u8] {
+    &[]
+}
+/// The instruction before the place that a call returns to: never asked for.
+pub const CALL: [u8; 2] = [0; 2];
+
 impl Regs {
     /// Reads the registers of thread `tid`, which must be stopped by this tracer.
     pub fn get(tid: i32) -> io::Result<Self> {
@@ -295,6 +302,22 @@ impl Regs {
     /// The timeout of the wait that the thread's stop has ended with `EINTR`: its first argument is lost, so it ends.
     pub fn interrupted_wait(&self) -> Option<Option<Duration>> {
         None
+    }
+
+    /// The call that the thread is on its way back from: cannot be told, for its first argument is lost. Transfers that a
+    /// stop cuts short stay short here.
+    pub fn returned(&self) -> Option<crate::transfers::Returned> {
+        None
+    }
+
+    /// What the code for the rest of a transfer is to give back: never asked for.
+    pub fn saved_for_rest(&self) -> ([u64; 9], u64) {
+        ([0; 9], self.general.pc)
+    }
+
+    /// Registers that make the thread run that code: never asked for.
+    pub fn for_rest(&self, _code: u64, _slot: u64) -> Self {
+        *self
     }
 
     /// Registers with which an interrupted wait goes on: never asked for.

@@ -7,7 +7,12 @@ mod aarch64;
 #[cfg(target_arch = "aarch64")]
 pub use aarch64::*;
 #[cfg(target_arch = "x86_64")]
+mod rest_x86_64;
+pub mod slot;
+#[cfg(target_arch = "x86_64")]
 mod x86_64;
+#[cfg(target_arch = "x86_64")]
+pub use rest_x86_64::*;
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::*;
 
