@@ -33,7 +33,7 @@ ones = lambda some: np.ones(len(some), np.uint32)
 backend = LiveBackend(pool_bytes=PAGES * 4096, stop_timeout_s=0.2)
 memory = backend.attach(limit.pid)
 memory.regions()
-assert not backend.fill(np.arange(PAGES, dtype=np.uint32), memory, at(range(PAGES))).any()
+assert not backend.fill(np.arange(PAGES, dtype=np.uint32), memory, at(range(PAGES)))[0].any()
 codes, answers, merged = {}, [], set()
 def count(outcome):
     for code in outcome.code:
