@@ -15,8 +15,7 @@ SOURCE = Path(__file__).with_name("programs") / "sharer.c"
 LINUX = tuple(int(n) for n in platform.release().split("-")[0].split(".")[:2])
 
 #: In a PID namespace with few ids: two programs are attached, and one of them gets a process in its memory whose id is
-#: below
-#: the newest that was known when both were last stopped, while the newest since is above that.
+#: below the newest that was known when both were last stopped, while the newest since is above that.
 DRIVER = """
 import subprocess, sys, threading
 from pathlib import Path

@@ -130,7 +130,9 @@ pub fn run(control: OwnedFd, filling: OwnedFd, frames: u32) -> io::Result<()> {
             }
             if ready(4 + 2 * k) || g.targets.get(pid).is_some_and(Target::idle) {
                 g.collect_heirs();
-                g.targets.remove(pid);
+                if let Some(t) = g.targets.remove(pid) {
+                    t.forget();
+                }
             }
         }
         g.adopt_children();
@@ -139,6 +141,9 @@ pub fn run(control: OwnedFd, filling: OwnedFd, frames: u32) -> io::Result<()> {
             g.targets.retain(|_, t| {
                 let there = t.still_there();
                 t.rest();
+                if !there {
+                    t.forget();
+                }
                 there
             });
         }
@@ -166,7 +171,11 @@ impl Guardian {
         let awaited = self.tracer.tend();
         for news in self.tracer.take_news() {
             match news {
-                News::Executed { pid } => drop(self.targets.remove(&pid)),
+                News::Executed { pid } => {
+                    if let Some(t) = self.targets.remove(&pid) {
+                        t.forget();
+                    }
+                }
                 News::Forked { parent, child } => {
                     let guarded = self
                         .targets
@@ -353,7 +362,17 @@ impl Guardian {
         let near: Vec<i32> = parents.into_iter().flat_map(children_of).collect();
         self.adopt_among(&near);
         if !self.heirs.is_empty() {
-            self.heirs.retain(Heir::alive);
+            let (living, gone) = std::mem::take(&mut self.heirs)
+                .into_iter()
+                .partition(Heir::alive);
+            self.heirs = living;
+            for heir in gone {
+                // It has ended, or runs another program by now.
+                let others = children_of(heir.parent).into_iter();
+                others
+                    .filter(|pid| !self.targets.contains_key(pid))
+                    .for_each(|pid| heir.forget(pid));
+            }
             self.adopt_among(&crate::sys::all_processes());
         }
     }

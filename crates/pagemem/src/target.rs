@@ -174,6 +174,13 @@ impl Heir {
             .is_some_and(|g| g.alive(self.workshop.base))
     }
 
+    /// Undoes what its new program has of it, if process `child` runs that: see [`Target::forget`].
+    pub fn forget(&self, child: i32) {
+        if !self.workshop.intact(sys::memory_tid(child)) {
+            self.core_dumps.restore(child);
+        }
+    }
+
     /// The target that process `child` is, if it is this one; it inherited the workshop with its parent's memory.
     pub fn adopt(&mut self, child: i32) -> Option<Target> {
         // Its first thread may have ended already, and its memory be reached through another only.
@@ -433,7 +440,7 @@ impl Target {
             born,
             pool_file,
             refused_since: None,
-            core_dumps: CoreDumps::include_frames(pid),
+            core_dumps: CoreDumps::default(),
             told_of_forks: follow_forks,
             bare: false,
             must_shed: false,
@@ -870,6 +877,7 @@ impl Target {
     /// What remains is one that has pinned a page before it was moved and copies after it was compared; the kernel
     /// offers no way to see that (its count of pins is folded once a second).
     pub fn merge(&mut self, tracer: &mut Tracer, pool: &Pool, runs: &[Run]) -> Outcome {
+        self.core_dumps.include_frames(self.pid);
         let file = pool.file();
         self.bare = false;
         self.in_stops(
@@ -1543,6 +1551,13 @@ impl Target {
         }
     }
 
+    /// Undoes what outlives the memory that is let go: a new program, too, has its predecessor's filter of core dumps.
+    pub fn forget(&self) {
+        if !sys::has_ended(&self.pidfd) {
+            self.core_dumps.restore(self.pid);
+        }
+    }
+
     /// Children announced since last asked: the descriptors of their address spaces.
     pub fn take_born(&mut self) -> Vec<Uffd> {
         self.must_shed |= self.overdrawn();
@@ -1574,32 +1589,40 @@ impl Target {
 /// leaves such out unless told otherwise.
 #[derive(Clone, Copy, Debug, Default)]
 struct CoreDumps {
+    /// Whether it has been seen to.
+    looked: bool,
     before: Option<u64>,
 }
 
 const PRIVATE_FILE_MAPPINGS: u64 = 1 << 2;
 
 impl CoreDumps {
-    fn include_frames(pid: i32) -> Self {
-        let path = format!("/proc/{pid}/coredump_filter");
-        if remedies::without("dumps") {
-            return Self::default();
+    /// Before there are any: what a program starts that has none has the program's filter as it was.
+    fn include_frames(&mut self, pid: i32) {
+        if std::mem::replace(&mut self.looked, true) || remedies::without("dumps") {
+            return;
         }
-        let before = std::fs::read_to_string(&path)
-            .ok()
-            .and_then(|s| u64::from_str_radix(s.trim(), 16).ok())
-            .filter(|f| f & PRIVATE_FILE_MAPPINGS == 0);
+        let path = format!("/proc/{pid}/coredump_filter");
+        let before = Self::read(&path).filter(|f| f & PRIVATE_FILE_MAPPINGS == 0);
         if let Some(f) = before {
             let _ = std::fs::write(&path, format!("{:#x}", f | PRIVATE_FILE_MAPPINGS));
         }
-        Self { before }
+        self.before = before;
     }
 
-    /// Takes the bit away again, if it was set by us.
+    /// Takes the bit away again, if it was set by us and the program has not changed the filter since.
     fn restore(self, pid: i32) {
+        let path = format!("/proc/{pid}/coredump_filter");
         if let Some(f) = self.before {
-            let _ = std::fs::write(format!("/proc/{pid}/coredump_filter"), format!("{f:#x}"));
+            if Self::read(&path) == Some(f | PRIVATE_FILE_MAPPINGS) {
+                let _ = std::fs::write(path, format!("{f:#x}"));
+            }
         }
+    }
+
+    fn read(path: &str) -> Option<u64> {
+        let text = std::fs::read_to_string(path).ok()?;
+        u64::from_str_radix(text.trim(), 16).ok()
     }
 }
 

@@ -230,19 +230,6 @@ def test_a_suspended_process_is_merged_and_stays_suspended(start: Callable[..., 
             target.finish(30)
 
 
-def test_core_dumps_hold_merged_pages_while_a_process_is_attached(start: Callable[..., Any]) -> None:
-    private_file_mappings = 1 << 2
-    one = start("sit", 1.0)
-    filter_of = Path(f"/proc/{one.pid}/coredump_filter")
-    before = int(filter_of.read_text(), 16)
-    assert not before & private_file_mappings
-    with Engine() as engine:
-        target = engine.attach(one.pid)
-        assert int(filter_of.read_text(), 16) == before | private_file_mappings
-        engine.detach(target)
-        assert int(filter_of.read_text(), 16) == before
-
-
 def test_a_core_file_of_a_merged_program_has_its_bytes(spawn: Any, tmp_path: Path) -> None:
     pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
     if pattern.startswith("|") or "/" in pattern:
