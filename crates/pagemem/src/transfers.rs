@@ -26,7 +26,7 @@ use crate::waits::Waits;
 use plan::Plan;
 
 /// Threads of a process that can be in such code at a time.
-pub const SLOTS: u64 = 256;
+pub const SLOTS: u64 = 128;
 /// Bytes of all slots.
 pub const SLOTS_SIZE: u64 = SLOTS * SLOT_SIZE;
 
@@ -207,7 +207,8 @@ fn slot_of(plan: &Plan, call: &Returned, regs: &Regs, at: u64, tid: i32) -> io::
         saved,
         back,
         mask: ptrace::signal_mask(tid)?,
-        fd: awaited_descriptor(plan, call),
+        fd: plan.file.map_or(-1, |(fd, _)| fd),
+        file: plan.file.map_or([0; 2], |(_, file)| file),
         events: plan.awaits.unwrap_or(0) as u16,
         awaited: u64::from(plan.awaits.is_some()),
         on_timeout: plan.on_timeout as u64,
@@ -252,17 +253,6 @@ fn slot_of(plan: &Plan, call: &Returned, regs: &Regs, at: u64, tid: i32) -> io::
         }
     }
     Ok(slot)
-}
-
-/// The descriptor that is waited for: where the bytes come from, or go to.
-fn awaited_descriptor(plan: &Plan, call: &Returned) -> i32 {
-    if plan.awaits.is_none() {
-        return -1;
-    }
-    match call.number {
-        libc::SYS_splice => call.args[2] as i32,
-        _ => call.args[0] as i32,
-    }
 }
 
 /// Whether the thread came into the kernel by the instruction that its call numbers are meant for.

@@ -1,7 +1,7 @@
 //! What the code that carries out the rest of a transfer works on: one for each thread that runs it.
 
 /// How many bytes a slot takes.
-pub const SLOT_SIZE: u64 = 512;
+pub const SLOT_SIZE: u64 = 1024;
 /// Buffers of a list that a slot has room for.
 pub const SLOT_PIECES: usize = 12;
 
@@ -35,7 +35,7 @@ pub struct Slot {
     pub result: u64,
     /// Its signal mask.
     pub mask: u64,
-    /// A `struct pollfd`: descriptor, events, what came.
+    /// A `struct pollfd`: descriptor (negative: there is none), events, what came.
     pub fd: i32,
     /// See `fd`.
     pub events: u16,
@@ -77,8 +77,14 @@ pub struct Slot {
     pub scratch: u64,
     /// Number of the program's own call.
     pub own_call: u64,
+    /// Device and inode of the descriptor's file. Another thread may have closed it meanwhile, and have opened another
+    /// under its number: nothing is done to that.
+    pub file: [u64; 2],
+    /// What the kernel says that they are (`struct stat`).
+    pub status: [u64; 18],
     /// Room for a list of buffers.
     pub list: [[u64; 2]; SLOT_PIECES],
 }
 
 const _: () = assert!(std::mem::size_of::<Slot>() as u64 <= SLOT_SIZE);
+const _: () = assert!(std::mem::size_of::<libc::stat>() <= 18 * 8);

@@ -15,6 +15,8 @@ use crate::sys::{check, pidfd_getfd, pidfd_open_thread, read_remote};
 /// How the rest is carried out.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
+    /// The descriptor that is waited for, and device and inode of what it must still be.
+    pub file: Option<(i32, [u64; 2])>,
     /// Waits until this can be done; None: needs no waiting.
     pub awaits: Option<i16>,
     /// Waits no longer than this.
@@ -120,13 +122,14 @@ const BEGUN_AGAIN: [i64; 24] = [
 /// `madvise` that has pages brought in, for reading and for writing.
 const POPULATE: [u64; 2] = [22, 23];
 
-/// A copy of a descriptor of the target, for asking what it is.
-struct Descriptor(OwnedFd);
+/// A copy of a descriptor of the target, and its number there, for asking what it is.
+struct Descriptor(OwnedFd, i32);
 
 impl Descriptor {
     fn of(tid: i32, number: u64) -> Option<Self> {
         let thread = pidfd_open_thread(tid).ok()?;
-        pidfd_getfd(&thread, number as i32).ok().map(Self)
+        let number = number as i32;
+        Some(Self(pidfd_getfd(&thread, number).ok()?, number))
     }
 
     fn raw(&self) -> RawFd {
@@ -142,6 +145,12 @@ impl Descriptor {
         .ok()?;
         // SAFETY: zeroed, then filled; its fields are integers.
         Some(unsafe { s.assume_init() })
+    }
+
+    /// What a slot is told of it.
+    fn identity(&self) -> Option<(i32, [u64; 2])> {
+        let status = self.status()?;
+        Some((self.1, [status.st_dev, status.st_ino]))
     }
 
     fn flags(&self) -> i32 {
@@ -317,6 +326,7 @@ fn bytes(tid: i32, fd: u64, pieces: Vec<[u64; 2]>, way: Way, flags: i32) -> Opti
     }
     let status = file.status()?;
     let plan = Plan {
+        file: Some((fd as i32, [status.st_dev, status.st_ino])),
         args: [fd, 0, 0, 0, 0, 0],
         address: Some(1),
         scale: 1,
@@ -444,6 +454,7 @@ fn messages(tid: i32, call: &Returned, done: u64) -> Option<Plan> {
     };
     let messages = (c & 0xffff_ffff).min(PIECES_MAX);
     Some(Plan {
+        file: file.identity(),
         awaits: Some(awaits),
         timeout: file.patience(patience),
         on_timeout: -i64::from(libc::EAGAIN),
@@ -494,6 +505,7 @@ fn copied(tid: i32, call: &Returned, to: u64, asked: u64, count: usize, done: u6
     let mut args = call.args;
     args[count] = 0;
     Some(Plan {
+        file: target.identity(),
         awaits,
         timeout: awaits.and_then(|_| target.patience(libc::SO_SNDTIMEO)),
         call: call.number,
@@ -562,10 +574,59 @@ fn awaiting(tid: i32, call: &Returned) -> Option<Plan> {
         libc::EAGAIN
     };
     Some(Plan {
+        file: file.identity(),
         awaits: Some(awaits),
         timeout: Some(timeout),
         on_timeout: -i64::from(on_timeout),
         ways: ISSUE_AGAIN,
         ..Plan::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_begins_in_the_midst_of_a_buffer() {
+        assert_eq!(rest_of(&[[1000, 100]], 30), Some(vec![[1030, 70]]));
+        assert_eq!(rest_of(&[[1000, 100]], 100), None);
+        let list = [[1000, 10], [2000, 0], [3000, 10], [4000, 0], [5000, 10]];
+        assert_eq!(
+            rest_of(&list, 10),
+            Some(vec![[3000, 10], [4000, 0], [5000, 10]])
+        );
+        assert_eq!(
+            rest_of(&list, 13),
+            Some(vec![[3003, 7], [4000, 0], [5000, 10]])
+        );
+        assert_eq!(rest_of(&list, 29), Some(vec![[5009, 1]]));
+        assert_eq!(rest_of(&list, 30), None);
+    }
+
+    #[test]
+    fn no_more_is_left_than_the_kernel_would_have_taken() {
+        let huge = [[1 << 40, TRANSFER_MAX + 100]];
+        assert_eq!(
+            rest_of(&huge, 1),
+            Some(vec![[(1 << 40) + 1, TRANSFER_MAX - 1]])
+        );
+        assert_eq!(rest_of(&huge, TRANSFER_MAX), None);
+        assert_eq!(rest_of(&[[0, TRANSFER_MAX], [1 << 40, 1]], 7), None);
+    }
+
+    #[test]
+    fn a_call_that_has_done_all_or_cannot_be_cut_short_is_let_be() {
+        let call = |number, result| Returned {
+            number,
+            args: [0, 0, 100, 0, 0, 0],
+            result,
+        };
+        assert!(concerns(&call(libc::SYS_write, 99)));
+        assert!(!concerns(&call(libc::SYS_write, 100)));
+        assert!(concerns(&call(libc::SYS_accept, -4)));
+        assert!(!concerns(&call(libc::SYS_accept, 5)));
+        assert!(!concerns(&call(libc::SYS_close, -4)));
+        assert!(!concerns(&call(libc::SYS_futex, 1)));
+    }
 }
