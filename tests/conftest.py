@@ -295,6 +295,16 @@ def _enterable(path: Path) -> bool:
     return bool(path.stat().st_mode & stat.S_IROTH)
 
 
+def folder_for_all(prefix: str) -> Path:
+    """Make a folder that every user can enter, with a short path: not every TMPDIR is such a place."""
+    for place in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"):
+        if len(place) <= 40 and os.access(place, os.W_OK) and _enterable(Path(place)):
+            made = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+            made.chmod(0o755)
+            return made
+    pytest.skip("needs a folder for temporary files that every user can enter")
+
+
 def _distributions(names: Sequence[str]) -> set[str]:
     """Return the installed distributions that ``names`` need, themselves included."""
     found: set[str] = set()
@@ -389,8 +399,7 @@ class OrdinaryUser:
 @pytest.fixture(scope="session")
 def as_user() -> Iterator[OrdinaryUser]:
     # Not tmp_path: pytest's folders are closed to other users.
-    folder = Path(tempfile.mkdtemp(prefix="pageone-user-"))
-    folder.chmod(0o755)
+    folder = folder_for_all("pageone-user-")
     try:
         yield OrdinaryUser(folder)
     finally:
@@ -450,6 +459,12 @@ def memory() -> Iterator[MemoryGroup]:
             yield found
     except OSError as error:
         pytest.skip(f"needs a memory control group of its own: {error}")
+
+
+@pytest.fixture(scope="session")
+def make_folder_for_all() -> Callable[[str], Path]:
+    """Make a folder that every user can enter; whoever asked removes it."""
+    return folder_for_all
 
 
 # --- the command line -----------------------------------------------------------------------------------------

@@ -7,9 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +63,9 @@ with Engine(period=0.05) as engine:
 
 
 @pytest.fixture(scope="session")
-def chain() -> Iterator[Path]:
+def chain(make_folder_for_all: Callable[[str], Path]) -> Iterator[Path]:
     # Not tmp_path: pytest's folders are closed to other users.
-    folder = Path(tempfile.mkdtemp(prefix="pageone-chain-"))
-    folder.chmod(0o755)
+    folder = make_folder_for_all("pageone-chain-")
     try:
         source = Path(__file__).with_name("chain.c")
         subprocess.run(["gcc", "-O2", "-w", "-o", str(folder / "chain"), str(source)], check=True)

@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -140,9 +139,8 @@ def right(process: subprocess.Popen[bytes]) -> bool:
 
 
 @contextlib.contextmanager
-def _folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="pageone-service-"))  # short: the path of a socket must be
-    made.chmod(0o755)
+def _folder(make_folder_for_all: Callable[[str], Path]) -> Iterator[Path]:
+    made = make_folder_for_all("pageone-service-")
     try:
         yield made
     finally:
@@ -150,8 +148,8 @@ def _folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    with _folder() as made:
+def folder(make_folder_for_all: Callable[[str], Path]) -> Iterator[Path]:
+    with _folder(make_folder_for_all) as made:
         yield made
 
 
@@ -182,9 +180,9 @@ both = pytest.mark.parametrize("user", ["this user", "ordinary user"], indirect=
 
 
 @pytest.fixture(scope="module")
-def busy(request: pytest.FixtureRequest) -> Iterator[User]:
+def busy(request: pytest.FixtureRequest, make_folder_for_all: Callable[[str], Path]) -> Iterator[User]:
     """This user (or, parametrized, another), whose engine runs already and ends with the module."""
-    with _folder() as folder:
+    with _folder(make_folder_for_all) as folder:
         made = _user(getattr(request, "param", "this user"), folder, request)
         try:
             made.work(MIB, 99, made.pageone, "run", "--period", "0.1", "--")
