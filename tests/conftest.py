@@ -467,6 +467,17 @@ def make_folder_for_all() -> Callable[[str], Path]:
     return folder_for_all
 
 
+@pytest.fixture(scope="session")
+def python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``python ARGS`` as this user and return what it printed, as :meth:`OrdinaryUser.run` does for another."""
+
+    def run(*args: str, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
+        settings: dict[str, Any] = {"capture_output": True, "text": True, "timeout": timeout} | options
+        return subprocess.run([sys.executable, *args], **settings)
+
+    return run
+
+
 # --- the command line -----------------------------------------------------------------------------------------
 
 

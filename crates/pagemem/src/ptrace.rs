@@ -408,6 +408,12 @@ fn event_message(tid: i32) -> i32 {
 }
 
 impl Tracer {
+    /// Whether a process outside of the stopped one has the table of descriptors that its thread `tid` uses: that one
+    /// runs on, and could take what is put there.
+    pub fn descriptors_are_shared(&mut self, stopped: &Stopped, tid: i32) -> bool {
+        self.sharers.any_with_descriptors(tid, stopped.pid)
+    }
+
     /// Stops all threads of `pid`.
     ///
     /// A thread that waits for its event to be read cannot stop, and runs on as soon as it has been read: so each

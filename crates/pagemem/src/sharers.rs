@@ -1,7 +1,8 @@
-//! Who else runs in a target's memory: processes made by `clone` with `CLONE_VM` but not as threads.
+//! Who else runs in a target's memory, or has its descriptors: processes made by `clone` with `CLONE_VM` or `CLONE_FILES`
+//! but not as threads.
 //!
-//! They are in no list of the target's threads and do not stop with them. The kernel tells whether two processes have
-//! one memory (`kcmp`), so everybody is asked once, and after that only processes that are new.
+//! They are in no list of the target's threads and do not stop with them. The kernel tells whether two tasks have one
+//! memory or one table (`kcmp`), so everybody is asked once, and after that only who is new: both come by birth alone.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 /// What is known of each target.
 #[derive(Debug, Default)]
 pub struct Sharers {
-    known: BTreeMap<i32, Known>,
+    known: BTreeMap<(What, i32), Known>,
     load: Option<File>,
     stat: Option<File>,
 }
@@ -36,23 +37,39 @@ impl Sharers {
     /// Whether any process but `pid` has the memory of its thread `tid`. Costs one read of `/proc/loadavg`, and
     /// about a microsecond for each process made since last asked; the first time for every process there is.
     pub fn any(&mut self, tid: i32, pid: i32) -> bool {
-        if !can_tell(tid) {
+        !can_tell(tid) || self.any_new(What::Memory, tid, pid)
+    }
+
+    /// Whether any task outside of process `pid` has the descriptors of its thread `tid`. Costs as much; for a thread
+    /// with a table of its own, which few programs make, every task is asked each time.
+    pub fn any_with_descriptors(&mut self, tid: i32, pid: i32) -> bool {
+        const WHAT: What = What::Descriptors;
+        if !same(WHAT, tid, tid) {
             return true;
         }
+        if same(WHAT, tid, pid) {
+            return self.any_new(WHAT, tid, pid);
+        }
+        all_tasks(WHAT)
+            .into_iter()
+            .any(|t| other(WHAT, tid, pid, t))
+    }
+
+    fn any_new(&mut self, what: What, tid: i32, pid: i32) -> bool {
         // Where it cannot be read (`/proc` mounted with `subset=pid`) all are looked at each time.
         let now = Instant::now();
-        let before = self.known.get(&pid);
+        let before = self.known.get(&(what, pid));
         let long_ago = before
             .and_then(|k| k.asked)
             .is_none_or(|t| now - t > shortest_round());
         let made = if long_ago { self.made() } else { None };
         let newest = self.newest_pid().unwrap_or(i32::MAX);
-        let first = !self.known.contains_key(&pid);
+        let first = !self.known.contains_key(&(what, pid));
         if first {
             self.known
-                .retain(|p, _| std::path::Path::new(&format!("/proc/{p}")).exists());
+                .retain(|(_, p), _| std::path::Path::new(&format!("/proc/{p}")).exists());
         }
-        let known = self.known.entry(pid).or_default();
+        let known = self.known.entry((what, pid)).or_default();
         let new = newest.wrapping_sub(known.newest);
         // Where more have been made than ids were counted up, the ids have begun anew in between.
         let round = long_ago
@@ -62,7 +79,7 @@ impl Sharers {
             };
         let mut found: Vec<i32> = std::mem::take(&mut known.sharers);
         if first || round || newest == i32::MAX || !(0..=COUNT_UP_MAX).contains(&new) {
-            found = crate::sys::all_processes();
+            found = all_tasks(what);
         } else {
             found.extend(known.newest + 1..=newest);
         }
@@ -75,7 +92,7 @@ impl Sharers {
         known.made = if long_ago { made } else { counted };
         known.sharers = found
             .into_iter()
-            .filter(|&p| p != pid && same_memory(tid, p) && !thread_of(pid, p))
+            .filter(|&t| other(what, tid, pid, t))
             .collect();
         !known.sharers.is_empty()
     }
@@ -125,6 +142,23 @@ fn shortest_round() -> Duration {
     })
 }
 
+/// Whether task `t` is none of process `pid` and has what its thread `tid` has.
+fn other(what: What, tid: i32, pid: i32, t: i32) -> bool {
+    t != pid && same(what, tid, t) && !thread_of(pid, t)
+}
+
+/// Everybody that may have to be asked: threads of one process have one memory, but may have several tables.
+fn all_tasks(what: What) -> Vec<i32> {
+    let processes = crate::sys::all_processes();
+    match what {
+        What::Memory => processes,
+        What::Descriptors => processes
+            .into_iter()
+            .flat_map(|p| crate::sys::numbers_in(&format!("/proc/{p}/task")))
+            .collect(),
+    }
+}
+
 fn thread_of(pid: i32, tid: i32) -> bool {
     std::path::Path::new(&format!("/proc/{pid}/task/{tid}")).exists()
 }
@@ -135,7 +169,7 @@ pub fn same_memory(a: i32, b: i32) -> bool {
 }
 
 /// What two tasks may have in common.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum What {
     /// Their address space.
     Memory = 1,
@@ -163,7 +197,40 @@ mod tests {
         let mut sharers = Sharers::default();
         assert!(!sharers.any(me, me));
         assert!(!sharers.any(me, me));
+        assert!(!sharers.any_with_descriptors(me, me));
+        assert!(!sharers.any_with_descriptors(me, me));
         drop(ready);
         other.join().expect("a thread that ends");
+    }
+
+    #[test]
+    fn a_process_with_the_same_descriptors_is_found_while_it_lives_and_not_after() {
+        let me = std::process::id() as i32;
+        // A table of this thread's own, so that the tests beside this one are not met.
+        // SAFETY: no pointers; descriptors that other threads use are not touched.
+        let (tid, own) = unsafe { (libc::gettid(), libc::unshare(libc::CLONE_FILES)) };
+        assert_eq!(own, 0);
+        let mut sharers = Sharers::default();
+        assert!(!sharers.any_with_descriptors(tid, me));
+        // SAFETY: the child waits until it is killed and does nothing else.
+        let child = unsafe {
+            let flags = libc::CLONE_FILES | libc::SIGCHLD;
+            let child = libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) as i32;
+            if child == 0 {
+                loop {
+                    libc::pause();
+                }
+            }
+            child
+        };
+        assert!(child > 0);
+        assert!(sharers.any_with_descriptors(tid, me));
+        assert!(!sharers.any(tid, me));
+        // SAFETY: ends and reaps the child made above.
+        unsafe {
+            libc::kill(child, libc::SIGKILL);
+            libc::waitpid(child, std::ptr::null_mut(), 0);
+        }
+        assert!(!sharers.any_with_descriptors(tid, me));
     }
 }

@@ -30,8 +30,8 @@ pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     }
 }
 
-/// `pidfd_open` of one thread, which may have descriptors of its own; of its process where the kernel cannot (before
-/// Linux 6.9).
+/// A handle of a thread, which gets at the table of descriptors that it uses: that need not be its process's. Before Linux
+/// 6.9 there is none but for a first thread.
 pub fn pidfd_open_thread(tid: i32) -> io::Result<OwnedFd> {
     const PIDFD_THREAD: libc::c_int = libc::O_EXCL;
     // SAFETY: no pointers; the result is a fresh descriptor that nothing else owns.

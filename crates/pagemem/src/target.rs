@@ -4,6 +4,7 @@
 //! its bytes have been compared inside the stop; a page in doubt is left alone and its code says why.
 
 mod advice;
+mod descriptor;
 mod exchange;
 mod mend;
 mod shed;
@@ -17,14 +18,14 @@ use std::time::{Duration, Instant};
 use crate::arch::{self, nr};
 use crate::inject::{Op, Workshop, ASIDE_PAGES, MESSAGE_AT, OPS_MAX};
 use crate::kinds::Kinds;
-use crate::passing::send_descriptors;
 use crate::pool::Pool;
 use crate::process::Process;
 use crate::ptrace::{Events, NoEvents, StopError, Stopped, Strictness, Tracer};
 use crate::remedies;
-use crate::sys::{self, pidfd_getfd, read_remote, FileId, Maps, PAGE, VMA_PRIVATE_RW};
+use crate::sys::{self, pidfd_getfd, FileId, Maps, PAGE, VMA_PRIVATE_RW};
 use crate::uffd::{Event, Uffd, Use};
 use advice::{FOR_ANONYMOUS, FOR_FRAMES};
+use descriptor::{table_of_worker, Lent};
 use exchange::{is_back, way_back, Fate, Steps, MOVE, PIECES_MAX, PIECE_PAGES, STEPS};
 
 /// What became of a page; the values are `PageCode` of `pageone.engine.backend`.
@@ -410,7 +411,11 @@ impl Target {
                 tracer.unfollow(pid);
                 e.into_io()
             })?;
-        let made = Self::plant(tracer, &process, &stopped, &pidfd, follow_forks);
+        let made = if tracer.descriptors_are_shared(&stopped, stopped.memory()) {
+            Err((io::Error::from_raw_os_error(libc::EUSERS), None))
+        } else {
+            Self::plant(tracer, &process, &stopped, follow_forks)
+        };
         if let Err((_, Some(workshop))) = &made {
             let _ = workshop.remove(tracer, &process, &stopped);
         }
@@ -454,7 +459,6 @@ impl Target {
         tracer: &mut Tracer,
         process: &Process,
         stopped: &Stopped,
-        pidfd: &OwnedFd,
         follow_forks: bool,
     ) -> Result<(Workshop, Uffd, Uffd), (io::Error, Option<Workshop>)> {
         let workshop = Workshop::create(process, stopped).map_err(|e| (e, None))?;
@@ -468,7 +472,7 @@ impl Target {
             .iter()
             .map(|op| match op.result {
                 e @ ..=-1 => Err(io::Error::from_raw_os_error(-e as i32)),
-                fd => pidfd_getfd(pidfd, fd as i32),
+                fd => table_of_worker(stopped).and_then(|table| pidfd_getfd(&table, fd as i32)),
             })
             .collect();
         let mut close: Vec<Op> = ops
@@ -615,7 +619,7 @@ impl Target {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
             let guard = Uffd::new(
-                self.fetch_uffd(tracer, &process, &stopped, &pidfd)?,
+                self.fetch_uffd(tracer, &process, &stopped)?,
                 Use::Guard { forks: false },
             )?;
             let first = process.with_maps(|maps| maps.next_of(pool.file(), 0, u64::MAX))?;
@@ -685,7 +689,6 @@ impl Target {
         tracer: &mut Tracer,
         process: &Process,
         stopped: &Stopped,
-        pidfd: &OwnedFd,
     ) -> io::Result<OwnedFd> {
         let mut ops = [Op::new(nr::USERFAULTFD, &[crate::uffd::OPEN_FLAGS])];
         self.workshop
@@ -693,7 +696,8 @@ impl Target {
         if ops[0].result < 0 {
             return Err(io::Error::from_raw_os_error(-ops[0].result as i32));
         }
-        let fd = pidfd_getfd(pidfd, ops[0].result as i32);
+        let fd =
+            table_of_worker(stopped).and_then(|table| pidfd_getfd(&table, ops[0].result as i32));
         let mut close = [Op::new(nr::CLOSE, &[ops[0].result as u64])];
         self.workshop
             .run(tracer, process, stopped, &mut close, &mut NoEvents)?;
@@ -706,7 +710,7 @@ impl Target {
             .stop(tracer, Duration::from_secs(2), Strictness::All)
             .map_err(StopError::into_io)?;
         let track = self
-            .fetch_uffd(tracer, &self.process, &stopped, &self.pidfd)
+            .fetch_uffd(tracer, &self.process, &stopped)
             .and_then(|fd| Uffd::new(fd, Use::Track));
         tracer.release(stopped);
         self.track = Some(track?);
@@ -1018,7 +1022,7 @@ impl Target {
         }
         calls.extend(tail);
         let ops = match pool {
-            Some(pool) => self.run_with_descriptor(tracer, stopped, pool.for_targets(), calls)?,
+            Some(pool) => self.run_with_descriptor(tracer, stopped, Lent::Pool(pool), calls)?,
             None => {
                 self.run_ops(tracer, stopped, &mut calls)?;
                 calls
@@ -1246,56 +1250,6 @@ impl Target {
         })
     }
 
-    /// Where the descriptor received by [`Self::run_with_descriptor`] stands in the target, as a 32-bit number.
-    fn received_at(&self) -> u64 {
-        self.workshop.base + MESSAGE_AT + CONTROL_AT + 16
-    }
-
-    /// Runs `calls` in the stopped target while it has `fd`, and closes it there again.
-    ///
-    /// A socket pair made inside the target carries the descriptor: no path, no namespace, no name.
-    fn run_with_descriptor(
-        &mut self,
-        tracer: &mut Tracer,
-        stopped: &Stopped,
-        fd: &OwnedFd,
-        calls: Vec<Op>,
-    ) -> io::Result<Vec<Op>> {
-        let message = self.workshop.base + MESSAGE_AT;
-        let kind = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as u64;
-        let mut pair = [Op::new(
-            nr::SOCKETPAIR,
-            &[libc::AF_UNIX as u64, kind, 0, message],
-        )];
-        self.run_ops(tracer, stopped, &mut pair)?;
-        if pair[0].result < 0 {
-            return Err(io::Error::from_raw_os_error(-pair[0].result as i32));
-        }
-        let mut word = [0u8; 8];
-        read_remote(self.pid, message, &mut word)?;
-        let ends = [0, 4].map(|i| u32::from_le_bytes(word[i..i + 4].try_into().expect("4 bytes")));
-        let sent = pidfd_getfd(&self.pidfd, ends[0] as i32)
-            .and_then(|s| send_descriptors(&s, &[fd.as_raw_fd()]))
-            .and_then(|()| sys::write_remote(self.pid, message, &receive_block(message)));
-        let received = self.received_at();
-        let mut ops = Vec::with_capacity(calls.len() + 4);
-        if sent.is_ok() {
-            ops.push(Op::new(
-                nr::RECVMSG,
-                &[u64::from(ends[1]), message, libc::MSG_CMSG_CLOEXEC as u64],
-            ));
-            ops.extend(calls);
-            ops.push(Op::new(nr::CLOSE | arch::DEREF_ARG1, &[received]));
-        }
-        ops.push(Op::new(nr::CLOSE, &[u64::from(ends[0])]));
-        ops.push(Op::new(nr::CLOSE, &[u64::from(ends[1])]));
-        self.run_ops(tracer, stopped, &mut ops)?;
-        sent?;
-        ops.truncate(ops.len() - 3);
-        ops.remove(0);
-        Ok(ops)
-    }
-
     /// Maps `bytes` of memory somewhere in a stopped target; its address.
     fn scratch(&mut self, tracer: &mut Tracer, stopped: &Stopped, bytes: u64) -> io::Result<u64> {
         let mut map = [Op::new(nr::MMAP, &[0, bytes, PROT_RW, ANON, u64::MAX, 0])];
@@ -1493,7 +1447,7 @@ impl Target {
             Some(track) => {
                 sys::write_remote(self.pid, arguments, &block)?;
                 calls.push(unmap);
-                self.run_with_descriptor(tracer, stopped, &track, calls)
+                self.run_with_descriptor(tracer, stopped, Lent::Own(&track), calls)
             }
             None => {
                 // Only guarded, not tracked (any more): no registration.
@@ -1677,27 +1631,12 @@ fn cut(runs: &[(Run, usize)], edges: &BTreeSet<u64>) -> Vec<(Run, usize)> {
     out
 }
 
-/// Where, in the page for messages, control data stands and arguments of registrations begin.
-const CONTROL_AT: u64 = 128;
+/// Where, in the page for messages, arguments of registrations begin.
 const ARGUMENTS_AT: u64 = 256;
 /// Most runs of one [`Target::unshare`]: their arguments fit the page, their operations the list.
 const UNSHARE_MAX: usize = 64;
 /// Operations of one run that is given memory of its own apart from others, without its advice.
 const UNSHARE_STEPS: usize = 9;
-
-/// The `msghdr` for receiving one descriptor, with everything it points to, as it stands at `at` in the target.
-fn receive_block(at: u64) -> Vec<u8> {
-    let mut b = vec![0u8; 256];
-    let mut put = |o: usize, v: u64| b[o..o + 8].copy_from_slice(&v.to_le_bytes());
-    put(16, at + 64); // msg_iov
-    put(24, 1); // msg_iovlen
-    put(32, at + CONTROL_AT); // msg_control
-    put(40, 32); // msg_controllen
-    put(64, at + 96); // iov_base
-    put(72, 8); // iov_len
-    put(CONTROL_AT as usize + 16, u64::MAX); // no descriptor yet: -1 makes every use of it fail
-    b
-}
 
 #[cfg(test)]
 mod tests {

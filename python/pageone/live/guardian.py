@@ -206,6 +206,7 @@ def _reason(error: OSError) -> str:
         errno.ETIMEDOUT: "it did not stop in time",
         errno.ENOSYS: "its kernel or seccomp filter has no userfaultfd",
         errno.EBUSY: "another process runs in its memory (clone with CLONE_VM)",
+        errno.EUSERS: "another process has its descriptors (clone with CLONE_FILES) and could take that of the frames",
         errno.EOPNOTSUPP: "the kernel, or a seccomp filter of ours, has no kcmp: who shares its memory cannot be told",
     }
     if error.errno in reasons:
