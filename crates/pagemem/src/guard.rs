@@ -83,7 +83,7 @@ pub fn run(control: OwnedFd, filling: OwnedFd, frames: u32) -> io::Result<()> {
             return Ok(());
         }
         // First, for it may add targets.
-        let awaited = g.tend();
+        let awaited = g.tend() || g.targets.values().any(Target::has_unanswered);
         waits = if g.heirs.is_empty() { 0 } else { waits + 1 };
         let timeout = match waits {
             _ if ptrace::noted_elsewhere() => Duration::ZERO,
@@ -146,6 +146,9 @@ pub fn run(control: OwnedFd, filling: OwnedFd, frames: u32) -> io::Result<()> {
                 }
                 there
             });
+            for t in g.targets.values_mut() {
+                t.look_for_tracers(&mut g.tracer);
+            }
         }
         if ready(0) {
             if let Some(c) = control.as_mut() {
@@ -335,8 +338,8 @@ impl Guardian {
     /// Takes over the children that targets have announced: they may outlive them.
     fn collect_heirs(&mut self) {
         for t in self.targets.values_mut() {
-            for guard in t.take_born() {
-                let heir = t.heir(guard);
+            for born in t.take_born() {
+                let heir = t.heir(born);
                 self.heirs.push(heir);
             }
         }

@@ -19,6 +19,7 @@ pub mod pool;
 pub mod private_fs;
 pub mod process;
 pub mod ptrace;
+pub mod ranges;
 pub mod read;
 pub mod remedies;
 pub mod sharers;

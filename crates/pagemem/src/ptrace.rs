@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use crate::arch::{Regs, REPORT_SIGNAL};
 use crate::process::Process;
 use crate::remedies;
-use crate::sharers::Sharers;
-use crate::sys::{check, thread_ended, thread_state};
+use crate::sharers::{same_memory, Sharers};
+use crate::sys::{self, check, thread_ended, thread_state};
 use crate::transfers::{Room, Transfers};
 use crate::workers::is_worker;
 
@@ -507,6 +507,12 @@ impl Tracer {
                         failure = Some(e);
                         break 'outer;
                     }
+                    let alive = seized.difference(&ended).next();
+                    if alive.is_some_and(|&tid| self.has_sharers(tid, pid)) {
+                        // It may be theirs, and they would run on.
+                        failure = Some(StopError::Shared);
+                        break 'outer;
+                    }
                     // The reader lets a discard happen: while a thread still runs, it could see what lies beneath.
                     let mut unstopped = seized.iter().filter(|t| !stopped.contains(t));
                     if since.elapsed() > PATIENCE || unstopped.all(|&t| sleeps_in_kernel(pid, t)) {
@@ -521,6 +527,15 @@ impl Tracer {
                     && unstopped.all(|&t| sleeps_in_kernel(pid, t))
                     && complete(pid, &seized)
                 {
+                    break 'outer;
+                } else if strictness == Strictness::NoUserCode
+                    && since.elapsed() > if read { LATE } else { PATIENCE }
+                    && stopped.is_empty()
+                    && seized.iter().all(|&t| sleeps_in_kernel(pid, t))
+                    && complete(pid, &seized)
+                {
+                    // Nobody runs, and nobody is there to run a call either: all wait, for a `vfork` say.
+                    failure = Some(StopError::Timeout);
                     break 'outer;
                 }
                 spins += 1;
@@ -549,8 +564,7 @@ impl Tracer {
             only_mend = Some(StopError::Timeout);
         } else if failure.is_none()
             && strictness == Strictness::All
-            && !remedies::without("sharers")
-            && self.sharers.any(tids[0], pid)
+            && self.has_sharers(tids[0], pid)
         {
             only_mend = Some(StopError::Shared);
         }
@@ -581,6 +595,20 @@ impl Tracer {
                 Err(e)
             }
         }
+    }
+
+    fn has_sharers(&mut self, tid: i32, pid: i32) -> bool {
+        !remedies::without("sharers") && self.sharers.any(tid, pid)
+    }
+
+    /// Whether another process, which does not stop with this one, runs in its memory.
+    pub fn shared(&mut self, process: &Process) -> bool {
+        self.has_sharers(sys::memory_tid(process.pid), process.pid)
+    }
+
+    /// The processes that were found to run in the memory of `pid`, when last asked.
+    pub fn sharers_of(&self, pid: i32) -> Vec<i32> {
+        self.sharers.of(pid)
     }
 
     /// Seizes and interrupts threads not yet in `seized`; whether there were any.
@@ -652,9 +680,15 @@ impl Tracer {
                 let _ = resume(tid, 0);
             }
             EVENT_VFORK => {
-                // The child borrows the memory, which stays guarded through the parent; it soon executes or ends.
                 let child = event_message(tid);
-                self.held.insert(child, (child, Held::Straggler));
+                if same_memory(tid, child) {
+                    // It borrows the memory, which stays guarded through the parent; it soon executes or ends.
+                    self.held.insert(child, (child, Held::Straggler));
+                } else {
+                    // Its parent waits for it, but it has memory of its own (`CLONE_VFORK` without `CLONE_VM`).
+                    self.held.insert(child, (child, Held::Newborn));
+                    self.news.push(News::Forked { parent: pid, child });
+                }
                 let _ = resume(tid, 0);
             }
             EVENT_CLONE => {
@@ -884,6 +918,8 @@ const MENDING: Duration = Duration::from_secs(1);
 const SPINS: u32 = 30;
 /// How long threads that run are waited for before those that sleep in the kernel are looked at.
 const PATIENCE: Duration = Duration::from_millis(5);
+/// The same once an event has been read: whoever waited with it is on its way to its stop.
+const LATE: Duration = Duration::from_millis(20);
 
 /// Whether the thread sleeps where no interrupt reaches it: it executes no instruction of the program.
 fn sleeps_in_kernel(pid: i32, tid: i32) -> bool {
@@ -907,14 +943,7 @@ fn complete(pid: i32, seized: &BTreeSet<i32>) -> bool {
 }
 
 fn traced_by_us(pid: i32, tid: i32) -> bool {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")) else {
-        return false;
-    };
-    let tracer = status
-        .lines()
-        .find_map(|l| l.strip_prefix("TracerPid:"))
-        .map(str::trim);
-    tracer == Some(&std::process::id().to_string())
+    sys::tracer_of(pid, tid) == Some(std::process::id() as i32)
 }
 
 /// Stops all threads of `pid` and releases them, `times` in succession, `apart` from each other, and does nothing in

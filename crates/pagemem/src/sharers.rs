@@ -112,6 +112,13 @@ impl Sharers {
         std::str::from_utf8(line).ok()?.trim().parse().ok()
     }
 
+    /// Those that were found when last asked.
+    pub fn of(&self, pid: i32) -> Vec<i32> {
+        self.known
+            .get(&(What::Memory, pid))
+            .map_or_else(Vec::new, |k| k.sharers.clone())
+    }
+
     /// The newest process id given out in our namespace.
     fn newest_pid(&mut self) -> Option<i32> {
         if self.load.is_none() {

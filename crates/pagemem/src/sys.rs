@@ -133,6 +133,27 @@ pub fn write_remote(pid: i32, addr: u64, buf: &[u8]) -> io::Result<()> {
     }
 }
 
+/// The ranges, start and end, of `count` elements of a vector (`struct iovec`) at `at` of process `pid`.
+pub fn remote_ranges(pid: i32, at: u64, count: u64) -> Vec<(u64, u64)> {
+    const COUNT_MAX: u64 = 1024; // UIO_MAXIOV: no call takes more
+    let mut words = vec![0u8; 16 * count.min(COUNT_MAX) as usize];
+    let read = read_remote(pid, at, &mut words).unwrap_or(0);
+    let word = |b: &[u8]| u64::from_le_bytes(b.try_into().expect("8 bytes"));
+    words[..read]
+        .chunks_exact(16)
+        .map(|r| (word(&r[..8]), word(&r[8..])))
+        .map(|(start, bytes)| (start, start.saturating_add(bytes)))
+        .collect()
+}
+
+/// The process that traces thread `tid` of `pid`: 0 where none does, None where it is not there.
+pub fn tracer_of(pid: i32, tid: i32) -> Option<i32> {
+    let status = std::fs::read(format!("/proc/{pid}/task/{tid}/status")).ok()?;
+    let status = String::from_utf8_lossy(&status);
+    let tracer = status.lines().find_map(|l| l.strip_prefix("TracerPid:"));
+    tracer?.trim().parse().ok()
+}
+
 /// CPU time of this process so far.
 pub fn cpu_time() -> Duration {
     let mut t = libc::timespec {

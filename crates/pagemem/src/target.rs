@@ -8,6 +8,7 @@ mod descriptor;
 mod exchange;
 mod mend;
 mod shed;
+mod unstopped;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -27,6 +28,7 @@ use crate::uffd::{Event, Uffd, Use};
 use advice::{FOR_ANONYMOUS, FOR_FRAMES};
 use descriptor::{table_of_worker, Lent};
 use exchange::{is_back, way_back, Fate, Steps, MOVE, PIECES_MAX, PIECE_PAGES, STEPS};
+use unstopped::Unstopped;
 
 /// What became of a page; the values are `PageCode` of `pageone.engine.backend`.
 #[allow(missing_docs)]
@@ -137,12 +139,12 @@ pub struct Target {
     hidden: Vec<(u64, u64, u64)>,
     /// Mappings that the program had locked in memory when something was to be given back: start and end.
     locked: Vec<(u64, u64)>,
-    /// Descriptors of children's address spaces, from fork events, not yet known by pid.
-    born: Vec<Uffd>,
+    /// Children's address spaces, from fork events, not yet known by pid.
+    born: Vec<Born>,
     /// Inode of the pool whose frames it maps.
     pool_file: FileId,
-    /// Since when another tracer keeps us from stopping it.
-    refused_since: Option<Instant>,
+    /// Set while it cannot be stopped.
+    unstopped: Option<Unstopped>,
     core_dumps: CoreDumps,
     /// Whether the kernel tells of its forks; where it does not this user may not be able to open its files again.
     told_of_forks: bool,
@@ -160,6 +162,8 @@ pub struct Heir {
     pub parent: i32,
     workshop: Workshop,
     guard: Option<Uffd>,
+    /// Where it may see frames, if its parent could not be stopped.
+    unstopped: Option<Unstopped>,
     limits: Limits,
     advised: Vec<(u64, u64, u64)>,
     fences: BTreeSet<u64>,
@@ -221,7 +225,7 @@ impl Heir {
             hidden: Vec::new(),
             born: Vec::new(),
             pool_file: self.pool_file,
-            refused_since: None,
+            unstopped: self.unstopped.take(),
             core_dumps: self.core_dumps,
             told_of_forks: true,
             bare: false,
@@ -238,8 +242,15 @@ struct Watch<'a> {
     discarded: &'a mut Vec<(u64, u64)>,
     moved: &'a mut Vec<(u64, u64, u64)>,
     opened: &'a mut Vec<u64>,
-    born: &'a mut Vec<Uffd>,
+    born: &'a mut Vec<Born>,
     bare: bool,
+    unstopped: &'a mut Option<Unstopped>,
+}
+
+/// The address space of a child that a fork event has told of.
+pub struct Born {
+    guard: Uffd,
+    unstopped: Option<Unstopped>,
 }
 
 impl Events for Watch<'_> {
@@ -248,13 +259,7 @@ impl Events for Watch<'_> {
     }
 
     fn pending(&self) -> bool {
-        let mut p = libc::pollfd {
-            fd: self.guard.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: one live pollfd, no waiting.
-        unsafe { libc::poll(&mut p, 1, 0) == 1 && p.revents & libc::POLLIN != 0 }
+        self.guard.has_news()
     }
 
     fn read_one(&mut self) {
@@ -262,9 +267,22 @@ impl Events for Watch<'_> {
             Ok(Some(Event::Remove { start, end })) => self.discarded.push((start, end)),
             // A child without merged memory needs no guard.
             Ok(Some(Event::Fork(_))) if self.bare => {}
-            Ok(Some(Event::Fork(child))) => self.born.push(child),
-            Ok(Some(Event::Remap { from, to, len })) => self.moved.push((from, to, len)),
+            Ok(Some(Event::Fork(guard))) => self.born.push(Born {
+                guard,
+                unstopped: self.unstopped.as_ref().map(Unstopped::inherited),
+            }),
+            Ok(Some(Event::Remap { from, to, len })) => {
+                if let Some(unstopped) = self.unstopped {
+                    unstopped.moved(from, to, len);
+                }
+                self.moved.push((from, to, len));
+            }
             Ok(Some(Event::Unmap { start })) => self.opened.push(start),
+            Ok(Some(Event::Fault { address })) => match self.unstopped {
+                Some(unstopped) => unstopped.answer(self.guard, address),
+                // It has waited since before that ended.
+                None => self.guard.wake(address & !(PAGE - 1)),
+            },
             Ok(Some(Event::Other(_)) | None) | Err(_) => {}
         }
     }
@@ -444,7 +462,7 @@ impl Target {
             hidden: Vec::new(),
             born,
             pool_file,
-            refused_since: None,
+            unstopped: None,
             core_dumps: CoreDumps::default(),
             told_of_forks: follow_forks,
             bare: false,
@@ -581,11 +599,12 @@ impl Target {
     }
 
     /// What a child, announced by a fork event, is to be made a target from, once its pid is known.
-    pub fn heir(&self, guard: Uffd) -> Heir {
+    pub fn heir(&self, born: Born) -> Heir {
         Heir {
             parent: self.pid,
             workshop: self.workshop,
-            guard: Some(guard),
+            guard: Some(born.guard),
+            unstopped: born.unstopped,
             limits: self.limits,
             advised: self.advised.clone(),
             fences: self.fences.clone(),
@@ -630,6 +649,10 @@ impl Target {
                 let mut at = 0;
                 while let Some(v) = maps.next_of(pool.file(), at, u64::MAX)? {
                     guard.register(v.start, v.end)?;
+                    // What its parent has discarded, and has not been filled, is as empty here.
+                    for (start, end) in self.without_frames(v.start, v.end) {
+                        guard.zero(start, end);
+                    }
                     at = v.end;
                 }
                 Ok(())
@@ -658,7 +681,7 @@ impl Target {
             hidden: Vec::new(),
             born: Vec::new(),
             pool_file: self.pool_file,
-            refused_since: None,
+            unstopped: None,
             core_dumps: self.core_dumps,
             told_of_forks: false,
             bare: false,
@@ -730,6 +753,7 @@ impl Target {
             opened: &mut self.opened,
             born: &mut self.born,
             bare: self.bare,
+            unstopped: &mut self.unstopped,
         };
         tracer.transfers.know(self.pid, self.workshop.room());
         tracer.stop(&self.process, timeout, strictness, &mut watch)
@@ -755,6 +779,10 @@ impl Target {
             codes: Vec::with_capacity(total),
             ..Default::default()
         };
+        if !self.stop_again(tracer) {
+            out.codes.resize(total, Code::Refused as u8);
+            return out;
+        }
         let (pinned, locked) = sys::pinned_and_locked(self.pid);
         // What is given back is locked again; what is merged could be locked since its flags were looked at.
         let giving = matches!(kind, Kind::Unmerge | Kind::Fence);
@@ -1148,6 +1176,7 @@ impl Target {
             opened: &mut Vec::new(),
             born: &mut self.born,
             bare: self.bare,
+            unstopped: &mut self.unstopped,
         };
         self.workshop
             .run(tracer, &self.process, stopped, ops, &mut watch)
@@ -1470,6 +1499,9 @@ impl Target {
 
     /// Removes the workshop and ends all watching. On an error the target is still guarded.
     pub fn detach(&mut self, tracer: &mut Tracer) -> io::Result<()> {
+        if !self.stop_again(tracer) {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
         let strictness = if self.maps_frames() {
             Strictness::All
         } else {
@@ -1513,7 +1545,7 @@ impl Target {
     }
 
     /// Children announced since last asked: the descriptors of their address spaces.
-    pub fn take_born(&mut self) -> Vec<Uffd> {
+    pub fn take_born(&mut self) -> Vec<Born> {
         self.must_shed |= self.overdrawn();
         std::mem::take(&mut self.born)
     }
@@ -1527,7 +1559,8 @@ impl Target {
     pub fn needs_mending(&self) -> bool {
         !self.discarded.is_empty()
             || !self.moved.is_empty()
-            || !self.opened.is_empty()
+            || (!self.opened.is_empty() && !self.is_unstopped())
+            || self.has_unanswered()
             || self.overdrawn()
     }
 
@@ -1536,6 +1569,11 @@ impl Target {
         if !self.tracks() {
             self.process.rest(!self.told_of_forks);
         }
+    }
+
+    /// Whether an event waits to be read.
+    fn pending(&self) -> bool {
+        self.guard.has_news()
     }
 }
 

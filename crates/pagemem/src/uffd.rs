@@ -14,15 +14,20 @@ const IOC_REGISTER: libc::c_ulong = 0xc020_aa00;
 const IOC_UNREGISTER: libc::c_ulong = 0x8010_aa01;
 const IOC_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
 const IOC_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
+const IOC_CONTINUE: libc::c_ulong = 0xc020_aa07;
+const IOC_WAKE: libc::c_ulong = 0x8010_aa02;
 /// How often a range whose mappings are changing is tried again.
 const EAGAIN_MAX: u32 = 1000;
+const REGISTER_MODE_MISSING: u64 = 1;
 const REGISTER_MODE_WP: u64 = 2;
+const REGISTER_MODE_MINOR: u64 = 4;
 
 const PAGEFAULT_FLAG_WP: u64 = 1 << 0;
 const EVENT_FORK: u64 = 1 << 1;
 const EVENT_REMAP: u64 = 1 << 2;
 const EVENT_REMOVE: u64 = 1 << 3;
 const EVENT_UNMAP: u64 = 1 << 6;
+const MINOR_SHMEM: u64 = 1 << 10;
 const WP_UNPOPULATED: u64 = 1 << 13;
 const WP_ASYNC: u64 = 1 << 15;
 
@@ -66,6 +71,11 @@ pub enum Event {
         /// First byte.
         start: u64,
     },
+    /// One of its threads waits at a page that is not there, of a range that is watched closely.
+    Fault {
+        /// The address that was touched.
+        address: u64,
+    },
     /// Anything else.
     Other(u8),
 }
@@ -94,6 +104,7 @@ impl Uffd {
                     | EVENT_REMOVE
                     | EVENT_REMAP
                     | EVENT_UNMAP
+                    | MINOR_SHMEM
                     | if forks && !crate::remedies::without("forks") {
                         EVENT_FORK
                     } else {
@@ -119,7 +130,17 @@ impl Uffd {
 
     /// Begins to watch `[start, end)`.
     pub fn register(&self, start: u64, end: u64) -> io::Result<()> {
-        let mut r = register_argument(start, end);
+        self.register_for(register_argument(start, end))
+    }
+
+    /// Watches frames in `[start, end)` closely: whoever touches a page of them that is not there waits until it is filled
+    /// ([`Self::zero`], [`Self::show`]). Possible at any time, also for a process that cannot be stopped.
+    pub fn watch_closely(&self, start: u64, end: u64) -> io::Result<()> {
+        let mode = REGISTER_MODE_WP | REGISTER_MODE_MISSING | REGISTER_MODE_MINOR;
+        self.register_for([start, end - start, mode, 0])
+    }
+
+    fn register_for(&self, mut r: [u64; 4]) -> io::Result<()> {
         // SAFETY: the kernel reads and writes one `uffdio_register`, four 64-bit words.
         check(unsafe { libc::ioctl(self.fd.as_raw_fd(), IOC_REGISTER, r.as_mut_ptr()) } as i64)
             .map(drop)
@@ -136,32 +157,55 @@ impl Uffd {
     /// Fills what is empty of a registered range with the kernel's zero page, as its program's own memory: also in a
     /// private mapping of a file. Whether all could be done; pages that are there already are left as they are.
     pub fn zero(&self, start: u64, end: u64) -> bool {
+        self.fill_zero(start, end).1.is_ok()
+    }
+
+    /// The same: how many pages have been filled, and why not all could be done.
+    pub fn fill_zero(&self, start: u64, end: u64) -> (u64, io::Result<()>) {
         // A discard leaves marks of write tracking in an otherwise empty page table.
         let mut unmark = [start, end - start, 0u64];
         // SAFETY: the kernel reads one `uffdio_writeprotect`, three 64-bit words.
         unsafe { libc::ioctl(self.fd.as_raw_fd(), IOC_WRITEPROTECT, unmark.as_mut_ptr()) };
         let mut at = start;
         let mut again = 0;
+        let mut pages = 0;
         while at < end {
             let mut r = [at, end - at, 0, 0u64];
             // SAFETY: the kernel reads and writes one `uffdio_zeropage`, four 64-bit words.
             let done = unsafe { libc::ioctl(self.fd.as_raw_fd(), IOC_ZEROPAGE, r.as_mut_ptr()) };
-            if done == 0 {
-                return true;
-            }
-            let e = io::Error::last_os_error().raw_os_error();
+            let e = io::Error::last_os_error();
             let filled = r[3] as i64;
             at += filled.max(0) as u64;
-            if e == Some(libc::EEXIST) || (filled < 0 && -filled == i64::from(libc::EEXIST)) {
+            pages += filled.max(0) as u64 / crate::sys::PAGE;
+            let code = e.raw_os_error();
+            if done == 0 {
+                break;
+            }
+            if code == Some(libc::EEXIST) || (filled < 0 && -filled == i64::from(libc::EEXIST)) {
                 at += crate::sys::PAGE;
-            } else if e == Some(libc::EAGAIN) && (filled > 0 || again < EAGAIN_MAX) {
+            } else if code == Some(libc::EAGAIN) && (filled > 0 || again < EAGAIN_MAX) {
                 again += 1;
                 std::thread::yield_now();
             } else {
-                return false;
+                return (pages, Err(e));
             }
         }
-        true
+        (pages, Ok(()))
+    }
+
+    /// Fills an empty page of a range that is watched closely with the page of its file.
+    pub fn show(&self, page: u64) -> io::Result<()> {
+        let mut r = [page, crate::sys::PAGE, 0, 0u64];
+        // SAFETY: the kernel reads and writes one `uffdio_continue`, four 64-bit words.
+        check(unsafe { libc::ioctl(self.fd.as_raw_fd(), IOC_CONTINUE, r.as_mut_ptr()) } as i64)
+            .map(drop)
+    }
+
+    /// Has whoever waits at a page try again.
+    pub fn wake(&self, page: u64) {
+        let mut r = [page, crate::sys::PAGE];
+        // SAFETY: the kernel reads one `uffdio_range`, two 64-bit words.
+        unsafe { libc::ioctl(self.fd.as_raw_fd(), IOC_WAKE, r.as_mut_ptr()) };
     }
 
     /// A copy of the descriptor.
@@ -174,6 +218,17 @@ impl Uffd {
         // For memory that is gone the kernel says ENOMEM here, and ESRCH elsewhere.
         let gone = |e: &io::Error| matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ENOMEM));
         !matches!(self.unregister(probe, probe + crate::sys::PAGE), Err(e) if gone(&e))
+    }
+
+    /// Whether there is an event to be read.
+    pub fn has_news(&self) -> bool {
+        let mut p = libc::pollfd {
+            fd: self.fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one live pollfd, no waiting.
+        unsafe { libc::poll(&mut p, 1, 0) == 1 && p.revents & libc::POLLIN != 0 }
     }
 
     /// Reads one event, if there is one. Reading is what lets the target go on.
@@ -198,6 +253,7 @@ impl Uffd {
             Uffd { fd }
         };
         Ok(Some(match (m[0] & 0xff) as u8 {
+            0x12 => Event::Fault { address: m[2] },
             0x13 => Event::Fork(fresh(m[1])),
             0x14 => Event::Remap {
                 from: m[1],

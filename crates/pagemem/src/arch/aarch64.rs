@@ -28,6 +28,7 @@ pub mod nr {
     pub const MMAP: u64 = 222;
     pub const MPROTECT: u64 = 226;
     pub const MADVISE: u64 = 233;
+    pub const PROCESS_MADVISE: u64 = 440;
     pub const MLOCK: u64 = 228;
     pub const USERFAULTFD: u64 = 282;
     pub const RSEQ: u64 = 293;
@@ -330,10 +331,14 @@ impl Regs {
         false
     }
 
-    /// Sets the result of the system call on whose way back the thread was stopped.
-    pub fn set_result(&mut self, result: i64) {
-        self.general.x[0] = result as u64;
+    /// The fourth argument of the system call that the thread was stopped in.
+    pub fn fourth_argument(&self) -> u64 {
+        self.general.x[3]
     }
+
+    /// Has the system call, on whose way back the thread was stopped, begin again: never asked for, since the first
+    /// argument is lost.
+    pub fn begin_again(&mut self) {}
 
     /// The stack pointer.
     pub fn stack(&self) -> u64 {

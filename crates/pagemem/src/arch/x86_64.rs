@@ -17,6 +17,7 @@ pub mod nr {
     pub const IOCTL: u64 = 16;
     pub const MREMAP: u64 = 25;
     pub const MADVISE: u64 = 28;
+    pub const PROCESS_MADVISE: u64 = 440;
     pub const MLOCK: u64 = 149;
     pub const NANOSLEEP: u64 = 35;
     pub const RECVMSG: u64 = 47;
@@ -273,9 +274,15 @@ impl Regs {
                 == (b.orig_rax, b.rdi, b.rsi, b.rdx, b.rsp, b.rip)
     }
 
-    /// Sets the result of the system call on whose way back the thread was stopped.
-    pub fn set_result(&mut self, result: i64) {
-        self.0.rax = result as u64;
+    /// The fourth argument of the system call that the thread was stopped in.
+    pub fn fourth_argument(&self) -> u64 {
+        self.0.r10
+    }
+
+    /// Has the system call, on whose way back the thread was stopped, begin again.
+    pub fn begin_again(&mut self) {
+        const RESTART_ALWAYS: i64 = -513; // ERESTARTNOINTR
+        self.0.rax = RESTART_ALWAYS as u64;
     }
 
     /// The stack pointer.

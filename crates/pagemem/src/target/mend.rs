@@ -11,13 +11,14 @@
 
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::advice::FOR_ANONYMOUS;
 use super::{Run, Target, ANON, FIXED};
 use crate::arch::{self, nr, Regs};
 use crate::inject::{Op, OPS_MAX};
-use crate::ptrace::{Events, NoEvents, StopError, Stopped, Strictness, Tracer};
+use crate::ptrace::{NoEvents, StopError, Stopped, Strictness, Tracer};
+use crate::ranges::Ranges;
 use crate::remedies;
 use crate::sys::{Vma, PAGE, VMA_SHARED_NONE};
 
@@ -25,14 +26,9 @@ use crate::sys::{Vma, PAGE, VMA_SHARED_NONE};
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often it is tried before the target is mended from outside.
 const TRIES: u32 = 5;
-/// How long another tracer may keep us from stopping a target that waits.
-const REFUSED_MAX: Duration = Duration::from_millis(100);
-/// How long, after an event was read without a stop, its discard is awaited.
-const OUTSIDE: Duration = Duration::from_millis(5);
-
 /// A part of a merged mapping that was discarded.
 #[derive(Clone, Copy)]
-struct Piece {
+pub(super) struct Piece {
     start: u64,
     end: u64,
     /// Protection of the mapping, which stays.
@@ -42,6 +38,15 @@ struct Piece {
 }
 
 impl Piece {
+    pub(super) fn of(start: u64, end: u64) -> Self {
+        Self {
+            start,
+            end,
+            prot: super::PROT_RW,
+            freed: false,
+        }
+    }
+
     fn run(&self) -> Run {
         Run {
             addr: self.start,
@@ -52,11 +57,17 @@ impl Piece {
 }
 
 impl Target {
-    /// The target waits with an event: stop it, read, and mend.
+    /// The target waits with an event: stop it, read, and mend. Where it cannot be stopped it is watched closely.
     pub fn on_events(&mut self, tracer: &mut Tracer) {
         for _ in 0..TRIES {
+            if self.is_unstopped() || tracer.shared(&self.process) {
+                break;
+            }
             match self.stop(tracer, STOP_TIMEOUT, Strictness::NoUserCode) {
                 Ok(stopped) => {
+                    // Where all of its threads have stopped, whoever still waits is none of them.
+                    let all = self.process.thread_count() == stopped.tids.len();
+                    let another = all && self.pending();
                     self.mend(tracer, &stopped);
                     self.note_children(&stopped);
                     if self.overdrawn() {
@@ -65,8 +76,10 @@ impl Target {
                             tracer.unfollow(self.pid);
                         }
                     }
-                    self.refused_since = None;
                     tracer.release(stopped);
+                    if another {
+                        break;
+                    }
                     return;
                 }
                 Err(StopError::Gone) => {
@@ -75,49 +88,13 @@ impl Target {
                     self.opened.clear();
                     return;
                 }
-                Err(StopError::Refused(_) | StopError::Shared) => {
-                    let since = *self.refused_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() < REFUSED_MAX && self.discarded.is_empty() {
-                        // A debugger, perhaps, that lets go in a moment; the target waits meanwhile.
-                        std::thread::sleep(Duration::from_millis(1));
-                        return;
-                    }
-                    break;
-                }
+                Err(StopError::Refused(_) | StopError::Shared) => break,
+                // It was a child that was told of, and its parent waits for it.
+                Err(StopError::Timeout) if !self.pending() && !self.needs_mending() => return,
                 Err(StopError::Timeout) => {}
             }
         }
-        self.mend_from_outside();
-    }
-
-    /// Another tracer holds the target (which then is the one to wait for, or it would wait for us for ever): let it go
-    /// on and fill what it discards with the zero page as soon as it is discarded. Only here the target may see, for
-    /// some microseconds, what lies beneath.
-    fn mend_from_outside(&mut self) {
-        let mut watch = super::Watch {
-            guard: &self.guard,
-            discarded: &mut self.discarded,
-            moved: &mut self.moved,
-            opened: &mut self.opened,
-            born: &mut self.born,
-            bare: self.bare,
-        };
-        while watch.pending() {
-            watch.read_one();
-        }
-        // Whoever has moved memory goes on now: what it has asked for cannot be told any more.
-        self.moved.clear();
-        self.opened.clear();
-        let discarded = std::mem::take(&mut self.discarded);
-        let since = Instant::now();
-        if remedies::without("outside") {
-            return;
-        }
-        while !discarded.is_empty() && since.elapsed() < OUTSIDE {
-            for &(start, end) in &discarded {
-                self.guard.zero(start, end);
-            }
-        }
+        self.attend(tracer);
     }
 
     /// Maps zeros where the target has discarded pages of frames, inside the stop that the discarding thread is in.
@@ -131,25 +108,18 @@ impl Target {
         if remedies::without("mend") {
             return;
         }
-        let freeing: Vec<(i32, Regs, u64, u64)> = stopped
+        let freeing: Vec<(i32, Regs, Ranges)> = stopped
             .tids
             .iter()
             .filter_map(|&tid| {
                 let r = Regs::get(tid).ok()?;
-                match r.syscall() {
-                    Some((nr::MADVISE, [a, l, advice]))
-                        if advice == libc::MADV_FREE as u64
-                            && r.result() == -i64::from(libc::EINVAL)
-                            && !remedies::without("free") =>
-                    {
-                        Some((tid, r, a, (a + l).next_multiple_of(PAGE)))
-                    }
-                    _ => None,
-                }
+                let freed = freed_by(tid, &r).filter(|_| !remedies::without("free"))?;
+                Some((tid, r, Ranges::from_iter(freed)))
             })
             .collect();
         let pieces = self.merged_pieces(&discarded, |start, end| {
-            freeing.iter().any(|f| f.2 < end && start < f.3)
+            let mut freed = freeing.iter().map(|(_, _, freed)| freed);
+            freed.any(|f| !f.within(start, end).is_empty())
         });
         let mut all_mapped = true;
         // Room for all advice that a piece may be given again.
@@ -167,15 +137,15 @@ impl Target {
                 }
             }
         }
-        // Freeing works on a program's own memory: so it has worked.
-        for (tid, mut regs, _, _) in freeing {
+        // Freeing works on a program's own memory: it is begun again, for it may have been about more than this.
+        for (tid, mut regs, _) in freeing {
             if !all_mapped {
                 continue;
             }
             match &mut *stopped.worker.borrow_mut() {
-                Some(worker) if worker.tid == tid => worker.regs.set_result(0),
+                Some(worker) if worker.tid == tid => worker.regs.begin_again(),
                 _ => {
-                    regs.set_result(0);
+                    regs.begin_again();
                     let _ = regs.set(tid);
                 }
             }
@@ -389,7 +359,7 @@ impl Target {
     }
 
     /// The last resort: zeros as bytes, which costs memory but keeps the promise.
-    fn write_zeros(&self, tid: i32, p: &Piece) {
+    pub(super) fn write_zeros(&self, tid: i32, p: &Piece) {
         // Unlike `process_vm_writev` this file writes mappings that the program has protected, too.
         let memory = std::fs::OpenOptions::new()
             .write(true)
@@ -400,5 +370,22 @@ impl Target {
                 let _ = memory.write_all_at(&zeros, page);
             }
         }
+    }
+}
+
+/// What a thread on its way back from a system call has asked to be freed by `MADV_FREE`, where that has failed.
+fn freed_by(tid: i32, regs: &Regs) -> Option<Vec<(u64, u64)>> {
+    let free = libc::MADV_FREE as u64;
+    let failed = regs.result() == -i64::from(libc::EINVAL);
+    let (number, [a, b, c]) = regs.syscall()?;
+    match number {
+        nr::MADVISE if c == free && failed => Some(vec![(a, (a + b).next_multiple_of(PAGE))]),
+        nr::PROCESS_MADVISE if regs.fourth_argument() == free => {
+            let ranges = crate::sys::remote_ranges(tid, b, c);
+            let all: u64 = ranges.iter().map(|(start, end)| end - start).sum();
+            // What comes before the first range that fails has been done, and is told as bytes.
+            (failed || (0..all as i64).contains(&regs.result())).then_some(ranges)
+        }
+        _ => None,
     }
 }

@@ -11,7 +11,7 @@ use crate::sys::{FileId, Maps, PAGE};
 impl Target {
     /// Whether it has forked, with merged memory, when only descriptors that are kept back were left.
     pub(super) fn overdrawn(&self) -> bool {
-        self.must_shed || (!self.bare && self.born.iter().any(super::Uffd::is_kept_back))
+        self.must_shed || (!self.bare && self.born.iter().any(|born| born.guard.is_kept_back()))
     }
 
     /// Has its merged memory given back at the next stop for events: it forks more children than can be guarded. What they

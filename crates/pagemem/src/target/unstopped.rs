@@ -1,0 +1,326 @@
+//! A target that cannot be stopped: another tracer has its threads, or another process runs in its memory and does not
+//! stop with it, as a `vfork` child does. What it discards must read as zeros all the same.
+//!
+//! Its frames are watched *closely* meanwhile, which needs no stop: whoever touches a page that is not there waits until the
+//! guardian has filled it. This begins before the event of a discard is read, for as long as that is not read the
+//! discarding thread waits, and nothing has been discarded. So nobody ever sees what lies beneath. Which pages may show
+//! their frames is known: those of all mappings of frames at the beginning, less what has been discarded since. Everything
+//! else is zero: also what a mapping that is moved grows by, or leaves behind.
+//!
+//! The kernel itself does not wait (a userfaultfd of an ordinary user is for faults of the program alone): a system call
+//! that meets a page which is not there fails with `EFAULT`. So what has been discarded is filled at once, and this state
+//! ends as soon as the target can be stopped. While it lasts nothing is merged.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::mend::Piece;
+use super::{Born, Target};
+use crate::arch::nr;
+use crate::process::Process;
+use crate::ptrace::{Stopped, Strictness, Tracer};
+use crate::ranges::Ranges;
+use crate::remedies;
+use crate::sys::{self, FileId, PAGE};
+use crate::uffd::{Event, Uffd};
+
+/// Messages of one target that are answered before others get their turn.
+const TURN: u32 = 256;
+/// How long, after an event has been read, its discard is awaited to be filled.
+const FILLING: Duration = Duration::from_millis(2);
+/// A discard of more pages is filled as they are touched.
+const FILLED_MAX: u64 = 1024 * PAGE;
+/// Ends of frames that are remembered; what is more is found by the next look.
+const OPENED_MAX: usize = 4096;
+/// How long a target may take to stop so that it need not be watched closely any more.
+const STOP_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// What is known of a target that cannot be stopped.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Unstopped {
+    /// Where frames may be seen.
+    frames: Ranges,
+    /// Pages that threads wait at and that could not be filled yet.
+    unanswered: Vec<u64>,
+}
+
+impl Unstopped {
+    /// Fills a page that somebody waits at.
+    pub(super) fn answer(&mut self, guard: &Uffd, address: u64) {
+        let page = address & !(PAGE - 1);
+        let done = if self.frames.contains(page) {
+            match guard.show(page).map_err(|e| e.raw_os_error()) {
+                Ok(()) | Err(Some(libc::EEXIST)) => true,
+                Err(Some(libc::EAGAIN)) => false,
+                // Nothing to be shown, or nothing watched there any more.
+                Err(_) => true,
+            }
+        } else {
+            let filled = guard.fill_zero(page, page + PAGE).1;
+            !filled.is_err_and(|e| e.raw_os_error() == Some(libc::EAGAIN))
+        };
+        if done {
+            guard.wake(page);
+        } else {
+            self.unanswered.push(page);
+        }
+    }
+
+    fn answer_again(&mut self, guard: &Uffd) {
+        for page in std::mem::take(&mut self.unanswered) {
+            self.answer(guard, page);
+        }
+    }
+
+    /// Takes note of a move: what is new by it shows no frames.
+    pub(super) fn moved(&mut self, from: u64, to: u64, bytes: u64) {
+        self.frames.relocate(from, to, bytes);
+    }
+
+    /// The same for a child that is born now.
+    pub(super) fn inherited(&self) -> Self {
+        Self {
+            frames: self.frames.clone(),
+            unanswered: Vec::new(),
+        }
+    }
+}
+
+/// A system call that a thread waits in.
+#[derive(Clone, Copy, Debug)]
+struct Call {
+    pid: i32,
+    number: u64,
+    args: [u64; 6],
+}
+
+impl Call {
+    fn parse(pid: i32, text: &str) -> Option<Self> {
+        let mut words = text.split_ascii_whitespace();
+        let number = words.next()?.parse().ok()?;
+        let mut args = [0; 6];
+        for arg in &mut args {
+            *arg = u64::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok()?;
+        }
+        Some(Self { pid, number, args })
+    }
+
+    /// Whether it frees pages in `[start, end)`, by `MADV_FREE`: which fails on frames and leaves them as they are.
+    fn frees(&self, start: u64, end: u64) -> bool {
+        let free = libc::MADV_FREE as u64;
+        let [a, b, c, d, ..] = self.args;
+        let ranges = match self.number {
+            nr::MADVISE if c == free => vec![(a, a.saturating_add(b))],
+            nr::PROCESS_MADVISE if d == free => sys::remote_ranges(self.pid, b, c),
+            _ => Vec::new(),
+        };
+        ranges.iter().any(|&(s, e)| s < end && start < e)
+    }
+
+    /// How many bytes the range has that this call has moved from `from`, where it had `bytes`.
+    fn grown(&self, from: u64, bytes: u64) -> Option<u64> {
+        (self.number == nr::MREMAP && self.args[..2] == [from, bytes])
+            .then(|| self.args[2].next_multiple_of(PAGE))
+    }
+}
+
+/// The system calls that threads of these processes wait in.
+fn calls(pids: impl Iterator<Item = i32>) -> Vec<Call> {
+    let mut all = Vec::new();
+    for pid in pids {
+        for tid in sys::numbers_in(&format!("/proc/{pid}/task")) {
+            let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall"));
+            all.extend(text.ok().and_then(|t| Call::parse(tid, &t)));
+        }
+    }
+    all
+}
+
+/// Whether another process than this one traces `pid`.
+fn traced_by_another(pid: i32) -> bool {
+    !matches!(sys::tracer_of(pid, pid), None | Some(0))
+        && sys::tracer_of(pid, pid) != Some(std::process::id() as i32)
+}
+
+/// Calls `each` with all mappings of frames.
+fn for_frames(process: &Process, pool: FileId, mut each: impl FnMut(u64, u64)) -> io::Result<()> {
+    process.with_maps(|maps| {
+        let mut at = 0;
+        while let Some(v) = maps.next_of(pool, at, u64::MAX)? {
+            each(v.start, v.end);
+            at = v.end;
+        }
+        Ok(())
+    })
+}
+
+impl Target {
+    /// Whether it is watched closely, since it could not be stopped.
+    pub fn is_unstopped(&self) -> bool {
+        self.unstopped.is_some()
+    }
+
+    /// What of `[start, end)` must show no frames, though it may be a mapping of such.
+    pub(super) fn without_frames(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
+        let unstopped = self.unstopped.as_ref();
+        unstopped.map_or_else(Vec::new, |u| u.frames.missing(start, end))
+    }
+
+    /// Whether threads of it wait that could not be answered yet.
+    pub fn has_unanswered(&self) -> bool {
+        let unstopped = self.unstopped.as_ref();
+        unstopped.is_some_and(|u| !u.unanswered.is_empty())
+    }
+
+    /// To be asked now and then: whether another tracer has come or gone.
+    pub fn look_for_tracers(&mut self, tracer: &mut Tracer) {
+        if self.is_unstopped() {
+            self.stop_again(tracer);
+        } else if traced_by_another(self.pid) && self.maps_frames() {
+            self.attend(tracer);
+        }
+    }
+
+    /// Watches all frames closely from now on.
+    fn watch_closely(&mut self) {
+        if self.unstopped.is_some() {
+            return;
+        }
+        let mut frames = Ranges::default();
+        let guard = &self.guard;
+        let _ = for_frames(&self.process, self.pool_file, |start, end| {
+            if guard.watch_closely(start, end).is_ok() {
+                frames.add(start, end);
+            }
+        });
+        // Of these it is known already that they are discarded, or that they have been moved.
+        for (start, end) in std::mem::take(&mut self.discarded) {
+            frames.remove(start, end);
+        }
+        for (from, to, bytes) in std::mem::take(&mut self.moved) {
+            frames.remove(from, from + bytes);
+            if let Some(&(_, end)) = frames.within(to + bytes, u64::MAX).first() {
+                if frames.contains(to + bytes) {
+                    frames.remove(to + bytes, end);
+                }
+            }
+        }
+        self.unstopped = Some(Unstopped {
+            frames,
+            unanswered: Vec::new(),
+        });
+    }
+
+    /// Lets a target that cannot be stopped go on with its discards, and fills what its threads wait for.
+    pub(super) fn attend(&mut self, tracer: &mut Tracer) {
+        let known = self.unstopped.is_some();
+        if !remedies::without("outside") {
+            self.watch_closely();
+        }
+        let mut unstopped = self.unstopped.take().unwrap_or_default();
+        unstopped.answer_again(&self.guard);
+        for _ in 0..TURN {
+            if !self.pending() {
+                break;
+            }
+            let pids = std::iter::once(self.pid).chain(tracer.sharers_of(self.pid));
+            let calls = calls(pids);
+            match self.guard.next_event() {
+                Ok(Some(Event::Fault { address })) => unstopped.answer(&self.guard, address),
+                Ok(Some(Event::Remove { start, end })) => {
+                    if calls.iter().any(|c| c.frees(start, end)) {
+                        continue;
+                    }
+                    unstopped.frames.remove(start, end);
+                    self.fill(start, end);
+                }
+                Ok(Some(Event::Remap { from, to, len })) => {
+                    let grown = calls.iter().find_map(|c| c.grown(from, len));
+                    if known || !unstopped.frames.contains(to) {
+                        unstopped.moved(from, to, len);
+                    } else {
+                        // It had been moved before anything was known.
+                        unstopped.frames.remove(from, from + len);
+                        let end = grown.map_or(u64::MAX, |grown| to + grown);
+                        let behind = unstopped.frames.within(to + len, end);
+                        if let Some((_, end)) = behind.first().filter(|b| b.0 == to + len) {
+                            unstopped.frames.remove(to + len, *end);
+                        }
+                    }
+                    if let Some(grown) = grown {
+                        self.fill(to + len, to + grown);
+                    }
+                }
+                Ok(Some(Event::Fork(guard))) => self.born.push(Born {
+                    guard,
+                    unstopped: Some(unstopped.inherited()),
+                }),
+                // What then lies open is closed when it can be stopped: until then nothing that grows shows frames.
+                Ok(Some(Event::Unmap { start })) if self.opened.len() < OPENED_MAX => {
+                    self.opened.push(start);
+                }
+                Ok(Some(Event::Unmap { .. } | Event::Other(_)) | None) | Err(_) => {}
+            }
+        }
+        unstopped.answer_again(&self.guard);
+        if !remedies::without("outside") {
+            self.unstopped = Some(unstopped);
+        }
+    }
+
+    /// Fills with zeros what is being discarded.
+    fn fill(&self, start: u64, end: u64) {
+        if remedies::without("outside") || end - start > FILLED_MAX {
+            return;
+        }
+        let since = Instant::now();
+        let mut left = (end - start) / PAGE;
+        while left > 0 && since.elapsed() < FILLING {
+            left = left.saturating_sub(self.guard.fill_zero(start, end).0);
+        }
+    }
+
+    /// Whether the target can be stopped again: then it is watched as others are. Nothing is merged before.
+    pub(super) fn stop_again(&mut self, tracer: &mut Tracer) -> bool {
+        if self.unstopped.is_none() {
+            return true;
+        }
+        if traced_by_another(self.pid) || tracer.shared(&self.process) {
+            return false;
+        }
+        let Ok(stopped) = self.stop(tracer, STOP_TIMEOUT, Strictness::NoUserCode) else {
+            return false;
+        };
+        let settled = !tracer.shared(&self.process) && !self.pending();
+        self.mend(tracer, &stopped);
+        if settled {
+            self.settle(&stopped);
+            if self.overdrawn() {
+                self.shed(tracer, &stopped);
+            }
+        }
+        tracer.release(stopped);
+        settled
+    }
+
+    /// Fills, in a stopped target, all that must be zero, and watches its frames as ever.
+    fn settle(&mut self, stopped: &Stopped) {
+        let Some(unstopped) = self.unstopped.take() else {
+            return;
+        };
+        let mut mappings = Vec::new();
+        let _ = for_frames(&self.process, self.pool_file, |start, end| {
+            mappings.push((start, end))
+        });
+        for (start, end) in mappings {
+            for (start, end) in unstopped.frames.missing(start, end) {
+                if !self.guard.zero(start, end) {
+                    let piece = Piece::of(start, end);
+                    self.write_zeros(stopped.memory(), &piece);
+                }
+            }
+            let _ = self.guard.unregister(start, end);
+            let _ = self.guard.register(start, end);
+        }
+    }
+}
