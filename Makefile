@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := .stamps
 
-RUST_SRC := $(shell find crates \( -name '*.rs' -o -name Cargo.toml -o -name '*.S' \) -not -path '*/target/*') Cargo.toml Cargo.lock
+RUST_SRC := $(shell find crates \( -name '*.rs' -o -name Cargo.toml -o -name '*.S' \)) Cargo.toml Cargo.lock
 PY_SRC := $(shell find $(wildcard python tests benches examples tools) \( -name '*.py' -o -name '*.pyi' \)) pyproject.toml
 # Tests of the crates need no Python; the bindings are tested from Python.
 CRATES := --workspace --exclude pageone-bindings
