@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
 import socket
 import stat
 import struct
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -172,3 +175,81 @@ def test_somebody_elses_server_in_place_of_the_engine_is_not_trusted(user: User)
         finally:
             os.kill(pid, 9)
             os.waitpid(pid, 0)
+
+
+def test_a_lock_whose_file_is_removed_while_it_is_waited_for_is_taken_anew(folder: Path) -> None:
+    place = Place(folder, "x")
+    held: list[bool] = []
+
+    def wait() -> None:
+        with place.lock() as had:
+            held.append(had and os.path.exists(folder / "x.lock"))
+
+    waiting = threading.Thread(target=wait)
+    with place.lock() as had:
+        assert had
+        with place.lock(wait=False) as again:
+            assert not again
+        waiting.start()
+        inode = os.stat(folder / "x.lock").st_ino
+        until(
+            lambda: any("->" in line and f":{inode} " in line for line in Path("/proc/locks").read_text().splitlines())
+        )
+        place.remove()
+    waiting.join(20)
+    assert held == [True]
+    with pytest.raises(FileNotFoundError), place.lock():
+        raise FileNotFoundError  # what happens under the lock is its holder's
+
+
+@pytest.mark.needs("merge")
+def test_engines_leave_nothing_behind_and_what_killed_ones_left_is_removed(user: User) -> None:
+    place = user.runtime / "pageone"
+    worker = user.work(MIB, 1, user.pageone, "run", "--private", "--")
+    (engine,) = user.status()
+    assert user.run("stop").returncode == 0
+    until(lambda: not os.path.exists(f"/proc/{engine['pid']}"))
+    assert list(place.iterdir()) == []
+    assert right(worker)
+    kept = user.work(MIB, 2, user.pageone, "run", "--private", "--")
+    (engine,) = user.status()
+    (log,) = place.glob("*.log")
+    log.write_text("what it said last\n")
+    os.kill(engine["pid"], signal.SIGKILL)
+    until(lambda: not os.path.exists(f"/proc/{engine['pid']}"))
+    assert {path.suffix for path in place.iterdir()} == {".sock", ".lock", ".log"}
+    another = user.work(MIB, 3, user.pageone, "run", "--")
+    (engine,) = user.status()
+    assert {path.name for path in place.iterdir()} == {
+        "ended.log",
+        *(f"{engine['name']}.{kind}" for kind in ("sock", "lock", "log")),
+    }
+    assert "what it said last" in (place / "ended.log").read_text()
+    assert right(kept)
+    assert right(another)
+
+
+@pytest.mark.needs("merge")
+def test_an_engine_goes_on_when_its_log_cannot_be_written_or_descriptors_run_out(user: User) -> None:
+    worker = user.work(MIB, 1, user.pageone, "run", "--period", "0.1", "--")
+    (engine,) = user.status()
+    pid = engine["pid"]
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (4, hard))
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    path = next(user.runtime.glob("pageone/*.sock"))
+    user.status()  # the descriptor for one connection had been set aside
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(1.0)
+        client.connect(str(path))
+        client.sendall(message(do="status"))
+        with pytest.raises(TimeoutError):
+            client.recv(1)  # it waits to be accepted
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+        client.settimeout(20)
+        reply = protocol.receive(client, protocol.REPLY_MAX)
+    assert reply is not None
+    assert any("left out" in str(error) for error in reply["errors"]), reply["errors"]  # type: ignore[attr-defined]
+    assert [t["pid"] for t in user.status()[0]["targets"]] == [worker.pid]
+    until(lambda: user.status()[0]["stats"]["period"] > engine["stats"]["period"])
+    assert right(worker)

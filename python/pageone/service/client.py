@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from pageone import __version__
 from pageone.errors import PageOneError, UsageError
 from pageone.service import protocol
-from pageone.service.place import Place, engines, runtime_folder
+from pageone.service.place import Place, engines, runtime_folder, sweep
 
 __all__ = ["Connection", "EngineRequest", "ServiceError", "ask", "connect", "detach", "states", "stop"]
 
@@ -116,6 +116,7 @@ def ask(request: EngineRequest, talk: Callable[[Connection], Result]) -> Result:
     The connection is left to ``talk``. An engine that ends just now, because its last target has, is started again.
     """
     place = Place(runtime_folder(), request.name)
+    sweep(place.folder)
     for attempt in range(ATTEMPTS):
         with place.lock():
             connection = connect(place)
@@ -177,7 +178,9 @@ def _start(place: Place, request: EngineRequest) -> None:
 def _connections(domain: str | None = None) -> list[Connection]:
     """Connect to this user's engines, or to the one named. Raises :class:`UsageError` for one that is not there."""
     found = []
-    for place in engines(runtime_folder()):
+    folder = runtime_folder()
+    sweep(folder)
+    for place in engines(folder):
         if domain is None or place.name == domain:
             connection = connect(place)
             if connection is not None:

@@ -26,8 +26,8 @@ def start_ticks(pid: int) -> int | None:
     """Return when a process was started, clock ticks since boot: with the PID its name for good. None if ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None  # any other error says nothing of that process
     fields = text[text.rindex(")") + 2 :].split()
     return None if fields[0] in "ZX" else int(fields[19])
 

@@ -1,7 +1,8 @@
 """Where an engine's socket lies, and that nobody else can have put it there.
 
 For: ``client`` and ``server``. Standard library only. A folder of the user's own, closed to others, holds for each
-engine ``NAME.sock``, ``NAME.lock`` (held while one is started or ends) and ``NAME.log``.
+engine ``NAME.sock``, ``NAME.lock`` (held while one is started or ends) and ``NAME.log``. They go when the engine ends;
+what one leaves that was killed goes with the next command, and the end of its log to ``ended.log``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import fcntl
 import os
 import re
 import secrets
+import socket
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +20,13 @@ from pathlib import Path
 
 from pageone.errors import PageOneError, UsageError
 
-__all__ = ["Place", "domain_name", "engines", "private_name", "runtime_folder", "user_name"]
+__all__ = ["Place", "domain_name", "engines", "private_name", "runtime_folder", "sweep", "user_name"]
 
 #: Longest path of a Unix socket (``sun_path``), without its final zero.
 SOCKET_PATH_MAX = 107
+
+#: What engines that ended unexpectedly said last: so much of each, and so much of all, bytes.
+ENDED_LOG, LAST_WORDS_BYTES, ENDED_LOG_BYTES = "ended.log", 4096, 65536
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}")
 _RESERVED = re.compile(r"(uid|private)-")
@@ -106,18 +111,77 @@ class Place:
     @contextlib.contextmanager
     def lock(self, *, wait: bool = True) -> Iterator[bool]:
         """Hold the lock under which an engine is started and ends; yields whether it could be had."""
-        descriptor = os.open(self.folder / f"{self.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = self._take_lock(wait)
         try:
+            yield descriptor is not None
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _take_lock(self, wait: bool) -> int | None:
+        while True:
+            descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                if os.path.samestat(os.stat(self._lock), os.fstat(descriptor)):
+                    return descriptor
             except BlockingIOError:
-                yield False
-            else:
-                yield True
-        finally:
-            os.close(descriptor)
+                os.close(descriptor)
+                return None
+            except FileNotFoundError:
+                pass
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)  # an engine has ended meanwhile and removed it
+
+    @property
+    def _lock(self) -> Path:
+        return self.folder / f"{self.name}.lock"
+
+    def answers(self) -> bool:
+        """Whether somebody listens at the socket."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+            connection.setblocking(False)
+            try:
+                connection.connect(os.fspath(self.socket))
+            except (FileNotFoundError, ConnectionRefusedError):
+                return False
+            except OSError:
+                return True  # it has much to do
+        return True
+
+    def remove(self, *, keep_log: bool = False) -> None:
+        """Remove the files of an engine that has ended. The lock must be held; it goes last."""
+        for path in (self.socket, *(() if keep_log else (self.log,)), self._lock):
+            path.unlink(missing_ok=True)
 
 
 def engines(folder: Path) -> list[Place]:
     """Return the engines that have a socket in ``folder``; not all of them need to live."""
     return [Place(folder, path.name.removesuffix(".sock")) for path in sorted(folder.glob("*.sock"))]
+
+
+def sweep(folder: Path) -> None:
+    """Remove what engines have left that ended without doing so themselves, as those that were killed."""
+    names = {path.stem for kind in ("sock", "lock", "log") for path in folder.glob(f"*.{kind}")} - {
+        Path(ENDED_LOG).stem
+    }
+    for name in sorted(names):
+        place = Place(folder, name)
+        with contextlib.suppress(OSError, PageOneError), place.lock(wait=False) as had:
+            if had and not place.answers():
+                _keep_last_words(place)
+                place.remove()
+
+
+def _keep_last_words(place: Place) -> None:
+    """Append the end of a log to that of all engines that ended unexpectedly."""
+    with contextlib.suppress(OSError):
+        words = place.log.read_bytes()[-LAST_WORDS_BYTES:]
+        if not words:
+            return
+        ended = place.folder / ENDED_LOG
+        before = ended.read_bytes() if ended.exists() else b""
+        text = before + f"engine {place.name}:\n".encode() + words
+        ended.write_bytes(text[-ENDED_LOG_BYTES:])

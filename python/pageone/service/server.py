@@ -8,6 +8,8 @@ thread carry them out between two steps, and sends the reply. What must outlive 
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import json
 import os
 import queue
@@ -51,6 +53,9 @@ CONNECTIONS_MAX, REQUEST_S = 64, 10.0
 STATUS_S = 1.0
 #: A server that ends waits so long for its last replies to be sent.
 LAST_WORD_S = 0.2
+#: Errors of ``accept`` that pass, and after how many seconds it is tried again.
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED, errno.EAGAIN, errno.EINTR)
+ACCEPT_AGAIN_S = 0.1
 #: Processes of one request.
 PIDS_MAX = 4096
 
@@ -100,6 +105,7 @@ class Server:
         self._since = time.time()
         self._used = False
         self._ending = False
+        self._removed = False
         self._last_status: dict[str, Any] = {}
         self._errors: list[str] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -116,26 +122,34 @@ class Server:
     def serve(self) -> None:
         """Work until the last member has ended, or until told to stop."""
         threading.Thread(target=self._accept, name="pageone-accept", daemon=True).start()
+        from pageone.live.guardian import GuardianError
+
         look_at = step_at = time.monotonic()
         began = look_at
         steps_for = 0
+        well = False
         try:
             while not self._ending:
                 self._carry_out(min(look_at, step_at if self.engine.targets else look_at))
                 now = time.monotonic()
                 if now >= look_at:
-                    self._look(now)
+                    self._left_out("look", functools.partial(self._look, now))
                     new = now - self._launched_at < NEW_S
                     look_at = time.monotonic() + (LOOK_NEW_S if new else min(LOOK_S, self.engine.period))
                 if self.engine.targets and (now >= step_at or (not steps_for)):
                     step_at = time.monotonic() + self.engine.period
-                    self._step(step_at)
+                    self._left_out("period", functools.partial(self.engine.step, until=step_at))
                 steps_for = len(self.engine.targets)
                 if self._idle(now - began) and self._try_to_end():
                     break
+            well = True
+        except GuardianError as error:
+            # It holds the pool, and what guards the programs: nothing more can be done for them.
+            self._note(f"the engine ends: {error}; programs go on with what they share")
         finally:
-            with self.place.lock():
-                self._unlink()
+            if not self._removed:
+                with self.place.lock():
+                    self._unlink(keep_log=not well)
             self._listener.close()
             self.engine.close()
             self._wait_for_replies()
@@ -155,20 +169,24 @@ class Server:
             if time.monotonic() >= until:
                 return
 
-    def _step(self, until: float) -> None:
+    def _left_out(self, what: str, work: Callable[[], Any]) -> None:
+        """Do what is done again and again; whatever goes wrong in it is noted, and the engine goes on."""
         from pageone.live.guardian import GuardianError
 
         try:
-            self.engine.step(until=until)
+            work()
         except GuardianError:
-            raise  # nothing can be done without it
-        except (PageOneError, OSError) as error:
-            self._note(f"period left out: {error}")
+            raise
+        except (PageOneError, OSError, MemoryError) as error:
+            self._note(f"{what} left out: {str(error) or type(error).__name__}")
+        except Exception as error:
+            self._note(f"{what} left out: {type(error).__name__}: {error}", traceback.format_exc())
 
-    def _note(self, text: str) -> None:
+    def _note(self, text: str, details: str = "") -> None:
         """Write to the log, and keep for ``status``, what nobody has asked for."""
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=sys.stderr, flush=True)
         self._errors = [*self._errors[-9:], text]
+        with contextlib.suppress(OSError):  # the disk may be full
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), text, details, file=sys.stderr, flush=True)
 
     def _look(self, now: float) -> None:
         """Find out who has ended, who runs another program now, and who is new; attach those that are ready."""
@@ -247,13 +265,17 @@ class Server:
             if not had or select.select([self._listener], [], [], 0)[0]:
                 return False
             self._unlink()
+            self._removed = True
             return True
 
-    def _unlink(self) -> None:
-        """Remove the socket, unless it is another server's by now. The lock must be held."""
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(self.place.socket).st_ino == self._inode:
-                self.place.socket.unlink()
+    def _unlink(self, *, keep_log: bool = False) -> None:
+        """Remove socket, lock and log, unless they are another server's by now. The lock must be held."""
+        try:
+            ours = os.stat(self.place.socket).st_ino == self._inode
+        except FileNotFoundError:
+            ours = True  # nobody has started another one since, for that takes the lock
+        if ours:
+            self.place.remove(keep_log=keep_log)
 
     def _wait_for_replies(self) -> None:
         """Give replies that are under way a moment to be sent."""
@@ -272,15 +294,23 @@ class Server:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._listener.fileno() < 0 or error.errno not in _PASSING:
+                    return
+                time.sleep(ACCEPT_AGAIN_S)  # no descriptor, or no memory, to be had
+                continue
             with self._lock:
                 full = self._connections >= CONNECTIONS_MAX
                 self._connections += not full
             if full:
                 connection.close()
                 continue
-            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+            try:
+                threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+            except RuntimeError:  # no thread to be had
+                connection.close()
+                with self._lock:
+                    self._connections -= 1
 
     def _talk(self, connection: socket.socket) -> None:
         """Answer the requests of one connection. A launcher's ends when it becomes its command."""
@@ -367,7 +397,7 @@ class Server:
             raise UsageError(f"request {kind!r}: not known")
         except Exception as error:
             if not isinstance(error, PageOneError):
-                traceback.print_exc()
+                self._note(f"request failed: {type(error).__name__}: {error}", traceback.format_exc())
             return _refusal(error)
 
     # ------------------------------------------------------------------ requests
