@@ -513,3 +513,38 @@ def test_looks_come_less_often_where_they_would_take_more_than_a_quarter_of_the_
         assert (looks - 4) * look_s / (time.monotonic() - began) < 0.2 * 0.25
         engine.hurry_when(lambda: True)
         assert engine._apart_s() == engine.period
+
+
+@pytest.mark.parametrize("error", [TargetError("cannot be read"), OSError(24, "no descriptors"), MemoryError()])
+@pytest.mark.parametrize("call", ["regions", "written", "read_keys"])
+def test_a_target_that_cannot_be_looked_at_is_noted_and_asked_ever_more_rarely_while_others_go_on(
+    call: str, error: Exception
+) -> None:
+    backend = FakeBackend()
+    a, b = pair_of(backend)
+    c = backend.spawn()
+    c.write(np.arange(256), values(256))
+    asked: list[int] = []
+    with Engine(backend=backend) as engine:
+        targets = [engine.attach(p.pid) for p in (a, b, c)]
+
+        def fail(name: str, process: FakeProcess) -> None:
+            if name == call and process is c:
+                asked.append(engine._period)
+                if asked[-1] < 150:
+                    raise error
+
+        backend.hook = fail
+        steps(engine, 150)
+        assert {t.pid for t in engine.targets} == {a.pid, b.pid, c.pid}
+        assert engine.stats.sharers >= 512, "the others are merged"
+        if call != "read_keys":
+            assert targets[2].stats.trouble == (str(error) or "MemoryError")
+            assert len(asked) < 20, asked
+        assert targets[0].stats.trouble == ""
+        backend.hook = lambda name, process: None
+        c.write(np.arange(256), values(256))
+        steps(engine, 60)
+        assert targets[2].stats.trouble == ""
+        assert engine.stats.sharers >= 768
+        consistent(engine, backend)

@@ -108,7 +108,8 @@ def targets_table(state: dict[str, Any]) -> Table:
             ]
         command = Text(target["command"])
         open_now = stats["left_alone"] if stats is not None else ""
-        reason = target["reason"] or (open_now and f"left alone while it has {open_now}")
+        trouble = stats["trouble"] if stats is not None else ""
+        reason = target["reason"] or (open_now and f"left alone while it has {open_now}") or trouble
         if reason:
             command.append(f"  [{reason}]", style="yellow")
         table.add_row(str(target["pid"]), target["state"], *cells, command)

@@ -204,6 +204,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._error: BaseException | None = None
+        self._trouble = ""
         self._closed = False
 
     # ------------------------------------------------------------------ targets
@@ -361,7 +362,11 @@ class Engine:
         while not stop() and not self._stop.is_set():
             # Late, it goes on from now: a period whose end has passed would leave no time for the work.
             ahead = max(ahead, time.monotonic()) + self._apart_s()
-            self.step(until=ahead)
+            try:
+                self.step(until=ahead)
+                self._trouble = ""
+            except (OSError, MemoryError) as error:  # the system lacks something for a moment
+                self._trouble = str(error) or type(error).__name__
             if not idle and not self._targets:
                 return
             self._stop.wait(max(0.0, ahead - time.monotonic()))
@@ -424,7 +429,24 @@ class Engine:
     # ------------------------------------------------------------------ look
 
     def _look(self, target: Target, tally: Tally) -> list[U64]:
-        """Bring the status of a target's pages up to date; return the places written since the last look, in parts."""
+        """Bring the status of a target's pages up to date; return the places written since the last look, in parts.
+
+        A look that fails is that target's trouble alone: it is noted, and repeated at growing distance.
+        """
+        if self._period < target._trouble.again:
+            return []
+        missed = tally.missed
+        try:
+            written = self._look_at(target, tally)
+        except (TargetError, OSError, MemoryError) as error:
+            tally.missed += 1
+            target._trouble.failed(error, self._period)
+            return []
+        if tally.missed == missed:
+            target._trouble.over()
+        return written
+
+    def _look_at(self, target: Target, tally: Tally) -> list[U64]:
         if not self._refresh(target, tally):
             return []
         tally.regions += target._regions
@@ -434,8 +456,9 @@ class Engine:
         except TargetError:
             # Gone; or its mappings change under us, and the next look will tell. Nothing is lost by that: a merge
             # compares the bytes, whatever is thought of them here.
-            if not target._memory.alive():
-                self._forget(target)
+            if target._memory.alive():
+                raise
+            self._forget(target)
             tally.missed += 1
             return []
         count = ((written.end - written.start) // np.uint64(PAGE_SIZE)).astype(np.int64)
@@ -484,11 +507,12 @@ class Engine:
         memory = target._memory
         try:
             regions = memory.regions() if memory.alive() else None
-        except TargetError:
-            if memory.alive():
+        except (TargetError, OSError, MemoryError) as error:
+            if not isinstance(error, TargetError) or memory.alive():
                 if tally is None:
                     raise
                 tally.missed += 1
+                target._trouble.failed(error, self._period)
                 return False
             regions = None
         if regions is None:
@@ -601,6 +625,8 @@ class Engine:
             except TargetError:
                 codes = np.full(len(places), ReadCode.GONE, np.uint8)
                 keys = np.zeros(len(places), np.uint64)
+            except (OSError, MemoryError):  # not the target's: they are read again
+                changed, places = in_order(np.concatenate((changed, places))), places[:0]
         (keys,) = marked(codes == ReadCode.OK, keys)
         frames = self._contents.find(keys)
         ids, is_new = self._index.intern(*marked(frames == NO_FRAME, keys))
@@ -896,6 +922,7 @@ class Engine:
                 cpu_s=dict(totals.cpu_s),
                 cpu_budget_left_s=self._workers.budget.left_s,
                 pauses=copy.deepcopy(self._pauses),
+                trouble=self._trouble,
             )
 
     def _target_stats(self, target: Target) -> TargetStats:
@@ -904,6 +931,7 @@ class Engine:
             return TargetStats(
                 pid=target.pid,
                 left_alone=target._left_alone,
+                trouble=target._trouble.text,
                 states=_named(counts),
                 tracked=int(counts.sum()),
                 mappings=target._mappings,
@@ -985,6 +1013,8 @@ def _ask(outcomes: list[Outcome], request: Callable[..., Outcome], *arrays: npt.
         outcome = request(address(start), *arrays[1:])
     except TargetError:
         return np.full(int(pages.sum()), PageCode.GONE, np.uint8)
+    except (OSError, MemoryError):  # not the target's: it is asked again
+        return np.full(int(pages.sum()), PageCode.TIMEOUT, np.uint8)
     outcomes.append(outcome)
     return outcome.code
 

@@ -120,6 +120,7 @@ class TargetStats:
     wasted_merges: int  #: pages written after merging so far
     refused: dict[str, int]
     pauses: Pauses
+    trouble: str = ""  #: why it could not be looked at the last time; it is tried again
     left_alone: str = ""  #: what it has open that lets a device write its memory, so that nothing of it is merged now
 
 
@@ -157,6 +158,7 @@ class Stats:
     cpu_s: dict[str, float]  #: CPU-seconds by phase
     cpu_budget_left_s: float | None  #: CPU-seconds that may be spent at once; None without a budget
     pauses: Pauses
+    trouble: str = ""  #: why the last period of :meth:`Engine.run` could not be done
 
 
 def _plain(value: Any) -> Any:

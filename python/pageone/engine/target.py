@@ -86,6 +86,28 @@ class Rows:
         return expand(self.start, count), expand(self.frame, count)
 
 
+class Trouble:
+    """Looks at a target that failed in a row: what the last said, and when it is looked at again."""
+
+    EAGER = 3  #: so many in a row are repeated in the next period: mappings may have been changing
+    APART_MAX = 32  #: then they come at growing distance, up to so many periods
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.again = 0  #: not looked at before this period
+        self._times = 0
+
+    def failed(self, error: Exception, period: int) -> None:
+        """Book a look that failed."""
+        self.text = str(error) or type(error).__name__
+        self.again = period + min(self.APART_MAX, 1 << max(0, self._times - self.EAGER))
+        self._times += 1
+
+    def over(self) -> None:
+        """Book one that did not."""
+        self.text, self._times = "", 0
+
+
 class Target:
     """A process that is attached to an engine."""
 
@@ -98,6 +120,7 @@ class Target:
         self._mappings = 0
         self._regions = 0
         self._left_alone = ""  # why, if it is
+        self._trouble = Trouble()
         self._held_for_budget = 0
         self._left_then = 0  # budget left when pages were last held for lack of it
         self._merged = 0
