@@ -1,15 +1,18 @@
-"""Memory that a program hides from its children stays hidden when it is merged, and is there again once taken back."""
+"""What a program has said of its memory holds when it is merged, and after: hidden from children, for KSM, where."""
 
 from __future__ import annotations
 
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import WITH_LIBC
 
 from pageone.engine import Engine
+from pageone.live import backend
 
 pytestmark = pytest.mark.needs("merge")
 
@@ -106,3 +109,67 @@ def test_what_is_hidden_no_more_after_it_was_merged_is_there_when_given_back(
     assert ask(programs[0], "take back") == "True"
     assert engine.detach(engine.targets[0])
     assert ask(programs[0], "fork") == "True"
+
+
+#: Says "ready" when two ranges are filled, the second of them meant for KSM ("ksm") or placed on a node ("node").
+MARKED = """
+N = 64
+ranges = [libc.mmap(0, (N + 1) * SIZE, 0, 0x22, -1, 0) for _ in range(2)]
+for n, at in enumerate(ranges):
+    assert libc.mprotect(word(at), word(N * SIZE), 3) == 0
+    for k in range(N):
+        ctypes.memmove(at + SIZE * k, page(1000 * n + k + 1), SIZE)
+if sys.argv[1] == "ksm":
+    assert libc.madvise(ranges[1], N * SIZE, 12) == 0
+elif libc.syscall(237, word(ranges[1]), word(N * SIZE), word(2), ctypes.byref(ctypes.c_ulong(1)), word(8), word(0)):
+    print("no policies")
+print("ready", *ranges, flush=True)
+sys.stdin.read()
+"""
+
+
+def marked(spawn: Any, what: str) -> tuple[list[int], list[int]]:
+    programs = [spawn.python(WITH_LIBC + MARKED, what) for _ in range(2)]
+    told = [program.stdout.readline().split() for program in programs]
+    if told[0][0] != "ready":
+        pytest.skip(" ".join(told[0]))
+    return [program.pid for program in programs], [int(at) for at in told[0][1:]]
+
+
+def flags_at(pid: int, at: int) -> tuple[str, frozenset[str]]:
+    """Return the name of the mapping at an address, and its flags."""
+    text = Path(f"/proc/{pid}/smaps").read_text()
+    names = {int(line[: line.index("-")], 16): line for line in text.splitlines() if " rw-p " in line}
+    return names[at].split(maxsplit=5)[-1] if len(names[at].split()) > 5 else "", backend.flags_in(text)[at]
+
+
+def test_memory_meant_for_ksm_stays_so(spawn: Any) -> None:
+    if not Path("/sys/kernel/mm/ksm").exists():
+        pytest.skip("a kernel without KSM")
+    pids, (_, its) = marked(spawn, "ksm")
+    with Engine() as engine:
+        targets = [engine.attach(pid) for pid in pids]
+        deadline = time.monotonic() + 20
+        while "pageone" not in flags_at(pids[0], its)[0]:
+            assert time.monotonic() < deadline
+            engine.merge_once(0.2)
+        assert "mg" in flags_at(pids[0], its)[1]
+        assert engine.detach(targets[0])
+    name, flags = flags_at(pids[0], its)
+    assert not name
+    assert "mg" in flags
+
+
+def test_memory_with_a_place_of_its_own_is_left_alone_where_there_are_several(
+    spawn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_SEVERAL_NODES", True)
+    pids, (other, its) = marked(spawn, "node")
+    with Engine() as engine:
+        for pid in pids:
+            engine.attach(pid)
+        deadline = time.monotonic() + 20
+        while "pageone" not in flags_at(pids[0], other)[0]:
+            assert time.monotonic() < deadline
+            engine.merge_once(0.2)
+        assert not flags_at(pids[0], its)[0]

@@ -279,3 +279,14 @@ def test_where_sharers_of_memory_cannot_be_told_nothing_is_merged() -> None:
     refusal, finding = done.stdout.splitlines()
     assert "kcmp" in refusal
     assert finding == "missing"
+
+
+def test_a_thread_with_a_shadow_stack_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # No processor here has any: the line is as the kernel writes it on those that have.
+    parse = preflight._parse
+    line = {"x86_Thread_features": "shstk wrss"}
+    monkeypatch.setattr(preflight, "_parse", lambda text: parse(text) | line)
+    with pytest.raises(UnsupportedError, match="shadow stack"):
+        preflight._check_threads(os.getpid(), "x", ())
+    line["x86_Thread_features"] = ""
+    preflight._check_threads(os.getpid(), "x", ())

@@ -83,8 +83,11 @@ _RINGS_MATTER = True
 
 #: Flags (:func:`flags_in`) of mappings whose meaning a merged mapping would not keep.
 _FLAGS_LEFT_ALONE = frozenset(("lo", "wf", "io", "pf", "ht", "mm", "gd", "ss", "key"))
-#: smaps flags that new mappings are given again: don't fork, don't dump, huge pages wanted, not wanted.
-_FLAGS_REPEATED = {"dc": 1, "dd": 2, "hg": 4, "nh": 8}
+#: Whether it matters where memory is.
+_SEVERAL_NODES = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) > 1
+
+#: smaps flags that new mappings are given again: don't fork, don't dump, huge pages wanted, not wanted, KSM may merge.
+_FLAGS_REPEATED = {"dc": 1, "dd": 2, "hg": 4, "nh": 8, "mg": 16}
 
 
 class LiveTarget:
@@ -224,6 +227,8 @@ class LiveTarget:
             its = [flags.get(_at_or_below(starts, address), frozenset(("io",))) for address in start[new].tolist()]
             left_alone = np.array([bool(f & _FLAGS_LEFT_ALONE) for f in its])
             advice = np.array([sum(bit for flag, bit in _FLAGS_REPEATED.items() if flag in f) for f in its], np.uint64)
+            if _SEVERAL_NODES:
+                left_alone |= _placed(self.pid, start[new])
             unusable[new[left_alone]] = True
             usable, advice = new[~left_alone], advice[~left_alone]
             if len(usable):
@@ -574,6 +579,21 @@ def _smaps_flags(pid: int) -> dict[int, frozenset[str]]:
     except OSError as error:
         raise TargetError(f"process {pid} has ended or cannot be read: {error.strerror}") from error
     return flags_in(text)
+
+
+def _placed(pid: int, starts: U64) -> npt.NDArray[np.bool_]:
+    """Tell which mappings have a memory policy of their own (``mbind``), another than the process's: frames have none.
+
+    Cost: as that of smaps.
+    """
+    try:
+        lines = [line.split(maxsplit=2) for line in Path(f"/proc/{pid}/numa_maps").read_text().splitlines()]
+    except OSError:
+        return np.zeros(len(starts), bool)  # a kernel without policies; or it has ended
+    policies = {int(line[0], 16): line[1] for line in lines}
+    its = next((line[1] for line in lines if " stack" in f" {line[-1]}"), "default")
+    ascending = sorted(policies)
+    return np.array([policies.get(_at_or_below(ascending, at), its) != its for at in starts.tolist()], bool)
 
 
 def flags_in(text: str) -> dict[int, frozenset[str]]:

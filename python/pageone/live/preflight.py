@@ -237,6 +237,8 @@ def _check_threads(pid: int, who: str, ours: Collection[int]) -> None:
         tracer = int(status["TracerPid"])
         if tracer and tracer not in ours:
             raise TracedError(f"{who}: thread {thread} is traced by PID {tracer} ({_name(tracer)})", tracer)
+        if "shstk" in status.get("x86_Thread_features", "").split():
+            raise UnsupportedError(f"{who}: has a shadow stack, past which calls made in it could not return")
         mode = status.get("Seccomp", "0")
         if mode != "0":
             kind = {"1": "strict", "2": "filter"}.get(mode, mode)

@@ -14,12 +14,14 @@ use crate::ptrace::{Stopped, Tracer};
 use crate::remedies;
 use crate::sys::PAGE;
 
-/// The advice, by its bit in a request to arm: not inherited by children, left out of core dumps, huge pages wanted or not.
-const ADVICE: [(u64, i32); 4] = [
+/// The advice, by its bit in a request to arm: not inherited by children, left out of core dumps, huge pages wanted or not,
+/// may be merged by the kernel.
+const ADVICE: [(u64, i32); 5] = [
     (1, libc::MADV_DONTFORK),
     (2, libc::MADV_DONTDUMP),
     (4, libc::MADV_HUGEPAGE),
     (8, libc::MADV_NOHUGEPAGE),
+    (MERGEABLE, libc::MADV_MERGEABLE),
 ];
 /// What of it hides, each with how it is given and taken back.
 const HIDING: [(u64, i32, i32); 2] = [
@@ -27,9 +29,11 @@ const HIDING: [(u64, i32, i32); 2] = [
     (2, libc::MADV_DONTDUMP, libc::MADV_DODUMP),
 ];
 const HIDES: u64 = 3;
+/// Means pages that are written in a mapping of frames, too.
+const MERGEABLE: u64 = 16;
 /// The part of it that means anything for a mapping of frames.
-pub(super) const FOR_FRAMES: u64 = HIDES;
-pub(super) const FOR_ANONYMOUS: u64 = 15;
+pub(super) const FOR_FRAMES: u64 = HIDES | MERGEABLE;
+pub(super) const FOR_ANONYMOUS: u64 = 31;
 
 fn bounds(run: &Run) -> (u64, u64) {
     (run.addr, run.addr + u64::from(run.pages) * PAGE)
