@@ -31,6 +31,14 @@ def filter_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/coredump_filter").read_text(), 16)
 
 
+def merge(engine: Engine) -> None:
+    """Merge until all is; on a busy machine a program may not stop in time."""
+    deadline = time.monotonic() + 20
+    while min(target.stats.merged_pages for target in engine.targets) < 64:
+        assert time.monotonic() < deadline
+        engine.merge_once(0.2)
+
+
 @pytest.fixture
 def starters(spawn: Any) -> list[Any]:
     programs = [spawn.mapper(STARTER) for _ in range(2)]
@@ -53,7 +61,7 @@ def test_core_dumps_hold_merged_pages_while_a_process_is_merged(starters: list[A
     assert not before & private_file_mappings
     with Engine() as engine:
         targets = [engine.attach(starter.pid) for starter in starters]
-        assert engine.merge_once(0.2).merged_pages >= 128
+        merge(engine)
         assert filter_of(starters[0].pid) == before | private_file_mappings
         assert engine.detach(targets[0])
         assert filter_of(starters[0].pid) == before
@@ -66,7 +74,7 @@ def test_a_program_that_a_merged_one_starts_has_the_filter_that_it_would_have(
     with Engine() as engine:
         for starter in starters:
             engine.attach(starter.pid)
-        assert engine.merge_once(0.2).merged_pages >= 128
+        merge(engine)
         assert filter_of(starters[0].pid) != before
         child = int(ask(starters[0], "start"))
         deadline = time.monotonic() + 20
@@ -78,7 +86,7 @@ def test_a_program_that_a_merged_one_starts_has_the_filter_that_it_would_have(
 def test_a_filter_that_the_program_sets_itself_meanwhile_stays(starters: list[Any]) -> None:
     with Engine() as engine:
         targets = [engine.attach(starter.pid) for starter in starters]
-        assert engine.merge_once(0.2).merged_pages >= 128
+        merge(engine)
         Path(f"/proc/{starters[0].pid}/coredump_filter").write_text("0x7f")
         assert engine.detach(targets[0])
     assert filter_of(starters[0].pid) == 0x7F
