@@ -229,11 +229,20 @@ class _Frames:
     def frees(self, page: U32) -> Bools:
         """Whether unmapping each page (ascending), with the others of its frame, frees a frame counted with it."""
         out = np.ones(len(page), bool)
+        at, inside = self._among(page)
+        out[inside] = self.lead[at[inside]]
+        return out
+
+    def own(self, page: U32) -> Bools:
+        """Whether each page (ascending) is mapped once: the engine merges no other, for that frees nothing."""
+        return ~self._among(page)[1]
+
+    def _among(self, page: U32) -> tuple[I64, Bools]:
+        """Return where pages (ascending) stand in ``page``, and whether they do."""
         at = np.searchsorted(self.page, page)
         inside = at < len(self.page)
         inside[inside] = self.page[at[inside]] == page[inside]
-        out[inside] = self.lead[at[inside]]
-        return out
+        return at, inside
 
 
 def _targets(census: Census, duplicates: _Duplicates, zero: U32, report: ScanReport) -> None:
@@ -308,22 +317,23 @@ def _savings(
         "huge_pages_split": _huge_units(census, np.r_[duplicates.page, zero], np.r_[extent, zero_extent], huge),
     }
 
-    # PageONE: private anonymous memory; a huge page is split only for more than half of it.
-    able = mergeable[extent]
-    zero_able = mergeable[zero_extent]
+    # PageONE: private anonymous memory that one process has alone; a huge page is split only for more than half of it.
+    own, zero_own = frames.own(duplicates.page), frames.own(zero)
+    able = mergeable[extent] & own
+    zero_able = mergeable[zero_extent] & zero_own
     all_page = np.r_[duplicates.page[able], zero[zero_able]]
     all_extent = np.r_[extent[able], zero_extent[zero_able]]
     whole, split = _whole_huge(census, all_page, all_extent, huge)
     kept = int(np.count_nonzero(whole))
-    able[np.flatnonzero(able)[whole[: int(able.sum())]]] = False
-    zero_able[np.flatnonzero(zero_able)[whole[int(np.count_nonzero(mergeable[extent])) :]]] = False
+    first_zero = int(np.count_nonzero(able))
+    able[np.flatnonzero(able)[whole[:first_zero]]] = False
+    zero_able[np.flatnonzero(zero_able)[whole[first_zero:]]] = False
 
     left_out = left_short = 0
     while True:
         count = np.bincount(content[able], minlength=contents)
-        freed = np.bincount(content[able], weights=frees[able], minlength=contents).astype(np.int64)
         needed = np.where(count > 1, frames_needed(count), 0)
-        saved = np.where(count > 1, np.maximum(0, freed - needed), 0)
+        saved = np.where(count > 1, np.maximum(0, count - needed), 0)
         taken = able & (saved > 0)[content]
         runs = _Runs(census, duplicates, taken, np.where(saved > 0, needed, 0))
         short = runs.length < min_run
@@ -337,7 +347,7 @@ def _savings(
         able &= ~left
     share = np.where(count > 0, saved / np.maximum(count, 1), 0.0)
     by_page = np.where(taken, share[content], 0.0)
-    by_zero = (zero_able & zero_frees).astype(np.float64)
+    by_zero = zero_able.astype(np.float64)
     saved_bytes = (int(saved.sum()) + int(by_zero.sum())) * size
     cost = runs.mappings * MAPPING_BYTES
     report.saveable_bytes = saved_bytes
@@ -355,6 +365,7 @@ def _savings(
         "huge_pages_split": split,
         "huge_pages_kept_whole": kept,
         "not_mergeable_pages": int(np.count_nonzero(~mergeable[extent]) + np.count_nonzero(~mergeable[zero_extent])),
+        "shared_pages": int(np.count_nonzero(~own) + np.count_nonzero(~zero_own)),
         "run_lengths": runs.histogram(),
     }
     return by_page, by_zero

@@ -71,6 +71,8 @@ def show(report: ScanReport, console: Console) -> None:
         details.append(f"{pageone['over_budget_pages']:,} pages left out: the budget of mappings of their targets")
     if pageone["short_run_pages"]:
         details.append(f"{pageone['short_run_pages']:,} equal pages left out: in runs shorter than is asked for")
+    if pageone["shared_pages"]:
+        details.append(f"{pageone['shared_pages']:,} repeated pages left out: shared since a fork, in memory once")
     if report.sharing == "frames" or report.sharing == "assumed":
         shared = report.already_shared
         details.append(
@@ -78,7 +80,7 @@ def show(report: ScanReport, console: Console) -> None:
             f"{human(shared['page_cache_bytes'])}, zero page {human(shared['zero_page_bytes'])}"
         )
     if report.sharing == "assumed" and report.already_shared["fork_bytes"]:
-        details.append("frames are told to root only: equal pages shared since a fork are counted as one frame")
+        details.append("frames are told to root only: for KSM equal pages shared since a fork are taken for one frame")
     if report.watch:
         watch = report.watch
         details.append(
