@@ -94,7 +94,7 @@ def test_an_ordinary_user_merges_processes_of_his_own(as_user: Any) -> None:
         done = as_user.pageone("merge", "--json", *(str(worker.pid) for worker in workers))
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout)
-        assert told["merged_pages"] >= 2 * COMMON_PAGES * 0.99
+        assert told["merged_pages"] >= 2 * COMMON_PAGES * 0.99, told
         assert [worker.check() for worker in workers] == before
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from pageone.engine.backend import Outcome, PageCode, PageFlag, PageRanges, ReadCode, Regions
+from pageone.engine.backend import Hold, Inherited, Outcome, PageCode, PageFlag, PageRanges, ReadCode, Regions
 from pageone.errors import TargetError
 
 PAGE = 4096
@@ -45,6 +45,8 @@ class FakeProcess:
         self.private = np.zeros(pages, bool)  # in a mapping of the pool, but written since
         self.huge = np.zeros(pages, bool)
         self.pinned = np.zeros(pages, bool)
+        self.memory = np.full(pages, -1, np.int64)  # which piece of the machine's memory a page of its own is in
+        self.without = np.full(pages, -1, np.int64)  # which one it would be in if there were no engine
         self.expected = np.zeros(pages, np.uint64)  # what the process itself believes
 
     # -------------------------------------------------- what the program does
@@ -67,6 +69,7 @@ class FakeProcess:
         self.own[at], self.expected[at] = 0, 0
         self.resident[at] = self.written[at] = self.private[at] = self.huge[at] = False
         self.frame[at] = NONE
+        self.memory[at] = self.without[at] = -1
 
     def write(self, pages: npt.ArrayLike, values: npt.ArrayLike) -> None:
         index = np.atleast_1d(np.asarray(pages))
@@ -77,10 +80,13 @@ class FakeProcess:
         self.expected[index] = values
         self.resident[index] = self.written[index] = True
         self.private[index] = self.frame[index] != NONE
+        self.memory[index] = self.backend.allocate(len(index))
+        self.without[index] = self.backend.allocate(len(index))
 
     def fork(self, pid: int) -> FakeProcess:
         child = FakeProcess(self.backend, pid, self.n)
-        for name in ("mapped", "own", "resident", "written", "frame", "private", "huge", "expected"):
+        copied = ("mapped", "own", "resident", "written", "frame", "private", "huge", "memory", "without", "expected")
+        for name in copied:
             getattr(child, name)[:] = getattr(self, name)
         self.backend.processes[pid] = child
         return child
@@ -175,12 +181,27 @@ class FakeMemory:
         self.backend.pages_read += len(index)
         content = p.reads[index]
         codes = np.where(content == 0, ReadCode.ZERO, ReadCode.OK).astype(np.uint8)
-        codes[~p.mapped[index]] = ReadCode.GONE
+        holds = self._holds(index)
+        codes[holds == Hold.NONE] = ReadCode.GONE
+        codes[holds == Hold.SHARED] = ReadCode.SHARED
         return self.backend.key(content), codes
+
+    def holds(self, addr: U64) -> U8:
+        self._enter("holds")
+        return self._holds((addr // PAGE).astype(np.int64) - BASE)
+
+    def _holds(self, index: npt.NDArray[np.int64]) -> U8:
+        p = self.process
+        shared = self.backend.users()[p.memory[index]] > 1
+        holds = np.where(shared, Hold.SHARED, Hold.OWN).astype(np.uint8)
+        holds[p.memory[index] < 0] = Hold.NONE
+        holds[(p.frame[index] != NONE) & ~p.private[index]] = Hold.FILE
+        return holds
 
     def _codes(self, index: npt.NDArray[np.int64]) -> U8:
         p = self.process
         codes = np.zeros(len(index), np.uint8)
+        codes[self._holds(index) == Hold.SHARED] = PageCode.SHARED
         codes[p.written[index]] = PageCode.WRITTEN
         codes[p.pinned[index]] = PageCode.REFUSED
         codes[~p.mapped[index]] = PageCode.GONE
@@ -204,6 +225,7 @@ class FakeMemory:
         done = codes == PageCode.DONE
         p.frame[index[done]] = frames[done]
         p.private[index[done]] = False
+        p.memory[index[done]] = -1
         p.huge[index] = False
         return self._outcome(codes, before)
 
@@ -212,10 +234,12 @@ class FakeMemory:
         before = len(p.vmas()[0])
         index = spread(addr, pages)
         codes = self._codes(index)
+        codes[(codes == PageCode.DONE) & (self._holds(index) == Hold.NONE)] = PageCode.GONE
         codes[(codes == PageCode.DONE) & (p.reads[index] != 0)] = PageCode.DIFFERS
         done = index[codes == PageCode.DONE]
         p.own[done] = 0
         p.frame[done] = NONE
+        p.memory[done] = -1
         p.resident[done] = p.private[done] = False
         p.huge[index] = False
         return self._outcome(codes, before)
@@ -233,14 +257,16 @@ class FakeMemory:
         p.frame[done] = NONE
         p.private[done] = False
         p.resident[done] = p.written[done] = True
+        p.memory[done] = self.backend.allocate(len(done))
         return self._outcome(codes, before)
 
     def detach(self) -> None:
-        assert (self.process.frame == NONE).all(), "detached while merged"
         self.detached = True
+        self.release()
 
     def release(self) -> None:
         self.released = True
+        self.backend.attached.discard(self.pid)
 
 
 class FakeBackend:
@@ -259,6 +285,8 @@ class FakeBackend:
         self.complete = True
         self.closed = False
         self._next_pid = 100
+        self._next_memory = 0
+        self.attached: set[int] = set()
 
     def spawn(self, pages: int = 4096, mapped: tuple[int, int] | None = (0, 1024)) -> FakeProcess:
         process = FakeProcess(self, self.new_pid(), pages)
@@ -279,7 +307,44 @@ class FakeBackend:
     def attach(self, pid: int) -> FakeMemory:
         if pid not in self.processes:
             raise TargetError(f"process {pid}: no such process")
+        self.attached.add(pid)
         return FakeMemory(self, self.processes[pid])
+
+    def allocate(self, pages: int) -> npt.NDArray[np.int64]:
+        """Return pieces of memory that nobody has."""
+        self._next_memory += pages
+        return np.arange(self._next_memory - pages, self._next_memory)
+
+    def users(self) -> npt.NDArray[np.int64]:
+        """How many processes have each piece of memory; those that have none (-1) are nobody's."""
+        everyone = [p.memory[p.memory >= 0] for p in self.processes.values()]
+        return np.bincount(np.concatenate([np.empty(0, np.int64), *everyone]), minlength=self._next_memory + 1)
+
+    def memory_pages(self) -> int:
+        """Pages of memory in use: those of processes, and frames."""
+        return int(np.count_nonzero(self.users())) + int(self.filled.sum())
+
+    def memory_without(self) -> int:
+        """Pages of memory that would be in use without an engine: a write copies what is shared since a fork."""
+        everyone = [p.without[p.without >= 0] for p in self.processes.values()]
+        return len(np.unique(np.concatenate([np.empty(0, np.int64), *everyone])))
+
+    def unread(self) -> int:
+        """Frames that hold something nobody reads: all that map them have written since."""
+        read = np.zeros(self.frames_max, bool)
+        for p in self.processes.values():
+            read[p.frame[(p.frame != NONE) & ~p.private]] = True
+        return int(np.count_nonzero(self.filled & ~read))
+
+    def inherited(self) -> list[Inherited]:
+        found = []
+        for p in self.processes.values():
+            if p.pid not in self.attached:
+                first, end = p.vmas()
+                pool = p.frame[first] != NONE
+                start, stop = ((x[pool] + BASE).astype(np.uint64) * np.uint64(PAGE) for x in (first, end))
+                found.append(Inherited(start, stop, p.frame[first][pool]))
+        return found
 
     def holders(self, frames: U32) -> npt.NDArray[np.int64]:
         """How many pages of all processes map each frame."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fake import NONE, FakeBackend, FakeProcess
+from fake import BASE, NONE, PAGE, FakeBackend, FakeProcess
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from test_engine import consistent
 
 from pageone.engine import Engine
+from pageone.engine.pages import address
 from pageone.engine.status import State
 from pageone.errors import TargetError
 
@@ -57,6 +58,7 @@ class Life(RuleBasedStateMachine):
             repeat_share=0.1,
             batch_pages=16,
         )
+        self.disturbed = self.pending = False
         self.spawn()
 
     def processes(self) -> list[FakeProcess]:
@@ -121,6 +123,24 @@ class Life(RuleBasedStateMachine):
     def step(self, n: int) -> None:
         for _ in range(n):
             self.engine.step()
+        self.no_more_is_claimed_than_is_saved()
+
+    def no_more_is_claimed_than_is_saved(self) -> None:
+        if self.disturbed:
+            self.disturbed = self.pending  # something happened meanwhile that the next look will see
+            return
+        backend, counts, frames = self.backend, self.engine._pages.counts, self.engine._frames
+        claimed = counts[State.SHARED] + counts[State.ZERO] - frames.used + frames.outside
+        # A program that discards a zero page given back long ago is not noticed, nor what strangers do with frames.
+        unnoticed = frames.outside
+        for target in self.engine.targets:
+            process = backend.processes.get(target.pid)
+            if process is not None:
+                places = self.engine._pages.in_state(target._number, State.ZERO)
+                index = (address(places) // PAGE).astype(np.int64) - BASE
+                unnoticed += int(np.count_nonzero(process.without[index] < 0))
+        empty = frames.used - int(backend.filled.sum())
+        assert claimed <= backend.memory_without() - backend.memory_pages() + unnoticed - empty
 
     @rule()
     def step_without_time(self) -> None:
@@ -142,6 +162,7 @@ class Life(RuleBasedStateMachine):
             if name != moment:
                 return
             self.backend.hook = lambda name, process: None
+            self.pending = False
             if what == 0:
                 process.write(page, 77)
             elif what == 1:
@@ -153,6 +174,7 @@ class Life(RuleBasedStateMachine):
                     other.write(page, 78)
 
         self.backend.hook = hook
+        self.disturbed = self.pending = True
 
     @rule(on=st.booleans(), complete=st.booleans())
     def trouble(self, on: bool, complete: bool) -> None:
@@ -186,6 +208,9 @@ class Life(RuleBasedStateMachine):
         counts = sum((self.engine._pages.counts_of(t._number) for t in self.engine.targets), np.zeros(len(State), int))
         assert self.engine._pages.counts.tolist() == counts.tolist()
         assert self.engine._frames.live.sum() == self.engine._pages.counts[State.SHARED]
+        assert self.engine._families.heirs.sum() == self.engine._pages.counts[State.INHERITED]
+        # Never more memory than without an engine, but for frames that all have written over.
+        assert self.backend.memory_pages() <= self.backend.memory_without() + self.backend.unread()
         # A frame whose source ended before it was copied was never filled: it only waits to be free again.
         empty = self.engine._frames.used - int(self.backend.filled.sum())
         assert 0 <= empty <= self.engine._frames.waiting

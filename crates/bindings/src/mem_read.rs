@@ -4,6 +4,7 @@
 use std::io;
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1, PyReadwriteArray1};
+use pagemem::hold;
 use pagemem::maps::{self, Maps};
 use pagemem::pagemap::{self, Found, Query};
 use pagemem::read::{self, Process, Source};
@@ -201,6 +202,33 @@ fn read_keys<'py>(
     keys_from(py, process(pid), addr.as_slice()?, size, key, threads, keep)
 }
 
+/// read_own_keys(pid, addr, key) -> (keys, code)
+#[pyfunction]
+fn read_own_keys<'py>(
+    py: Python<'py>,
+    pid: i32,
+    addr: PyReadonlyArray1<'py, u64>,
+    key: &Key,
+) -> PyResult<(Array<'py, u64>, Array<'py, u8>)> {
+    let at = addr.as_slice()?;
+    let (mut keys, mut code) = (vec![0u64; at.len()], vec![0u8; at.len()]);
+    py.detach(|| read::read_own_keys(&Process::open(pid)?, at, &key.0, &mut keys, &mut code))
+        .map_err(os_error)?;
+    Ok((keys.into_pyarray(py), code.into_pyarray(py)))
+}
+
+/// pagemap_holds(fd, addr) -> hold
+#[pyfunction]
+fn pagemap_holds<'py>(
+    py: Python<'py>,
+    fd: i32,
+    addr: PyReadonlyArray1<'py, u64>,
+) -> PyResult<Array<'py, u8>> {
+    let at = addr.as_slice()?;
+    let holds = py.detach(|| hold::holds(fd, at)).map_err(os_error)?;
+    Ok(holds.into_pyarray(py))
+}
+
 /// file_keys(fd, offset, page_size, key, threads=1, keep=None) -> (keys, code)
 #[pyfunction]
 #[pyo3(signature = (fd, offset, page_size, key, threads=1, keep=None))]
@@ -305,7 +333,9 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(pagemap_available, m)?)?;
     m.add_function(wrap_pyfunction!(pagemap_scan, m)?)?;
     m.add_function(wrap_pyfunction!(pagemap_entries, m)?)?;
+    m.add_function(wrap_pyfunction!(pagemap_holds, m)?)?;
     m.add_function(wrap_pyfunction!(read_keys, m)?)?;
+    m.add_function(wrap_pyfunction!(read_own_keys, m)?)?;
     m.add_function(wrap_pyfunction!(file_keys, m)?)?;
     m.add_function(wrap_pyfunction!(keys_of, m)?)?;
     m.add_function(wrap_pyfunction!(read_pages, m)?)?;

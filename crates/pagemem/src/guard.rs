@@ -282,6 +282,11 @@ impl Guardian {
         let gone = || io::Error::from_raw_os_error(libc::ESRCH);
         if number == op::DETACH {
             let t = self.targets.get_mut(&pid).ok_or_else(gone)?;
+            if t.maps_frames() {
+                // What is left merged on purpose is guarded on, as when an engine ends.
+                t.end_tracking();
+                return Ok(Answer::Bytes(Vec::new()));
+            }
             t.detach(&mut self.tracer)?;
             self.collect_heirs();
             self.targets.remove(&pid);

@@ -10,6 +10,7 @@ pub mod descriptors;
 mod filling;
 pub mod guard;
 mod hidden;
+pub mod hold;
 pub mod inject;
 pub mod kinds;
 pub mod maps;

@@ -119,6 +119,12 @@ impl Process {
     pub fn written(&self, start: u64, end: u64, found: impl FnMut(u64, u64)) -> io::Result<()> {
         self.with_tracked(|tracked| tracked.written(start, end, found))
     }
+
+    /// Whose each page at `at` is; see [`crate::hold`].
+    pub fn holds(&self, at: &[u64]) -> io::Result<Vec<u8>> {
+        self.with_tracked(|tracked| tracked.holds(at))
+    }
+
     /// Whether system calls of thread `tid` are filtered, or that cannot be told.
     pub fn under_seccomp(&self, tid: i32) -> bool {
         let mut known = self.status.borrow_mut();

@@ -9,6 +9,8 @@
 //! calls exclusive, or of a file, are read that way; the others are read through `/proc/PID/mem`, which pins nothing
 //! and costs about a third more. A fork between the look and the read may still unshare that one chunk.
 
+mod own;
+
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
@@ -20,6 +22,8 @@ use std::sync::Mutex;
 use mix::Key;
 
 use crate::pagemap::{self, ENTRY_EXCLUSIVE, ENTRY_FILE, ENTRY_PRESENT, PAGE_SIZE};
+
+pub use own::{read_own_keys, CODE_SHARED};
 
 const PAGE: usize = PAGE_SIZE as usize;
 
@@ -109,7 +113,7 @@ impl Process {
                 .for_each(|(page, &entry)| sort(page, entry));
         } else {
             let mut entries = Vec::with_capacity(at.len());
-            entries_of(pagemap, at, &mut entries)?;
+            entries_of(pagemap.as_raw_fd(), at, &mut entries)?;
             entries
                 .iter()
                 .enumerate()
@@ -179,7 +183,7 @@ impl Process {
 }
 
 /// Appends the pagemap entry of each page at `at`. Pages that follow each other closely are looked up in one call.
-fn entries_of(pagemap: &File, at: &[u64], entries: &mut Vec<u64>) -> io::Result<()> {
+pub(crate) fn entries_of(pagemap: RawFd, at: &[u64], entries: &mut Vec<u64>) -> io::Result<()> {
     let mut first = 0;
     while first < at.len() {
         let near = |pair: &&[u64]| {
@@ -187,7 +191,7 @@ fn entries_of(pagemap: &File, at: &[u64], entries: &mut Vec<u64>) -> io::Result<
         };
         let last = first + at[first..].windows(2).take_while(near).count();
         let (low, high) = (at[first], at[last].saturating_add(PAGE_SIZE));
-        let found = pagemap::entries(pagemap.as_raw_fd(), &[low], &[high])?;
+        let found = pagemap::entries(pagemap, &[low], &[high])?;
         let entry = |&at: &u64| {
             let place = ((at - low) / PAGE_SIZE) as usize;
             found.get(place).copied().unwrap_or(0)
@@ -271,7 +275,7 @@ impl Source {
             Source::Process(Process {
                 files: Some((pagemap, _)),
                 ..
-            }) => entries_of(pagemap, at, entries),
+            }) => entries_of(pagemap.as_raw_fd(), at, entries),
             _ => Ok(()),
         }
     }

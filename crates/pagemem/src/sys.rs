@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use crate::hold;
 use crate::pagemap::{self, Query};
 
 /// Bytes of a page.
@@ -428,6 +429,11 @@ impl Tracked {
             found(from, to);
         }
         Ok(())
+    }
+
+    /// Whose each page at `at` is; see [`hold`].
+    pub fn holds(&self, at: &[u64]) -> io::Result<Vec<u8>> {
+        hold::holds(self.0.as_raw_fd(), at)
     }
 }
 

@@ -7,6 +7,7 @@ mod advice;
 mod descriptor;
 mod exchange;
 mod mend;
+mod shared;
 mod shed;
 mod unstopped;
 
@@ -41,6 +42,7 @@ pub enum Code {
     Gone = 3,
     Refused = 4,
     Timeout = 5,
+    Shared = 6,
 }
 
 /// A run of pages and, for a merge, its first frame.
@@ -974,6 +976,7 @@ impl Target {
                 codes[range].fill(Code::Gone as u8);
             }
         }
+        self.leave_shared(batch, codes, pool.is_none())?;
         // A page that differs fails its whole piece: the others are tried again without it.
         let mut settled = vec![false; codes.len()];
         for _ in 0..ROUNDS {

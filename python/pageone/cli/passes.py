@@ -58,6 +58,8 @@ def report_dict(report: MergeReport) -> dict[str, Any]:
         "pages": report.pages,
         "written_pages": report.written_pages,
         "zero_pages": report.zero_pages,
+        "dropped_pages": report.dropped_pages,
+        "forked_pages": report.forked_pages,
         "duplicate_pages": report.duplicate_pages,
         "merged_pages": report.merged_pages,
         "mappings_added": report.mappings_added,
@@ -76,7 +78,7 @@ def report_rows(report: MergeReport) -> list[tuple[str, str]]:
     rows = [
         ("processes", f"{report.targets:,}"),
         ("pages at rest, read", f"{report.pages:,} ({size_text(report.pages * 4096)})"),
-        ("zero pages, given back", f"{report.zero_pages:,}"),
+        ("zero pages, given back", f"{report.dropped_pages:,}"),
         ("duplicate pages", f"{report.duplicate_pages:,}"),
         ("merged pages", f"{report.merged_pages:,}"),
         ("mappings added", f"{report.mappings_added:,}"),
@@ -87,10 +89,12 @@ def report_rows(report: MergeReport) -> list[tuple[str, str]]:
             f"median {pauses['p50']:.2f} ms, 99 % below {pauses['p99']:.2f} ms, longest {pauses['max']:.2f} ms",
         ),
     ]
+    if report.forked_pages:
+        rows.append(("left alone: shared since a fork", f"{report.forked_pages:,}"))
     rows += [
         (f"left alone: {_REFUSALS.get(name, name.lower())}", f"{pages:,}")
         for name, pages in report.refused.items()
-        if pages
+        if pages and name != "SHARED"  # counted with those shared since a fork
     ]
     return rows
 

@@ -39,7 +39,18 @@ class ReadCode(IntEnum):
 
     OK = 0
     ZERO = 1  #: all bytes are zero
-    GONE = 2  #: not mapped or not readable any more
+    GONE = 2  #: not mapped or not readable any more, or no memory is held there
+    SHARED = 3  #: other processes map it too, since a fork: not read
+
+
+class Hold(IntEnum):
+    """Whose a page is, as :meth:`TargetMemory.holds` tells."""
+
+    NONE = 0  #: nobody's: never touched, discarded, or the kernel's zero page
+    OWN = 1  #: this process's alone
+    SHARED = 2  #: other processes map it too, since a fork: what one of them does to its own mapping frees nothing
+    FILE = 3  #: a file's, as a frame of the pool is
+    SWAPPED = 4  #: in swap: the kernel does not tell whose
 
 
 class PageCode(IntEnum):
@@ -51,6 +62,7 @@ class PageCode(IntEnum):
     GONE = 3  #: mapping has changed or vanished: left alone
     REFUSED = 4  #: locked, pinned, no memory or no mapping left: left alone
     TIMEOUT = 5  #: the target did not stop in time: left alone, may be asked again
+    SHARED = 6  #: other processes map it too, since a fork: left alone, for nothing would be freed
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,18 @@ class Regions:
     names: Sequence[str]  #: as in /proc/PID/maps: "[heap]", "[anon:...]", "" …
     mappings: int  #: number of all mappings of the target, for the budget
     left_alone: str = ""  #: what keeps the target from being merged now; then only its merged regions are told
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """What a process that is not attached maps of the pool: byte addresses ``start`` to ``end``, first ``frame``.
+
+    One element a mapping in every array, ascending.
+    """
+
+    start: U64
+    end: U64
+    frame: U32
 
 
 @dataclass(frozen=True)
@@ -108,10 +132,19 @@ class TargetMemory(Protocol):
         """
 
     def read_keys(self, addr: U64) -> tuple[U64, U8]:
-        """Read pages and return a keyed 64-bit mix of each (a route, not an identity) and its :class:`ReadCode`."""
+        """Read pages and return a keyed 64-bit mix of each (a route, not an identity) and its :class:`ReadCode`.
+
+        Pages that other processes share are not read.
+        """
+
+    def holds(self, addr: U64) -> U8:
+        """Return the :class:`Hold` of each page. Reads no content."""
 
     def merge(self, addr: U64, pages: U32, frame: U32) -> Outcome:
-        """Map runs to frames. Each page is compared with its frame, all bytes, while the target is stopped."""
+        """Map runs to frames. Each page is compared with its frame, all bytes, while the target is stopped.
+
+        Pages that other processes share are left alone, here and in :meth:`drop_zero`.
+        """
 
     def drop_zero(self, addr: U64, pages: U32) -> Outcome:
         """Give runs of all-zero pages back to the kernel's zero page, verified while the target is stopped."""
@@ -124,7 +157,7 @@ class TargetMemory(Protocol):
         """
 
     def detach(self) -> None:
-        """Stop tracking and release everything held of the target; merged pages must have been unmerged."""
+        """Stop tracking and release everything held of the target; what is left merged is guarded on."""
 
     def release(self) -> None:
         """Release what is held here for a target that has gone, or was detached; may be called more than once."""
@@ -151,6 +184,12 @@ class Backend(Protocol):
         """Look at every mapping of the pool in the system: ``(first frame, pages)`` a mapping, and completeness.
 
         The flag is False when some process could not be looked at: then nothing may be freed.
+        """
+
+    def inherited(self) -> list[Inherited]:
+        """Return what processes map of the pool that are not attached: children of targets, and what was left merged.
+
+        Those that cannot be looked at are missing.
         """
 
     def close(self) -> None:

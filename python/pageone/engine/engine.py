@@ -15,6 +15,7 @@ and merge, between two looks, so that a queued page's status changes only when t
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import importlib
@@ -22,7 +23,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,8 +36,9 @@ from pageone.engine.arrays import distinct, grouped, in_order, marked, repeated,
 from pageone.engine.backend import PAGE_SIZE, Backend, Outcome, PageCode, PageFlag, ReadCode
 from pageone.engine.contents import Contents
 from pageone.engine.decide import Decider, Limits, Members, Planned, Twins
+from pageone.engine.families import Families
 from pageone.engine.frames import NO_FRAME, Frames
-from pageone.engine.index import NOWHERE, Index, page_location
+from pageone.engine.index import NOWHERE, Index, page_location, place_of
 from pageone.engine.metrics import MergeReport, Pauses, Stats, Tally, TargetStats
 from pageone.engine.pages import PageTable, address, coalesce, place, target_of
 from pageone.engine.queue import CpuBudget, Workers, be_modest, cpu_share
@@ -193,6 +194,7 @@ class Engine:
         self._contents = Contents()
         self._frames = Frames(backend.frames_max)
         self._targets: dict[int, Target] = {}
+        self._families = Families(self._pages, self._frames, self._targets)
         books = (self._pages, self._frames, self._contents)
         self._decider = Decider(self._limits, backend, books, self._targets, self._apply, self._enqueue)
         self._next_number = 1
@@ -252,7 +254,10 @@ class Engine:
         stop: Callable[[], bool] | None = None,
         available_bytes: Callable[[], int] | None = None,
     ) -> bool:
-        """Give every merged page of a target memory of its own again and let it go; return whether that was finished.
+        """Give the merged pages of a target memory of their own again and let it go; return whether that was finished.
+
+        Pages of which relatives, forked since, map the same frame are left merged, and guarded until these processes
+        end: each would need a copy, where without us they would share one (``target.left_pages`` says how many).
 
         ``stop`` is asked before each request of some thousand pages: when it says True the target stays attached with
         what is not done yet still merged, and False is returned; calling again goes on. ``available_bytes`` tells the
@@ -264,19 +269,20 @@ class Engine:
                 raise TargetError(f"process {target.pid}: not attached to this engine")
             if not self._refresh(target):
                 return True
-            needed = target._rows.pages * PAGE_SIZE
+            places = self._to_give_back(target)
+            needed = len(places) * PAGE_SIZE
             available = (available_bytes or _available_bytes)()
             if needed > available:
                 raise TargetError(
                     f"process {target.pid}: unmerging needs {needed >> 20} MiB, available are {available >> 20} MiB; "
                     "free some memory, or let the process end merged"
                 )
-            total, done = target._rows.pages, 0
+            total, done = len(places), 0
             failed: Counter[str] = Counter()
             for _ in range(DETACH_TRIES):
                 failed.clear()
-                pages_of_rows = (target._rows.end - target._rows.start).astype(np.int64)
-                for start, pages, _ in plan.requests(target._rows.start, pages_of_rows, None, REQUEST_PAGES):
+                first, run_pages = runs(places)
+                for start, pages, _ in plan.requests(places[first], run_pages, None, REQUEST_PAGES):
                     if stop is not None and stop():
                         self._refresh(target)
                         return False
@@ -289,16 +295,25 @@ class Engine:
                         progress("unmerge", min(done, total), total)
                 if not failed[PageCode.TIMEOUT.name] or not self._refresh(target) or not len(target._rows):
                     break
+                places = self._to_give_back(target)
             if self._refresh(target):
-                left = target._rows.pages
+                left = len(self._to_give_back(target)) if len(target._rows) else 0
                 if left:
                     raise TargetError(
                         f"process {target.pid}: {left} merged pages could not be given their own memory "
                         f"({', '.join(f'{n} {code}' for code, n in failed.items()) or 'mapped again'}); try again"
                     )
+                target._left = target._rows.pages
                 target._memory.detach()
                 self._forget(target)
             return True
+
+    def _to_give_back(self, target: Target) -> U64:
+        """Return the places of a target's merged pages but for those that would be more memory than before."""
+        places, frames = target._rows.expand()
+        if not len(places):
+            return places
+        return places[~self._families.to_leave(target, places, frames, self._backend.inherited())]
 
     # ------------------------------------------------------------------ periods
 
@@ -318,6 +333,7 @@ class Engine:
                 for target in self.targets:
                     self._look(target, tally)
                 self._queue_due()
+                self._queue_forked(now=False)
             self._look_cpu_s = (self._look_cpu_s + tally.cpu_s["look"]) / 2
             if until is not None and until > began:
                 # A look that has taken all of a period, on a busy machine, must not starve the work: as long again.
@@ -348,6 +364,7 @@ class Engine:
                     resting = self._pages.in_state(target._number, State.VOLATILE)
                     resting = resting[~np.isin(resting, written, assume_unique=True)]
                     self._enqueue(target, resting)
+                self._queue_forked(now=True)
             tally.written -= first
             self._work(tally, progress, None)
             return self._report(tally, saved)
@@ -477,17 +494,17 @@ class Engine:
         tally.written += len(places)
         before = self._pages.status[slots]
         was = state(before)
+        self._index.stale_hint += int(np.count_nonzero(was == State.UNIQUE))
+        after = self._pages.apply(slots, Event.WRITTEN)
         if len(target._rows):
-            shared = was == State.SHARED
-            if shared.any():
-                frames = target._rows.frames_of(places[shared])
-                self._release(frames[frames != NO_FRAME])
+            read = (was == State.SHARED) | (was == State.INHERITED)
+            if read.any():
+                shared = was[read] == State.SHARED
+                self._release(places[read], target._rows.frames_of(places[read]), shared)
                 wasted = int(shared.sum())
                 tally.wasted += wasted
                 target._wasted += wasted
                 target._wasted_since += wasted
-        self._index.stale_hint += int(np.count_nonzero(was == State.UNIQUE))
-        after = self._pages.apply(slots, Event.WRITTEN)
         if huge.any() or (before & HUGE_BIT).any():
             ranges = np.searchsorted(first, places, side="right") - 1
             bits = np.where(huge[ranges], HUGE_BIT, 0).astype(np.uint8)
@@ -495,9 +512,12 @@ class Engine:
         self._schedule(places, slots, after)
         return places
 
-    def _release(self, frames: U32) -> None:
-        """Book one live sharer less for each frame."""
-        np.subtract.at(self._frames.live, frames, np.uint32(1))
+    def _release(self, places: U64, frames: U32, shared: Bools) -> None:
+        """Book one reader less for each frame. ``shared``: whether the page was ``SHARED``, else it was inherited."""
+        places, frames, shared = marked(frames != NO_FRAME, places, frames, shared)
+        self._families.forget(frames[~shared])
+        np.subtract.at(self._frames.live, frames[shared], np.uint32(1))
+        self._families.succeed(places[shared], frames[shared])
 
     def _refresh(self, target: Target, tally: Tally | None = None) -> bool:
         """Read a target's mappings anew and bring spans and books up to date; False when that was not possible.
@@ -521,32 +541,39 @@ class Engine:
         target._mappings = regions.mappings
         target._regions = len(regions.start)
         target._left_alone = regions.left_alone
-        self._set_rows(target, Rows.of(target._number, regions))
+        places, frames = self._set_rows(target, Rows.of(target._number, regions))
         self._pages.update(target._number, *coalesce(regions.start, regions.end))
+        if len(places):
+            self._families.inherit(target, places, frames)
         if target._held_for_budget and self._limits.mappings_left(target) > target._left_then + HELD_SLACK:
             target._held_for_budget = 0
             self._enqueue(target, self._pages.in_state(target._number, State.HELD))
         return True
 
-    def _set_rows(self, target: Target, rows: Rows) -> None:
-        """Replace what a target maps of the pool, in the books and in the status of pages that map it no longer."""
+    def _set_rows(self, target: Target, rows: Rows) -> tuple[U64, U32]:
+        """Replace what a target maps of the pool, in the books and in the status of pages that map it no longer.
+
+        Returns places and frames of the rows that are new.
+        """
         old = target._rows
         if rows == old:
-            return
+            return rows.start[:0], rows.frame[:0]
         gone, gone_frames = old.without(rows).expand()
-        _, new_frames = rows.without(old).expand()
+        new_places, new_frames = rows.without(old).expand()
         target._rows = rows
         self._frames.map(new_frames)
         self._frames.unmap(gone_frames)
         lost = rows.frames_of(gone) == NO_FRAME
         if not lost.any():
-            return
+            return new_places, new_frames
         places, frames = gone[lost], gone_frames[lost]
         slots = self._pages.slots(places)
-        shared = slots >= 0
-        shared[shared] = state(self._pages.status[slots[shared]]) == State.SHARED
-        self._release(frames[shared])
-        self._pages.apply(slots[shared], Event.LOST)
+        was = np.where(slots >= 0, state(self._pages.status[slots]), State.ABSENT)
+        shared = was == State.SHARED
+        read = shared | (was == State.INHERITED)
+        self._pages.apply(slots[read], Event.LOST)
+        self._release(places[read], frames[read], shared[read])
+        return new_places, new_frames
 
     def _forget(self, target: Target) -> None:
         """Drop a target that is gone or detached from books and status; its entries in the index go stale."""
@@ -589,6 +616,17 @@ class Engine:
             target = self._targets.get(number)
             if target is not None:
                 self._push(target, in_order(np.concatenate(parts)))
+
+    def _queue_forked(self, *, now: bool) -> None:
+        """Queue pages that were shared since a fork and are their target's alone by now."""
+        if not self._pages.counts[State.FORKED]:
+            return
+        for target in self.targets:
+            try:
+                places = self._families.alone_again(target, self._period, now=now)
+            except TargetError:
+                continue  # it has ended, which the next look will find
+            self._enqueue(target, places)
 
     def _enqueue(self, target: Target, places: U64) -> None:
         """Queue volatile or held pages of a target now. ``places`` ascending."""
@@ -661,7 +699,7 @@ class Engine:
         self._apply(distinct(np.concatenate([f.changed for f in found])), Event.RETRY)
         where = self._index.where
         for f in found:
-            tally.read += len(f.places)
+            tally.read += int(np.count_nonzero(f.codes != ReadCode.SHARED))
             where[f.ids[f.is_new]] = NOWHERE
         twice = repeated(np.concatenate([f.places for f in found]))
         if twice.any():
@@ -678,6 +716,9 @@ class Engine:
         zero = f.places[:0]
         if f.codes.any():
             self._apply(f.places[f.codes == ReadCode.GONE], Event.LOST)
+            forked = f.places[f.codes == ReadCode.SHARED]
+            tally.forked += len(forked)
+            self._apply(forked, Event.FORKED)
             zero = f.places[f.codes == ReadCode.ZERO]
             tally.zero += len(zero)
         (places,) = marked(f.codes == ReadCode.OK, f.places)
@@ -688,7 +729,7 @@ class Engine:
         where = self._index.where
         believed = np.zeros(len(places), np.bool_)
         seen = np.flatnonzero(~f.is_new)
-        believed[seen] = self._index.believed(where[f.ids[seen]], self._pages)
+        believed[seen] = self._believed(where[f.ids[seen]])
         location = plan.pair(f.ids, own, where, believed)
         alone = location == own
         (unique,) = marked(alone, places)
@@ -697,6 +738,21 @@ class Engine:
         self._pages.due[slots] = self._period & 255
         twin = ~alone
         return zero, places[twin], keys[twin], location[twin], *joins
+
+    def _believed(self, locations: U64) -> Bools:
+        """Tell which locations hold: the page is what it was, and nobody shares it since a fork."""
+        good = self._index.believed(locations, self._pages)
+        # Those of this period have just been read as the target's alone.
+        before = np.flatnonzero(good & (locations & np.uint64(255) != np.uint64(self._period & 255)))
+        if len(before):
+            places = place_of(locations[before])
+            with contextlib.suppress(TargetError):  # it has ended: the merge will say so
+                shared = self._families.shared_now(places)
+                good[before[shared]] = False
+                forked = distinct(places[shared])
+                self._index.stale_hint += len(forked)
+                self._apply(forked, Event.FORKED)
+        return good
 
     # ------------------------------------------------------------------ merge
 
@@ -827,6 +883,8 @@ class Engine:
                 target._refused.update(refused)
         self._apply(places[codes == PageCode.GONE], Event.LOST)
         self._apply(places[codes == PageCode.REFUSED], Event.REFUSED)
+        tally.forked += int((codes == PageCode.SHARED).sum())
+        self._apply(places[codes == PageCode.SHARED], Event.FORKED)
         again = (codes == PageCode.DIFFERS) | (codes == PageCode.WRITTEN) | (codes == PageCode.TIMEOUT)
         self._apply(places[again], Event.RETRY)
 
@@ -858,7 +916,11 @@ class Engine:
                 continue
             rows = target._rows
             places, frames = rows.expand()
-            places = places[self._frames.live[frames] == 0]
+            places = places[(self._frames.live[frames] == 0) & (self._families.heirs[frames] == 0)]
+            try:
+                places = places[~self._families.shared_now(places)]
+            except TargetError:
+                continue  # it has ended, which the next look will find
             first, pages = runs(places)
             start = places[first]
             whole = np.isin(start, rows.start) & np.isin(start + pages.astype(np.uint64), rows.end)
@@ -937,7 +999,7 @@ class Engine:
                 mappings=target._mappings,
                 mappings_left=self._limits.mappings_left(target),
                 mapped_pages=target._rows.pages,
-                saved_bytes=int(counts[State.SHARED] + counts[State.ZERO]) * PAGE_SIZE,
+                saved_bytes=round(self._families.saved_pages(target) * PAGE_SIZE),
                 merged_pages=target._merged,
                 wasted_merges=target._wasted,
                 refused=dict(target._refused),
@@ -953,9 +1015,12 @@ class Engine:
         return index + 2 * seen + Frames.BYTES * self._frames.used + waiting + rows
 
     def _saved_bytes(self) -> int:
-        """Memory given back: pages shared or zero, less frames, mappings and what the engine keeps of them."""
+        """Memory given back: pages merged or zero, less frames, mappings and what the engine keeps of them.
+
+        Each merged page was its target's alone. Frames that only others map are theirs: they would have the page.
+        """
         counts = self._pages.counts
-        gross = int(counts[State.SHARED] + counts[State.ZERO]) - self._frames.used
+        gross = int(counts[State.SHARED] + counts[State.ZERO]) - (self._frames.used - self._frames.outside)
         mappings = sum(len(t._rows) for t in self._targets.values())
         return gross * PAGE_SIZE - mappings * plan.MAPPINGS_PER_RUN * MAPPING_BYTES - self._metadata_bytes()
 
@@ -964,6 +1029,7 @@ class Engine:
         for name in (
             *("read", "written", "zero", "dropped", "duplicate", "merged", "frames", "mappings_added"),
             *("wasted", "left_for_budget", "left_huge", "left_pool", "left_short", "huge_split", "missed", "let_go"),
+            "forked",
         ):
             setattr(totals, name, getattr(totals, name) + getattr(tally, name))
         totals.refused.update(tally.refused)
@@ -975,6 +1041,7 @@ class Engine:
             pages=tally.read,
             written_pages=tally.written,
             zero_pages=tally.zero,
+            forked_pages=tally.forked,
             dropped_pages=tally.dropped,
             duplicate_pages=tally.duplicate,
             merged_pages=tally.merged,
@@ -991,7 +1058,7 @@ class Engine:
             huge_split=tally.huge_split,
         )
 
-    @contextmanager
+    @contextlib.contextmanager
     def _phase(self, tally: Tally, name: str) -> Iterator[None]:
         began, outside = time.thread_time(), tally.outside_cpu_s
         try:

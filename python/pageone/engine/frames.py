@@ -56,6 +56,7 @@ class Frames:
         self._wait = 0
         self._apart = 1
         self.used = 0
+        self._outside: I64 = np.empty(0, np.int64)  # found to be mapped by processes that are no targets
         self.freed = 0
         self.looks = 0
         #: Looks in which a process may have been missed: they prove nothing.
@@ -87,6 +88,11 @@ class Frames:
         """Frames that nobody is known to map, on their way out."""
         return sum(len(part) for part in self._idle) + len(self._leaving)
 
+    @property
+    def outside(self) -> int:
+        """Frames that only processes which are no targets map, as of the last look: without them these had a page."""
+        return int(np.count_nonzero(self.mapped[self._outside] == 0))
+
     def reclaim(self, backend: Backend) -> tuple[U32, int]:
         """Take one look, if there is anything to look for; return ``(frames out of use since now, frames freed)``.
 
@@ -107,13 +113,14 @@ class Frames:
             return none, 0
         self.looks += 1
         first, pages, complete = backend.mapped_frames()
+        held = covered(idle.astype(np.uint32), first, pages)
+        still = covered(self._leaving.astype(np.uint32), first, pages)
+        self._outside = np.concatenate((idle[held], self._leaving[still]))
         if not complete:
             self.incomplete += 1
             self._idle = [idle] if len(idle) else []
             self._put_off()
             return none, 0
-        held = covered(idle.astype(np.uint32), first, pages)
-        still = covered(self._leaving.astype(np.uint32), first, pages)
         free = self._leaving[~still]
         out = idle[~held]
         if len(free):

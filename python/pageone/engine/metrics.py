@@ -74,6 +74,7 @@ class Tally:
     huge_split: int = 0
     missed: int = 0
     let_go: int = 0
+    forked: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     pauses: list[F64] = field(default_factory=list)
     cpu_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
@@ -89,6 +90,7 @@ class MergeReport:
     pages: int  #: pages found at rest and read
     written_pages: int  #: pages found written since the look before
     zero_pages: int  #: pages read that were all zero
+    forked_pages: int  #: pages left alone since other processes map them too, since a fork: nothing would be freed
     dropped_pages: int  #: of them, pages given back to the kernel's zero page
     duplicate_pages: int  #: pages with an equal page or frame, the first of each content included
     merged_pages: int  #: pages that map a frame now and did not before
@@ -115,7 +117,7 @@ class TargetStats:
     mappings: int  #: all mappings of the process
     mappings_left: int  #: how many the engine may still add
     mapped_pages: int  #: pages of its mappings of the pool
-    saved_bytes: int  #: shared and zero pages, before frames are paid for
+    saved_bytes: int  #: merged pages, each less its share of the frame, and zero pages given back
     merged_pages: int  #: pages merged so far
     wasted_merges: int  #: pages written after merging so far
     refused: dict[str, int]
@@ -251,7 +253,7 @@ def as_prometheus(stats: Stats, targets: list[TargetStats]) -> str:
         (
             "pageone_target_saved_bytes",
             "gauge",
-            "Shared and zero pages of a target, in bytes.",
+            "Memory that a target saves, before mappings and index.",
             "saved_bytes",
         ),
         ("pageone_target_mappings", "gauge", "Mappings of a target.", "mappings"),

@@ -39,6 +39,8 @@ class State(IntEnum):
     ZERO = 6  #: given back to the kernel's zero page
     HELD = 7  #: has an equal page, but merging it is not worth its cost (mappings, huge page); may be taken up later
     REFUSED = 8  #: the system would not (pinned, locked, no memory); left alone until it is written
+    FORKED = 9  #: other processes map it too, since a fork: to merge it would free nothing
+    INHERITED = 10  #: maps a frame since a fork: else it would share the page of the process that merged it
 
 
 class Event(IntEnum):
@@ -53,6 +55,8 @@ class Event(IntEnum):
     REFUSED = 6  #: not merged, by the system
     RETRY = 7  #: not merged, because it was written meanwhile or the target did not stop
     LOST = 8  #: no longer mapped, or untracked
+    FORKED = 9  #: found to be shared with other processes since a fork
+    INHERITED = 10  #: found to map a frame though nobody merged it here
 
 
 _S, _E = State, Event
@@ -87,6 +91,12 @@ TABLE: dict[tuple[State, Event], tuple[State, int]] = {
     (_S.UNIQUE, _E.RETRY): (_S.VOLATILE, 1),
     (_S.HELD, _E.RETRY): (_S.VOLATILE, 1),
     (_S.SHARED, _E.RETRY): (_S.VOLATILE, 0),  # unmerged: its own page again
+    **{(s, _E.FORKED): (_S.FORKED, 0) for s in (_S.QUEUED, _S.UNIQUE, _S.HELD)},
+    (_S.FORKED, _E.WRITTEN): (_S.VOLATILE, 0),  # its copy is its own: the first write of it
+    (_S.FORKED, _E.DUE): (_S.QUEUED, 0),  # the others have gone, or have copies of their own
+    (_S.ABSENT, _E.INHERITED): (_S.INHERITED, 0),
+    (_S.INHERITED, _E.WRITTEN): (_S.VOLATILE, 0),
+    (_S.INHERITED, _E.SHARED): (_S.SHARED, 0),  # the process that merged it has gone or written it
     **{(s, _E.LOST): (_S.ABSENT, FORGET) for s in State},
 }
 
@@ -109,7 +119,7 @@ def _lookup() -> U8:
                 wait_after = 0
             else:
                 wait_after = min(LEVEL_MAX, wait + change)
-            keeps_huge = after not in (State.ABSENT, State.SHARED, State.ZERO)
+            keeps_huge = after not in (State.ABSENT, State.SHARED, State.ZERO, State.INHERITED)
             table[event, byte] = after | wait_after << 4 | (huge if keeps_huge else 0)
     return table
 

@@ -22,7 +22,10 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-__all__ = ["Rows", "Target"]
+__all__ = ["FORKED_APART_MIN", "Rows", "Target"]
+
+#: Pages that are shared since a fork are looked at again after so many periods.
+FORKED_APART_MIN = 8
 
 
 class Rows:
@@ -124,6 +127,10 @@ class Target:
         self._held_for_budget = 0
         self._left_then = 0  # budget left when pages were last held for lack of it
         self._merged = 0
+        self._inherited = False  # whether it has ever been found to map frames since a fork
+        self._forked_next = 0  # the period in which pages shared since a fork are looked at again
+        self._forked_apart = FORKED_APART_MIN
+        self._left = 0
         self._wasted = 0
         self._wasted_since = 0  # since it was last asked to let go what nobody reads
         self._let_go = 0  # the period of that
@@ -135,6 +142,11 @@ class Target:
     def stats(self) -> TargetStats:
         """What is known of this target now. Cost: a pass over its status bytes."""
         return self._make_stats(self)
+
+    @property
+    def left_pages(self) -> int:
+        """Pages left merged when it was detached: each is one for a whole family of processes, as before a fork."""
+        return self._left
 
     def __repr__(self) -> str:
         return f"Target(pid={self.pid}{'' if self.attached else ', detached'})"

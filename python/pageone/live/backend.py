@@ -24,6 +24,7 @@ from pageone.engine.backend import (
     U8,
     U32,
     U64,
+    Inherited,
     Outcome,
     PageCode,
     PageFlag,
@@ -319,9 +320,16 @@ class LiveTarget:
     def read_keys(self, addr: U64) -> tuple[U64, U8]:
         """See ``TargetMemory.read_keys``. Cost: about 0.5 µs of CPU a page."""
         try:
-            return mem.read_keys(self.pid, addr, self._backend.key)
+            return mem.read_own_keys(self.pid, addr, self._backend.key)
         except OSError as error:
             raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
+
+    def holds(self, addr: U64) -> U8:
+        """See ``TargetMemory.holds``. Cost: 10-20 ns a page in runs, half a microsecond for one alone."""
+        try:
+            return mem.pagemap_holds(self._pagemap, addr)
+        except OSError as error:
+            raise TargetError(f"process {self.pid}: its page map cannot be read: {error.strerror}") from error
 
     def _in_requests(self, kind: str, addr: U64, pages: U32, frame: U32 | None = None, **options: bool) -> Outcome:
         """Cut a request into several, so that other targets' events are not kept waiting."""
@@ -510,6 +518,19 @@ class LiveBackend:
     def mapped_frames(self) -> tuple[U32, U32, bool]:
         """See ``Backend.mapped_frames``; how it comes to be complete: ``uses``."""
         return self._uses.look()
+
+    def inherited(self) -> list[Inherited]:
+        """See ``Backend.inherited``. Cost: a read of the maps of each child that is guarded and not attached."""
+        found = []
+        for pid in self.guardian.targets():
+            if pid in self.targets:
+                continue
+            with contextlib.suppress(OSError):  # it has ended
+                start, end, _, offset, device, inode, _, _ = mem.maps(process.memory_thread(pid))
+                ours = self.is_pool(device, inode)
+                frame = (offset[ours] // PAGE_SIZE).astype(np.uint32)
+                found.append(Inherited(start[ours], end[ours], frame))
+        return found
 
     def is_pool(self, device: U64, inode: U64) -> npt.NDArray[np.bool_]:
         """Tell which files, given as ``maps`` tells them, are the pool: an inode alone means nothing."""
