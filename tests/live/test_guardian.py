@@ -1,16 +1,25 @@
-"""A guardian that nothing holds up: descriptors that run out."""
+"""A guardian that nothing holds up: descriptors that run out, a target that is hostile, a flood at its door."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import socket
+import struct
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
+
+from pageone.engine import Engine
+from pageone.live.guardian import Guardian
 
 pytestmark = pytest.mark.needs("merge", "gcc")
 
@@ -85,3 +94,138 @@ def test_as_many_children_as_a_program_likes_live_discard_and_read_zeros(
     assert told["forked"] == CHILDREN
     assert told["wrong"] == told["wrong later"] == told["wrong after"] == 0
     assert told["detached"]
+
+
+#: What the hostile one does: see ``hostile.c``.
+HOSTILITIES = ("workshop", "vfork", "threads", "forks", "stops", "discards")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    built = tmp_path_factory.mktemp("hostile") / "hostile"
+    source = Path(__file__).with_name("hostile.c")
+    subprocess.run(["gcc", "-O2", "-pthread", "-w", "-o", str(built), str(source)], check=True)
+    return built
+
+
+def discards_beside(
+    kind: str, bystanders: int, measure: str, hostile: Path, spawn: Any, ask: Callable[..., str]
+) -> list[list[int]]:
+    """Return what each bystander measured while another target does its worst: wrong bytes, and times of discards."""
+    programs = [spawn([hostile, kind]), *(spawn([hostile, "bystander"]) for _ in range(bystanders))]
+    for one in programs:
+        assert one.stdout.readline() == "ready\n"
+    engine = Engine()
+    try:
+        for one in programs:
+            engine.attach(one.pid)
+        deadline = time.monotonic() + 60
+        while sum(t.stats.merged_pages < 500 for t in engine.targets[1:]) and time.monotonic() < deadline:
+            engine.merge_once(0.2)
+        if ask(programs[0], "strike") == "no":
+            pytest.skip("no userfaultfd for this user")
+        for one in programs[1:]:
+            print(measure, file=one.stdin, flush=True)
+        return [[int(n) for n in one.stdout.readline().split()] for one in programs[1:]]
+    finally:
+        programs[0].kill()  # what it keeps waiting goes on
+        engine.close()
+
+
+@pytest.mark.needs("root")
+@pytest.mark.timeout(80)
+@pytest.mark.parametrize("kind", HOSTILITIES)
+def test_discards_of_others_go_on_whatever_a_target_does(
+    kind: str, hostile: Path, spawn: Any, ask: Callable[..., str]
+) -> None:
+    told = discards_beside(kind, 4, "measure 40 2", hostile, spawn, ask)
+    print(kind, told)
+    assert [wrong for wrong, *_ in told] == [0] * 4
+    # A bound for a busy machine: who was held up waited for seconds, or for ever.
+    assert max(longest for *_, longest in told) < 2_000_000
+
+
+@pytest.mark.soak
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("kind", HOSTILITIES)
+def test_of_two_hundred_targets_one_is_hostile(kind: str, hostile: Path, spawn: Any, ask: Callable[..., str]) -> None:
+    told = discards_beside(kind, 199, "measure 100 500", hostile, spawn, ask)
+    median, p99, longest = np.array(told)[:, 1:].T
+    print(f"{kind}: discards of 199 others: median {np.median(median)} µs, p99 {np.percentile(p99, 99):.0f} µs, ")
+    print(f"  median of their p99 {np.median(p99)} µs, longest {longest.max()} µs")
+    assert not sum(wrong for wrong, *_ in told)
+
+
+FLOOD = """
+import os, socket, sys, time
+os.setgroups([])
+os.setgid(54321)
+os.setuid(54321)
+print("floods", flush=True)
+knocks, end = 0, time.monotonic() + float(sys.argv[2])
+while time.monotonic() < end:
+    knocking = socket.socket(socket.AF_UNIX)
+    knocking.setblocking(False)
+    try:
+        knocking.connect("\\0" + sys.argv[1])
+        knocks += 1
+    except OSError:
+        pass
+    knocking.close()
+print(knocks)
+"""
+
+
+def door_of(engine: Engine) -> tuple[int, int]:
+    """Return device and inode of the pool, which name the guardian's door."""
+    pool = engine._backend.pool  # type: ignore[attr-defined]
+    return pool.device, pool.inode
+
+
+@pytest.mark.needs("root")
+@pytest.mark.timeout(60)
+def test_a_flood_of_another_user_costs_next_to_nothing(spawn: Any) -> None:
+    seconds = 3.0
+    with Engine() as engine:
+        device, inode = door_of(engine)
+        guardian = psutil.Process(engine._backend.guardian.pid)  # type: ignore[attr-defined]
+        name = f"pageone-guardian-{device}-{inode}"
+        floods = [spawn.python(FLOOD, name, str(seconds)) for _ in range(2)]
+        assert [flood.stdout.readline() for flood in floods] == ["floods\n"] * 2
+        before = guardian.cpu_times()
+        knocks = sum(int(flood.stdout.readline()) for flood in floods)
+        after = guardian.cpu_times()
+        used = after.user + after.system - before.user - before.system
+        print(f"{knocks} connections in {seconds} s: {used:.2f} s of the guardian's CPU time")
+        assert knocks > 10, "somebody listens"
+        assert used < 0.1 * seconds
+
+
+@pytest.mark.timeout(60)
+def test_who_says_half_of_something_keeps_nobody_from_the_guardian(
+    hostile: Path, spawn: Any, ask: Callable[..., str]
+) -> None:
+    programs = [spawn([hostile, "bystander"]) for _ in range(2)]
+    for one in programs:
+        assert one.stdout.readline() == "ready\n"
+    engine = Engine()
+    for one in programs:
+        engine.attach(one.pid)
+    merged = 0
+    while merged < 1000:
+        merged += engine.merge_once(0.2).merged_pages
+    device, inode = door_of(engine)
+    engine._backend.guardian.close()  # type: ignore[attr-defined]
+    halves = [struct.pack("<II", 5, 0), struct.pack("<IiII", 2, programs[0].pid, 2**32 - 1, 0), b""]
+    knocking = []
+    for half in halves:
+        knocking.append(socket.socket(socket.AF_UNIX))
+        knocking[-1].connect(f"\0pageone-guardian-{device}-{inode}")
+        knocking[-1].sendall(half)
+    # Nothing that it looks after waits for that, and a new engine is heard.
+    assert ask(programs[0], "measure 20 1").split()[0] == "0"
+    other = Guardian.orphaned(device, inode)
+    assert sorted(other.targets()) == sorted(one.pid for one in programs)
+    other.leave()
+    for one in knocking:
+        one.close()

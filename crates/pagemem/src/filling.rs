@@ -11,7 +11,6 @@
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 use crate::pool::Writer;
 
@@ -36,7 +35,7 @@ fn one(stream: &mut UnixStream, writer: &Writer) -> io::Result<()> {
     let mut records = vec![0u8; n * 16];
     stream.read_exact(&mut records)?;
     let (first, second): (Vec<u64>, Vec<u64>) = crate::sys::pairs(&records).unzip();
-    let before = thread_time();
+    let before = crate::sys::cpu_time();
     let done = match op {
         FILL => {
             be_as_modest_as(thread);
@@ -46,7 +45,7 @@ fn one(stream: &mut UnixStream, writer: &Writer) -> io::Result<()> {
         SIZE => writer.size().map(|n| n.to_le_bytes().to_vec()),
         _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
     };
-    let spent = thread_time().saturating_sub(before).as_secs_f64();
+    let spent = crate::sys::cpu_time().saturating_sub(before).as_secs_f64();
     let (status, codes) = match done {
         Ok(codes) => (0, codes),
         Err(e) => (e.raw_os_error().unwrap_or(libc::EIO), Vec::new()),
@@ -93,14 +92,4 @@ fn be_as_modest_as(thread: i32) {
             libc::sched_setscheduler(0, kind, &none);
         }
     }
-}
-
-fn thread_time() -> Duration {
-    let mut t = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: writes one timespec into a live one.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
-    Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
 }

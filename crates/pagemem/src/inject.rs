@@ -606,7 +606,10 @@ impl Workshop {
                 Wait::Nothing => {
                     spins += 1;
                     if spins > 10 {
-                        ptrace::wait_for_change(events.descriptor(), Duration::from_millis(2));
+                        crate::changes::wait_for_change(
+                            events.descriptor(),
+                            Duration::from_millis(2),
+                        );
                     } else {
                         std::thread::yield_now();
                     }

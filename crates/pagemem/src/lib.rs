@@ -6,6 +6,7 @@
 #![deny(missing_docs)]
 
 pub mod arch;
+pub mod changes;
 pub mod descriptors;
 mod filling;
 pub mod guard;

@@ -6,9 +6,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::OnceLock;
+use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use crate::arch::{Regs, REPORT_SIGNAL};
@@ -319,14 +317,7 @@ pub struct Tracer {
 
 impl Default for Tracer {
     fn default() -> Self {
-        // Stops of tracees are announced by SIGCHLD; blocked, it can be waited for.
-        // SAFETY: a live signal set; only this thread's mask changes.
-        unsafe {
-            let mut set = std::mem::zeroed();
-            libc::sigemptyset(&mut set);
-            libc::sigaddset(&mut set, libc::SIGCHLD);
-            libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
-        }
+        crate::changes::block();
         Self {
             held: BTreeMap::new(),
             followed: BTreeSet::new(),
@@ -339,66 +330,6 @@ impl Default for Tracer {
         }
     }
 }
-
-/// A descriptor that is readable when a tracee has changed state.
-pub fn changes() -> io::Result<OwnedFd> {
-    // SAFETY: a live signal set; the result is a fresh descriptor.
-    unsafe {
-        let mut set = std::mem::zeroed();
-        libc::sigemptyset(&mut set);
-        libc::sigaddset(&mut set, libc::SIGCHLD);
-        let fd = check(i64::from(libc::signalfd(
-            -1,
-            &set,
-            libc::SFD_NONBLOCK | libc::SFD_CLOEXEC,
-        )))?;
-        Ok(OwnedFd::from_raw_fd(fd as RawFd))
-    }
-}
-
-/// Takes note of all changes of state so far.
-pub fn drain(changes: &OwnedFd) {
-    let mut buffer = [0u8; 128];
-    // SAFETY: a live buffer of the stated size; the descriptor does not block.
-    while unsafe {
-        libc::read(
-            changes.as_raw_fd(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-        )
-    } > 0
-    {}
-}
-
-/// Sleeps until some tracee changes state or an event can be read from `events`, at most for `timeout`.
-pub fn wait_for_change(events: Option<RawFd>, timeout: Duration) {
-    static CHANGES: OnceLock<Option<OwnedFd>> = OnceLock::new();
-    let Some(changes) = CHANGES.get_or_init(|| changes().ok()) else {
-        return std::thread::sleep(timeout);
-    };
-    let mut fds = [changes.as_raw_fd(), events.unwrap_or(-1)].map(|fd| libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    });
-    let t = libc::timespec {
-        tv_sec: timeout.as_secs() as i64,
-        tv_nsec: i64::from(timeout.subsec_nanos()),
-    };
-    // SAFETY: two live descriptors to poll and a live time.
-    unsafe { libc::ppoll(fds.as_mut_ptr(), 2, &t, std::ptr::null()) };
-    if fds[0].revents != 0 {
-        drain(changes);
-        NOTED.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Whether [`wait_for_change`] has taken note of changes since last asked: of other tracees than it waited for, perhaps.
-pub fn noted_elsewhere() -> bool {
-    NOTED.swap(false, Ordering::Relaxed)
-}
-
-static NOTED: AtomicBool = AtomicBool::new(false);
 
 fn event_message(tid: i32) -> i32 {
     let mut message: libc::c_ulong = 0;
@@ -540,7 +471,7 @@ impl Tracer {
                 }
                 spins += 1;
                 if spins > SPINS {
-                    wait_for_change(awaited, Duration::from_micros(200));
+                    crate::changes::wait_for_change(awaited, Duration::from_micros(200));
                 } else {
                     std::thread::yield_now();
                 }
@@ -868,6 +799,11 @@ impl Tracer {
         }
     }
 
+    /// The threads that are held outside of a stop.
+    pub fn held(&self) -> Vec<i32> {
+        self.held.keys().copied().collect()
+    }
+
     /// Looks after threads that are held outside of a stop. True while some is awaited soon.
     pub fn tend(&mut self) -> bool {
         self.tend_stalled();
@@ -943,7 +879,7 @@ fn complete(pid: i32, seized: &BTreeSet<i32>) -> bool {
 }
 
 fn traced_by_us(pid: i32, tid: i32) -> bool {
-    sys::tracer_of(pid, tid) == Some(std::process::id() as i32)
+    sys::tracer_of(pid, tid) == Some(crate::changes::own_tid())
 }
 
 /// Stops all threads of `pid` and releases them, `times` in succession, `apart` from each other, and does nothing in

@@ -155,14 +155,14 @@ pub fn tracer_of(pid: i32, tid: i32) -> Option<i32> {
     tracer?.trim().parse().ok()
 }
 
-/// CPU time of this process so far.
+/// CPU time of this thread so far.
 pub fn cpu_time() -> Duration {
     let mut t = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     // SAFETY: writes one timespec into a live one.
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut t) };
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
     Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
 }
 

@@ -98,7 +98,7 @@ def check(
     _check_architecture(pid, who)
     if pool is not None:
         _check_pool(pid, who, pool)
-    tracer = int(status["TracerPid"])
+    tracer = _tracer(status)
     if tracer and tracer not in ours:
         raise TracedError(f"{who}: is traced by PID {tracer} ({_name(tracer)}); try again when it has let go", tracer)
     _check_threads(pid, who, ours)
@@ -136,6 +136,15 @@ def _stat(pid: int) -> list[str]:
     except (FileNotFoundError, ProcessLookupError):
         raise _gone(pid) from None
     return text[text.rindex(")") + 2 :].split()
+
+
+def _tracer(status: Mapping[str, str]) -> int:
+    """Return the process that traces, of which the kernel names the thread; 0 for none."""
+    thread = int(status["TracerPid"])
+    try:
+        return int(_status(thread)["Tgid"]) if thread else 0
+    except TargetError:
+        return thread
 
 
 def _name(pid: int) -> str:
@@ -234,7 +243,7 @@ def _check_threads(pid: int, who: str, ours: Collection[int]) -> None:
             status = _parse(Path(f"/proc/{pid}/task/{thread}/status").read_text())
         except (FileNotFoundError, ProcessLookupError):
             continue  # a thread that has ended meanwhile
-        tracer = int(status["TracerPid"])
+        tracer = _tracer(status)
         if tracer and tracer not in ours:
             raise TracedError(f"{who}: thread {thread} is traced by PID {tracer} ({_name(tracer)})", tracer)
         if "shstk" in status.get("x86_Thread_features", "").split():

@@ -163,7 +163,9 @@ def test_a_new_engine_waits_until_the_guardian_of_a_killed_one_has_let_go(
         later = threading.Timer(0.3, os.kill, (guard, signal.SIGCONT))
         later.start()
         with Engine() as new:
-            assert f"TracerPid:\t{guard}\n" in Path(f"/proc/{one.pid}/status").read_text()
+            status = Path(f"/proc/{one.pid}/status").read_text()
+            tracer = status.split("TracerPid:")[1].split()[0]
+            assert Path(f"/proc/{guard}/task/{tracer}").exists()
             new.attach(one.pid)
             one.begin()
             _expect_right(one)

@@ -139,7 +139,7 @@ fn calls(pids: impl Iterator<Item = i32>) -> Vec<Call> {
 /// Whether another process than this one traces `pid`.
 fn traced_by_another(pid: i32) -> bool {
     !matches!(sys::tracer_of(pid, pid), None | Some(0))
-        && sys::tracer_of(pid, pid) != Some(std::process::id() as i32)
+        && sys::tracer_of(pid, pid) != Some(crate::changes::own_tid())
 }
 
 /// Calls `each` with all mappings of frames.
