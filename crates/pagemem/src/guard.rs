@@ -269,7 +269,9 @@ impl Hall {
         }
         self.serial += 1;
         let pages = request.runs().iter().map(|r| r.pages as usize).sum();
+        let attach = request.number == op::ATTACH;
         let known = self.common.ward_of(request.pid);
+        let known = known.or_else(|| attach.then(|| self.common.family_of(request.pid)).flatten());
         if known.is_some_and(|ward| self.late.contains(&ward)) {
             return self.answer(wire::too_late(&request, pages));
         }
@@ -278,7 +280,6 @@ impl Hall {
             records: Vec::new(),
             ..request
         };
-        let attach = request.number == op::ATTACH;
         let letter = Letter::Request(serial, request);
         let sent = match known {
             Some(ward) => self

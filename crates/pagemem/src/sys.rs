@@ -147,12 +147,21 @@ pub fn remote_ranges(pid: i32, at: u64, count: u64) -> Vec<(u64, u64)> {
         .collect()
 }
 
-/// The process that traces thread `tid` of `pid`: 0 where none does, None where it is not there.
+/// The thread that traces thread `tid` of `pid`: 0 where none does, None where it is not there.
 pub fn tracer_of(pid: i32, tid: i32) -> Option<i32> {
+    number_in_status(pid, tid, "TracerPid:")
+}
+
+/// The parent of process `pid`, None where it is not there.
+pub fn parent_of(pid: i32) -> Option<i32> {
+    number_in_status(pid, pid, "PPid:")
+}
+
+fn number_in_status(pid: i32, tid: i32, name: &str) -> Option<i32> {
     let status = std::fs::read(format!("/proc/{pid}/task/{tid}/status")).ok()?;
     let status = String::from_utf8_lossy(&status);
-    let tracer = status.lines().find_map(|l| l.strip_prefix("TracerPid:"));
-    tracer?.trim().parse().ok()
+    let number = status.lines().find_map(|l| l.strip_prefix(name));
+    number?.trim().parse().ok()
 }
 
 /// CPU time of this thread so far.

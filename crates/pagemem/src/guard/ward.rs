@@ -15,7 +15,7 @@ use crate::changes::{self, lock, Listening};
 use crate::descriptors;
 use crate::pool::Pool;
 use crate::ptrace::{News, Tracer};
-use crate::sys::{cpu_time, pairs};
+use crate::sys::{self, cpu_time, pairs};
 use crate::target::{Code, Heir, Limits, Outcome, Run, Target, Way};
 
 /// How often targets are checked for having replaced their program.
@@ -43,6 +43,8 @@ struct Entry {
     /// Its thread, once it runs.
     tid: i32,
     pids: BTreeSet<i32>,
+    /// Whether it looks after children whose ids it does not know yet.
+    awaits_children: bool,
     letters: VecDeque<Letter>,
 }
 
@@ -101,6 +103,20 @@ impl Common {
             .find_map(|(id, w)| w.pids.contains(&pid).then_some(*id))
     }
 
+    /// The ward that a process which none is known to look after must go to, if it cannot have one of its own: that which
+    /// traces it already, as one does with all that a followed process forks, or which may have it among the children
+    /// that it has heard of.
+    pub fn family_of(&self, pid: i32) -> Option<u64> {
+        let tracer = sys::tracer_of(pid, pid).filter(|tracer| *tracer != 0);
+        let parent = sys::parent_of(pid);
+        let wards = lock(&self.wards);
+        let find =
+            |fits: &dyn Fn(&Entry) -> bool| wards.iter().find_map(|(id, w)| fits(w).then_some(*id));
+        find(&|w| tracer == Some(w.tid))
+            .or_else(|| find(&|w| parent.is_some_and(|p| w.pids.contains(&p))))
+            .or_else(|| find(&|w| w.awaits_children))
+    }
+
     /// Puts a letter into a ward's box; false where it has ended.
     pub fn send(&self, ward: u64, letter: Letter) -> bool {
         let mut wards = lock(&self.wards);
@@ -132,6 +148,7 @@ impl Common {
         let entry = Entry {
             tid: 0,
             pids: BTreeSet::from([pid]),
+            awaits_children: false,
             letters: VecDeque::from([first]),
         };
         lock(&self.wards).insert(id, entry);
@@ -277,6 +294,7 @@ impl Ward {
     /// Says to the hall which processes are looked after here.
     fn publish(&self) {
         if let Some(entry) = lock(&self.common.wards).get_mut(&self.id) {
+            entry.awaits_children = !self.heirs.is_empty();
             let same = entry.pids.iter().eq(self.targets.keys());
             // With letters left the first of them may be about a process that is still to be attached.
             if !same && entry.letters.is_empty() {
@@ -359,6 +377,9 @@ impl Ward {
         let outcome = |o| Answer::Outcome(o, cpu_time().saturating_sub(begun));
         if number == op::ATTACH {
             let forks = flags & FLAG_FORKS != 0;
+            // It may be a child that has just been told of.
+            self.tend();
+            self.adopt_children();
             // It may have replaced its program since it was attached.
             if self.targets.get(&pid).is_some_and(|t| !t.still_there()) {
                 self.targets.remove(&pid);
