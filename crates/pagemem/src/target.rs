@@ -209,7 +209,7 @@ impl Heir {
         if !belongs {
             return None;
         }
-        Some(Target {
+        let adopted = Target {
             pid: child,
             pidfd: Arc::clone(&process.pidfd),
             process,
@@ -234,7 +234,9 @@ impl Heir {
             must_shed: false,
             hints: Vec::new(),
             kinds: Kinds::default(),
-        })
+        };
+        adopted.keep_watching();
+        Some(adopted)
     }
 }
 

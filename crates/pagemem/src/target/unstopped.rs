@@ -211,6 +211,16 @@ impl Target {
         });
     }
 
+    /// Watches the frames of a child closely whose parent could not be stopped: it may have been born just before that was
+    /// found, and is then watched as others are. None of its own events has been read.
+    pub(super) fn keep_watching(&self) {
+        if self.is_unstopped() {
+            let _ = for_frames(&self.process, self.pool_file, |start, end| {
+                let _ = self.guard.watch_closely(start, end);
+            });
+        }
+    }
+
     /// Lets a target that cannot be stopped go on with its discards, and fills what its threads wait for.
     pub(super) fn attend(&mut self, tracer: &mut Tracer) {
         let known = self.unstopped.is_some();
