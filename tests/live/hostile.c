@@ -1,5 +1,5 @@
 /* Programs beside each other, one of which does what could hold up whoever looks after it.
- * "bystander": "measure N P" discards N pages, one by one and P milliseconds apart, and answers how many bytes were wrong
+ * "bystander": "measure N P" discards N pages, one by one and P milliseconds apart on average, and answers how many bytes were wrong
  * and how long the calls took, in microseconds: median, 99th percentile, longest. Others, on "strike":
  *   workshop  watches with a userfaultfd, and never serves, what it finds mapped now and was not before; then discards
  *   vfork     a thread waits for a vfork child for ever; another discards
@@ -54,13 +54,14 @@ static void measure(int n, int apart) {
     static int next;
     int64_t took[PAGES];
     int wrong = 0, count = 0;
+    srand(getpid()), usleep(1000 * (rand() % (2 * apart)));
     for (; count < n && next < PAGES; count++, next++) {
         unsigned char *page = area + next * PAGE;
         int64_t begun = now();
         madvise(page, PAGE, MADV_DONTNEED);
         took[count] = now() - begun;
         for (int i = 0; i < PAGE; i++) wrong += page[i] != 0;
-        usleep(1000 * apart);
+        usleep(1000 * (rand() % (2 * apart))); /* not in step with others */
     }
     qsort(took, count, sizeof *took, ascending);
     printf("%d %lld %lld %lld\n", wrong, took[count / 2] / 1000LL, took[count * 99 / 100] / 1000LL, took[count - 1] / 1000LL);

@@ -149,7 +149,7 @@ def test_discards_of_others_go_on_whatever_a_target_does(
 @pytest.mark.needs("root")
 @pytest.mark.parametrize("kind", HOSTILITIES)
 def test_of_two_hundred_targets_one_is_hostile(kind: str, hostile: Path, spawn: Any, ask: Callable[..., str]) -> None:
-    told = discards_beside(kind, 199, "measure 100 500", hostile, spawn, ask)
+    told = discards_beside(kind, 199, "measure 40 500", hostile, spawn, ask)
     median, p99, longest = np.array(told)[:, 1:].T
     print(f"{kind}: discards of 199 others: median {np.median(median)} µs, p99 {np.percentile(p99, 99):.0f} µs, ")
     print(f"  median of their p99 {np.median(p99)} µs, longest {longest.max()} µs")
