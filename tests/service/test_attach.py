@@ -196,3 +196,43 @@ def test_a_program_that_comes_under_a_limit_of_memory_later_is_given_back_its_ow
     assert reasons()[second.pid] == ""
     assert right(first)
     assert right(second)
+
+
+#: Memory as a worker's, that a process shares with the child that it forks when it is told to by a line.
+FORKING = """
+import mmap, os, random, signal, sys
+data = mmap.mmap(-1, int(sys.argv[1]), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+data[:] = random.Random(1).randbytes(len(data))
+print("ready", flush=True)
+sys.stdin.readline()
+child = os.fork()
+if not child:
+    signal.pause()
+print(child, flush=True)
+signal.pause()
+"""
+
+
+@both
+def test_detach_and_stop_say_how_many_pages_a_family_goes_on_sharing(user: User) -> None:
+    parent, twin = user.start(user.python, "-c", FORKING, str(SIZE)), user.work(SIZE, 1)
+    assert parent.stdin
+    assert parent.stdout
+    parent.stdout.readline()
+    assert user.run("attach", "--period", "0.1", str(parent.pid), str(twin.pid)).returncode == 0
+    until(lambda: merged(parent.pid, twin.pid))
+    parent.stdin.write(b"\n")
+    parent.stdin.flush()
+    child = int(parent.stdout.readline())
+    pages = merged_bytes(child) // 4096
+    assert pages > SIZE // 4096 * 3 // 4
+    done = user.run("detach", str(parent.pid))
+    assert done.returncode == 0, done.stderr
+    said, left = done.stdout.decode().splitlines()
+    assert said == "detached 1 process"
+    shared = int(left.partition(" pages were left merged")[0])
+    assert shared == merged_bytes(parent.pid) // 4096 > pages // 2
+    done = user.run("stop", "--json")
+    assert json.loads(done.stdout) == {"ended": 1, "failed": {}, "left_pages": 0}, done.stderr
+    assert merged_bytes(twin.pid) == 0
+    assert right(twin)

@@ -5,7 +5,9 @@ For: ``run``, ``attach``, ``detach``, ``status``, ``top`` and ``stop``.
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -13,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pageone.errors import UsageError
-from pageone.service.client import EngineRequest
+from pageone.service.client import EngineRequest, LetGo
 from pageone.service.place import domain_name, private_name, user_name
 
-__all__ = ["Cpu", "Domain", "Period", "choose", "engine_name", "mib", "targets_table", "title"]
+__all__ = ["Cpu", "Domain", "Period", "choose", "engine_name", "mib", "print_let_go", "targets_table", "title"]
 
 #: Options by which ``run`` and ``attach`` say which engine is meant, and how it is to work.
 Period = Annotated[
@@ -63,6 +65,23 @@ def choose(
 def engine_name(domain: str | None, uid: int | None = None) -> str:
     """Return the name of the engine of a domain or, without one, of a user. Any name that ``status`` shows is good."""
     return domain if domain is not None else user_name(os.geteuid() if uid is None else uid)
+
+
+def print_let_go(done: LetGo, did: str, what: tuple[str, str], *, as_json: bool) -> None:
+    """Say what was detached or ended: ``did`` that to so many of ``what`` (one, and several).
+
+    Exits with 1 where some could not be.
+    """
+    for pid, reason in done.failed.items():
+        print(f"pageone: PID {pid}: {reason}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({did: done.done, "failed": done.failed, "left_pages": done.left_pages}))
+    else:
+        print(f"{did} {done.done} {what[done.done != 1]}")
+        if done.left_pages:
+            print(f"{done.left_pages} pages were left merged: processes share them as they do since a fork")
+    if done.failed:
+        raise typer.Exit(1)
 
 
 def mib(size: float) -> str:

@@ -14,14 +14,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pageone import __version__
 from pageone.errors import PageOneError, UsageError
 from pageone.service import protocol
 from pageone.service.place import Place, engines, runtime_folder, sweep
 
-__all__ = ["Connection", "EngineRequest", "ServiceError", "ask", "connect", "detach", "states", "stop"]
+__all__ = ["Connection", "EngineRequest", "LetGo", "ServiceError", "ask", "connect", "detach", "states", "stop"]
 
 #: An engine that ends just while it is asked is started anew so many times.
 ATTEMPTS = 3
@@ -199,11 +199,18 @@ def states(domain: str | None = None) -> list[dict[str, Any]]:
     return found
 
 
-def detach(pids: Sequence[int], *, children: bool) -> tuple[int, dict[str, str], list[int]]:
+class LetGo(NamedTuple):
+    """What was detached or ended."""
+
+    done: int  #: processes detached, or engines ended
+    failed: dict[str, str]  #: why processes could not be detached, by PID
+    left_pages: int  #: pages left merged: each is one for a whole family of processes, as before a fork
+
+
+def detach(pids: Sequence[int], *, children: bool) -> tuple[LetGo, list[int]]:
     """Have processes detached from whichever engines follow them.
 
-    Returns how many were, the reasons of those that could not be, and those that no engine follows; if there are
-    such, none is touched.
+    Returns what was done, and those that no engine follows; if there are such, none is touched.
     """
     connections = _connections()
     known: list[tuple[Connection, list[int]]] = []
@@ -216,26 +223,28 @@ def detach(pids: Sequence[int], *, children: bool) -> tuple[int, dict[str, str],
                 known.append((connection, mine))
             for pid in mine:
                 unknown.pop(pid, None)
-    detached = 0
+    detached = left = 0
     failed: dict[str, str] = {}
     if not unknown:
         for connection, mine in known:
             reply = connection.request("detach", pids=mine, children=children)
             detached += len(reply["detached"])
             failed |= reply["failed"]
+            left += reply["left_pages"]
     for connection in connections:
         connection.close()
-    return detached, failed, list(unknown)
+    return LetGo(detached, failed, left), list(unknown)
 
 
-def stop(domain: str | None, *, leave: bool) -> tuple[int, dict[str, str]]:
-    """End this user's engines, or the one of a domain. Returns how many ended, and what kept others from it."""
-    ended = 0
+def stop(domain: str | None, *, leave: bool) -> LetGo:
+    """End this user's engines, or the one of a domain."""
+    ended = left = 0
     failed: dict[str, str] = {}
     for connection in _connections(domain):
         with connection, contextlib.suppress(EngineGone):
             reply = connection.request("stop", leave=leave)
             ended += bool(reply["ended"])
             failed |= reply["failed"]
+            left += reply.get("left_pages", 0)  # an engine of an older version does not say
             connection.wait_for_end()
-    return ended, failed
+    return LetGo(ended, failed, left)

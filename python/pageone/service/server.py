@@ -483,19 +483,25 @@ class Server:
         for pid in pids:
             if pid not in self.members.by_pid:
                 raise BadTargetError(f"PID {pid}: is not attached to engine {self.options.name}")
+        return self._let_go(pids)
+
+    def _let_go(self, pids: list[int]) -> dict[str, Any]:
+        """Detach members; returns which were, why others were not, and how many pages were left merged."""
         detached: list[int] = []
         failed: dict[str, str] = {}
+        left = 0
         for pid in pids:
-            error = self._detach(pid)
+            target = self.members.by_pid[pid].target
+            error = self._detach(pid, target)
             if error:
                 failed[str(pid)] = error
             else:
                 detached.append(pid)
-        return {"detached": detached, "failed": failed}
+                left += target.left_pages if target is not None else 0
+        return {"detached": detached, "failed": failed, "left_pages": left}
 
-    def _detach(self, pid: int) -> str:
-        """Detach one member; returns what went wrong."""
-        target = self.members.by_pid[pid].target
+    def _detach(self, pid: int, target: Target | None) -> str:
+        """Detach one member, with the target that it is; returns what went wrong."""
         if target is not None and target.attached:
             try:
                 self._unmerge(target)
@@ -507,15 +513,10 @@ class Server:
         return ""
 
     def _stop(self, leave: bool) -> dict[str, Any]:
-        failed: dict[str, str] = {}
-        if not leave:
-            for pid in list(self.members.by_pid):
-                error = self._detach(pid)
-                if error:
-                    failed[str(pid)] = error
-        if not failed:
+        done = self._let_go([] if leave else list(self.members.by_pid))
+        if not done["failed"]:
             self._ending = True
-        return {"failed": failed, "ended": self._ending}
+        return {**done, "ended": self._ending}
 
     def _status_soon(self) -> dict[str, Any]:
         """Return the state now or, while the engine is busy, the last one known."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -12,11 +11,13 @@ from pageone.errors import UsageError
 HELP = """Give processes memory of their own again and follow them no more.
 
 It needs the memory that merging has saved: with too little of it the process stays as it is and the error says so.
+Pages that forked relatives share are left merged, since each would need a copy of its own; it says how many.
 
 Examples:
 
 - `pageone detach 4711`
 - `pageone detach 4711 --children`
+- `pageone detach 4711 --json | jq .left_pages`
 """
 
 
@@ -27,15 +28,13 @@ def register(app: typer.Typer) -> None:
     def detach(
         pids: Annotated[list[int], typer.Argument(metavar="PID…", help="Processes that an engine follows.")],
         children: Annotated[bool, typer.Option("--children", help="Their descendants as well.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     ) -> None:
+        from pageone.cli.engines import print_let_go
         from pageone.service.client import detach as detach_from
 
-        detached, failed, unknown = detach_from(pids, children=children)
+        let_go, unknown = detach_from(pids, children=children)
         if unknown:
             names = ", ".join(map(str, unknown))
             raise UsageError(f"detach: PID {names}: attached to no engine of yours; see: pageone status")
-        for pid, reason in failed.items():
-            print(f"pageone: PID {pid}: {reason}", file=sys.stderr)
-        print(f"detached {detached} processes" if detached != 1 else "detached 1 process")
-        if failed:
-            raise typer.Exit(1)
+        print_let_go(let_go, "detached", ("process", "processes"), as_json=as_json)
