@@ -109,8 +109,8 @@ $(STAMPS)/venv: $(STAMPS)/toolchain pyproject.toml tools/requirements.py
 	@touch $@
 
 $(STAMPS)/realworld: $(STAMPS)/venv pyproject.toml tools/requirements.py
-	$(BIN)/python tools/requirements.py pyproject.toml bench > $(STAMPS)/requirements-bench.txt
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r $(STAMPS)/requirements-bench.txt
+	$(BIN)/python tools/requirements.py pyproject.toml bench realworld > $(STAMPS)/requirements-realworld.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r $(STAMPS)/requirements-realworld.txt
 	@touch $@
 
 $(STAMPS)/native: $(STAMPS)/venv $(RUST_SRC)
