@@ -2,13 +2,13 @@
 //!
 //! Of a page that is shared the frame stays in use whatever one of its processes does with its own mapping of it: to
 //! merge it, or to give it back, frees nothing. Bit 56 of a page's entry in `/proc/PID/pagemap` tells it, also to
-//! an ordinary user.
+//! an ordinary user. Only of pages that a huge page maps as a whole it does not: see [`in_huge_pages`].
 
 use std::io;
 use std::os::fd::RawFd;
 
 use crate::pagemap::{self, Query, ENTRY_EXCLUSIVE, ENTRY_FILE, ENTRY_PRESENT, ENTRY_SWAPPED};
-use crate::pagemap::{PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_SIZE};
+use crate::pagemap::{PAGE_IS_HUGE, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_SIZE};
 use crate::read::entries_of;
 
 /// No memory: never touched, discarded, or the kernel's zero page.
@@ -21,6 +21,9 @@ pub const SHARED: u8 = 2;
 pub const FILE: u8 = 3;
 /// In swap: the kernel does not tell whose.
 pub const SWAPPED: u8 = 4;
+
+/// Pages between two that are still scanned in one call: to walk over what lies between costs less than a call.
+const GAP: u64 = 128;
 
 /// What the entry of a page tells. The zero page looks shared: see [`holds_of`].
 fn hold(entry: u64) -> u8 {
@@ -39,6 +42,53 @@ fn hold(entry: u64) -> u8 {
     }
 }
 
+/// Where in `holds` one is `hold`.
+pub fn places(holds: &[u8], hold: u8) -> Vec<usize> {
+    (0..holds.len()).filter(|&i| holds[i] == hold).collect()
+}
+
+/// Those of the pages `which` of `at` that are in all of the categories `mask`, in order. Pages that follow each other
+/// closely are asked for in one call.
+fn in_categories(pagemap: RawFd, at: &[u64], which: &[usize], mask: u64) -> io::Result<Vec<usize>> {
+    let query = Query {
+        mask,
+        returned: mask,
+        ..Query::default()
+    };
+    let mut found = Vec::new();
+    let mut first = 0;
+    while first < which.len() {
+        let close = |pair: &&[usize]| {
+            let (a, b) = (at[pair[0]], at[pair[1]]);
+            a < b && b - a <= GAP * PAGE_SIZE
+        };
+        let last = first + which[first..].windows(2).take_while(close).count();
+        let (low, high) = (at[which[first]], at[which[last]].saturating_add(PAGE_SIZE));
+        let ranges = pagemap::scan(pagemap, &[low], &[high], &query)?;
+        let mut range = 0;
+        for &i in &which[first..=last] {
+            while ranges.end.get(range).is_some_and(|&end| end <= at[i]) {
+                range += 1;
+            }
+            if ranges.start.get(range).is_some_and(|&start| start <= at[i]) {
+                found.push(i);
+            }
+        }
+        first = last + 1;
+    }
+    Ok(found)
+}
+
+/// Those of the pages `which` of `at` that a transparent huge page maps as a whole, in order. Of all pages of such a one
+/// the kernel (seen in 6.18) tells what it knows of the first: one that is called [`OWN`] may be shared, since a fork after
+/// which a child has written another page of it. Cost: one call for pages close to each other, 10 ns a page.
+///
+/// # Errors
+/// Those of the page map.
+pub fn in_huge_pages(pagemap: RawFd, at: &[u64], which: &[usize]) -> io::Result<Vec<usize>> {
+    in_categories(pagemap, at, which, PAGE_IS_PRESENT | PAGE_IS_HUGE)
+}
+
 /// Tells for each page at `at`, whose entries are `entries`, what it is. Where none is shared that costs nothing.
 ///
 /// # Errors
@@ -46,26 +96,9 @@ fn hold(entry: u64) -> u8 {
 pub fn holds_of(pagemap: RawFd, at: &[u64], entries: &[u64]) -> io::Result<Vec<u8>> {
     let mut holds: Vec<u8> = entries.iter().map(|&entry| hold(entry)).collect();
     // The kernel's zero page is nobody's, and so nobody's alone. Frame numbers are for root only: the scan tells.
-    let mut first = 0;
-    while first < holds.len() {
-        if holds[first] != SHARED {
-            first += 1;
-            continue;
-        }
-        let follows = |i: &usize| holds[*i] == SHARED && at[*i] == at[*i - 1] + PAGE_SIZE;
-        let behind = first + 1 + (first + 1..holds.len()).take_while(follows).count();
-        let query = Query {
-            mask: PAGE_IS_PRESENT | PAGE_IS_PFNZERO,
-            returned: PAGE_IS_PRESENT,
-            ..Query::default()
-        };
-        let (low, high) = (at[first], at[behind - 1] + PAGE_SIZE);
-        let zero = pagemap::scan(pagemap, &[low], &[high], &query)?;
-        for (&from, &to) in zero.start.iter().zip(&zero.end) {
-            let place = |address: u64| first + ((address - low) / PAGE_SIZE) as usize;
-            holds[place(from)..place(to)].fill(NONE);
-        }
-        first = behind;
+    let shared = places(&holds, SHARED);
+    for i in in_categories(pagemap, at, &shared, PAGE_IS_PRESENT | PAGE_IS_PFNZERO)? {
+        holds[i] = NONE;
     }
     Ok(holds)
 }

@@ -4,13 +4,13 @@
 //! thread of the guardian's process ([`crate::filling`]). Targets get, for the length of a stop, a descriptor of which no
 //! other kind can be made ([`crate::private_fs`]), and keep none.
 
-use std::ffi::c_void;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use crate::private_fs::{self, Pair};
+use crate::read;
 use crate::sys::{check, FileId, PAGE};
 
 /// Name of the file: targets show it in their maps as `/memfd:pageone (deleted)`, as the kernel names memory files.
@@ -123,44 +123,35 @@ impl Writer {
         const PER_CALL: usize = 64;
         let page = PAGE as usize;
         let mut buffer = vec![0u8; PER_CALL * page];
-        let mut i = 0;
-        while i < addrs.len() {
-            let n = PER_CALL.min(addrs.len() - i);
-            let mut remote: Vec<libc::iovec> = Vec::with_capacity(n);
-            for &a in &addrs[i..i + n] {
-                push(&mut remote, a as *mut c_void, page);
+        let mut read = [read::CODE_GONE; PER_CALL];
+        let Ok(source) = read::Process::open(pid).map(read::Source::Process) else {
+            return ok.fill(2);
+        };
+        let parts = addrs.chunks(PER_CALL).zip(frames.chunks(PER_CALL));
+        for ((addrs, frames), ok) in parts.zip(ok.chunks_mut(PER_CALL)) {
+            let n = addrs.len();
+            let (bytes, read) = (&mut buffer[..n * page], &mut read[..n]);
+            if source.read(addrs, None, page, bytes, read).is_err() {
+                ok.fill(2);
+                continue;
             }
-            let local = libc::iovec {
-                iov_base: buffer.as_mut_ptr().cast(),
-                iov_len: n * page,
-            };
-            // SAFETY: `local` is a live buffer of at least that length, borrowed by nobody else; `remote` is only
-            // interpreted in the other process.
-            let got = unsafe {
-                libc::process_vm_readv(pid, &local, 1, remote.as_ptr(), remote.len() as u64, 0)
-            };
-            let read = (got.max(0) as usize) / page;
             let mut at = 0;
-            while at < read {
-                let first = frames[i + at];
+            while at < n {
+                let first = frames[at];
                 let mut run = 1;
-                while at + run < read && frames[i + at + run] == first.wrapping_add(run as u32) {
+                while at + run < n
+                    && read[at + run] == read[at]
+                    && frames[at + run] == first.wrapping_add(run as u32)
+                {
                     run += 1;
                 }
-                let bytes = &buffer[at * page..(at + run) * page];
-                let code = if self.write(first, bytes).is_ok() {
-                    0
-                } else {
-                    2
-                };
-                ok[i + at..i + at + run].fill(code);
+                let there = read[at] == read::CODE_OK;
+                let done = there
+                    && self
+                        .write(first, &bytes[at * page..(at + run) * page])
+                        .is_ok();
+                ok[at..at + run].fill(if done { 0 } else { 2 });
                 at += run;
-            }
-            if read < n {
-                ok[i + read] = 2;
-                i += read + 1;
-            } else {
-                i += n;
             }
         }
     }
@@ -189,17 +180,4 @@ impl Writer {
         // SAFETY: no pointers.
         check(unsafe { libc::fallocate(self.fd.as_raw_fd(), mode, offset, len) } as i64).map(drop)
     }
-}
-
-fn push(v: &mut Vec<libc::iovec>, base: *mut c_void, len: usize) {
-    if let Some(last) = v.last_mut() {
-        if last.iov_base as usize + last.iov_len == base as usize {
-            last.iov_len += len;
-            return;
-        }
-    }
-    v.push(libc::iovec {
-        iov_base: base,
-        iov_len: len,
-    });
 }

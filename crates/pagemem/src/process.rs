@@ -125,6 +125,11 @@ impl Process {
         self.with_tracked(|tracked| tracked.holds(at))
     }
 
+    /// Which pages of `at`, of those numbered in `which`, a huge page maps as a whole; see [`crate::hold`].
+    pub fn in_huge_pages(&self, at: &[u64], which: &[usize]) -> io::Result<Vec<usize>> {
+        self.with_tracked(|tracked| tracked.in_huge_pages(at, which))
+    }
+
     /// Whether system calls of thread `tid` are filtered, or that cannot be told.
     pub fn under_seccomp(&self, tid: i32) -> bool {
         let mut known = self.status.borrow_mut();

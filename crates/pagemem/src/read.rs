@@ -7,7 +7,8 @@
 //! anonymous page that is shared (after a fork, or merged by KSM) a private copy before it is pinned: a look at the
 //! workers of a pre-forking server would double their memory. So only pages that their entry in `/proc/PID/pagemap`
 //! calls exclusive, or of a file, are read that way; the others are read through `/proc/PID/mem`, which pins nothing
-//! and costs about a third more. A fork between the look and the read may still unshare that one chunk.
+//! and costs about a third more. So are those that a huge page maps as a whole: its entries tell of the first of its pages
+//! only. A fork between the look and the read may still unshare that one chunk.
 
 mod own;
 
@@ -21,6 +22,7 @@ use std::sync::Mutex;
 
 use mix::Key;
 
+use crate::hold;
 use crate::pagemap::{self, ENTRY_EXCLUSIVE, ENTRY_FILE, ENTRY_PRESENT, PAGE_SIZE};
 
 pub use own::{read_own_keys, CODE_SHARED};
@@ -100,25 +102,15 @@ impl Process {
             code.fill(CODE_GONE);
             return Ok(());
         };
-        // Which pages may be pinned, and which are read without.
-        let (mut pinned, mut rest) = (Vec::with_capacity(at.len()), Vec::new());
-        let mut sort = |page: usize, entry: u64| {
-            let may = entry & ENTRY_PRESENT != 0 && entry & (ENTRY_EXCLUSIVE | ENTRY_FILE) != 0;
-            if may { &mut pinned } else { &mut rest }.push(page as u32);
+        let mut looked_up = Vec::new();
+        let entries = match known {
+            Some(known) => known,
+            None => {
+                entries_of(pagemap.as_raw_fd(), at, &mut looked_up)?;
+                &looked_up
+            }
         };
-        if let Some(known) = known {
-            known
-                .iter()
-                .enumerate()
-                .for_each(|(page, &entry)| sort(page, entry));
-        } else {
-            let mut entries = Vec::with_capacity(at.len());
-            entries_of(pagemap.as_raw_fd(), at, &mut entries)?;
-            entries
-                .iter()
-                .enumerate()
-                .for_each(|(page, &entry)| sort(page, entry));
-        }
+        let (pinned, rest) = may_be_pinned(pagemap, at, entries);
         self.read_pinned(&pinned, at, out, code)?;
         read_unpinned(mem, &rest, at, out, code)
     }
@@ -180,6 +172,21 @@ impl Process {
         }
         Ok(())
     }
+}
+
+/// Which of the pages `at` may be pinned, and which are to be read without.
+fn may_be_pinned(pagemap: &File, at: &[u64], entries: &[u64]) -> (Vec<u32>, Vec<u32>) {
+    let is =
+        |page: usize, bits: u64| entries[page] & ENTRY_PRESENT != 0 && entries[page] & bits != 0;
+    let own = |&page: &usize| is(page, ENTRY_EXCLUSIVE) && !is(page, ENTRY_FILE);
+    let own: Vec<usize> = (0..at.len()).filter(own).collect();
+    // Where that cannot be told none is pinned.
+    let huge = hold::in_huge_pages(pagemap.as_raw_fd(), at, &own).unwrap_or(own);
+    let mut huge = huge.into_iter().peekable();
+    (0..at.len() as u32).partition(|&page| {
+        huge.next_if_eq(&(page as usize)).is_none()
+            && is(page as usize, ENTRY_EXCLUSIVE | ENTRY_FILE)
+    })
 }
 
 /// Appends the pagemap entry of each page at `at`. Pages that follow each other closely are looked up in one call.
@@ -724,6 +731,65 @@ mod tests {
             after, 1,
             "only the page that the child has written is its own"
         );
+    }
+
+    #[test]
+    fn reading_huge_pages_leaves_what_a_child_shares_of_them_shared() {
+        const PAGES: usize = 512;
+        let bytes = PAGES * PAGE;
+        // SAFETY: a fresh mapping with room for a whole huge page, written within its bounds.
+        let map = unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            let map = libc::mmap(std::ptr::null_mut(), 2 * bytes, prot, flags, -1, 0).cast::<u8>();
+            let map = map.add(map.align_offset(bytes));
+            libc::madvise(map.cast(), bytes, libc::MADV_HUGEPAGE);
+            std::slice::from_raw_parts_mut(map, bytes).fill(7);
+            map
+        };
+        let own = File::open("/proc/self/pagemap").unwrap();
+        let at: Vec<u64> = (0..PAGES)
+            .map(|i| (map as usize + i * PAGE) as u64)
+            .collect();
+        let all: Vec<usize> = (0..PAGES).collect();
+        if hold::in_huge_pages(own.as_raw_fd(), &at, &all).unwrap() != all {
+            println!("skipped: the kernel gave no huge page");
+            return;
+        }
+        let mut ends = [0; 2];
+        // SAFETY: a fork whose child writes the first page of its copy, says so, and waits to be killed.
+        let child = unsafe {
+            assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
+            let child = libc::fork();
+            if child == 0 {
+                map.write(99);
+                libc::write(ends[1], map.cast(), 1);
+                loop {
+                    libc::pause();
+                }
+            }
+            let mut said = 0u8;
+            assert_eq!(libc::read(ends[0], (&raw mut said).cast(), 1), 1);
+            libc::close(ends[0]);
+            libc::close(ends[1]);
+            child
+        };
+        let its = File::open(format!("/proc/{child}/pagemap")).unwrap();
+        let shared = || {
+            let holds = hold::holds(its.as_raw_fd(), &at).unwrap();
+            hold::places(&holds, hold::SHARED).len()
+        };
+        let before = shared();
+        let (mut out, mut code) = (vec![0; bytes], vec![99; PAGES]);
+        me().read(&at, None, PAGE, &mut out, &mut code).unwrap();
+        let after = shared();
+        // SAFETY: ends and reaps the child forked above.
+        unsafe {
+            libc::kill(child, libc::SIGKILL);
+            libc::waitpid(child, std::ptr::null_mut(), 0);
+        }
+        assert!(code.iter().all(|&code| code == CODE_OK) && out.iter().all(|&byte| byte == 7));
+        assert_eq!((before, after), (PAGES - 1, PAGES - 1));
     }
 
     #[test]

@@ -444,6 +444,11 @@ impl Tracked {
     pub fn holds(&self, at: &[u64]) -> io::Result<Vec<u8>> {
         hold::holds(self.0.as_raw_fd(), at)
     }
+
+    /// Which pages of `at`, of those numbered in `which`, a huge page maps as a whole; see [`hold::in_huge_pages`].
+    pub fn in_huge_pages(&self, at: &[u64], which: &[usize]) -> io::Result<Vec<usize>> {
+        hold::in_huge_pages(self.0.as_raw_fd(), at, which)
+    }
 }
 
 /// Whether process `pid` has pages pinned for a device, and whether it has some locked in memory, by its own account.

@@ -163,9 +163,7 @@ impl Uffd {
     /// The same: how many pages have been filled, and why not all could be done.
     pub fn fill_zero(&self, start: u64, end: u64) -> (u64, io::Result<()>) {
         // A discard leaves marks of write tracking in an otherwise empty page table.
-        let mut unmark = [start, end - start, 0u64];
-        // SAFETY: the kernel reads one `uffdio_writeprotect`, three 64-bit words.
-        unsafe { libc::ioctl(self.fd.as_raw_fd(), IOC_WRITEPROTECT, unmark.as_mut_ptr()) };
+        self.unmark(start, end);
         let mut at = start;
         let mut again = 0;
         let mut pages = 0;
@@ -191,6 +189,13 @@ impl Uffd {
             }
         }
         (pages, Ok(()))
+    }
+
+    /// Has a registered range count as written. A huge page of which it is a part is mapped page by page from then on.
+    pub fn unmark(&self, start: u64, end: u64) {
+        let mut unmark = [start, end - start, 0u64];
+        // SAFETY: the kernel reads one `uffdio_writeprotect`, three 64-bit words.
+        unsafe { libc::ioctl(self.fd.as_raw_fd(), IOC_WRITEPROTECT, unmark.as_mut_ptr()) };
     }
 
     /// Fills an empty page of a range that is watched closely with the page of its file.

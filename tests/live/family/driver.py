@@ -10,7 +10,7 @@ from pathlib import Path
 from pageone.engine import Engine, Target
 
 PAGE = 4096
-NO_HUGE_PAGES = 15
+HUGE_PAGES, NO_HUGE_PAGES = 14, 15
 
 
 class Family:
@@ -49,17 +49,23 @@ class Family:
         self.process.wait()
 
 
+def account(pid: int, what: str) -> int:
+    """Return what the kernel's account of a process's memory says under a name: bytes; 0 where it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 1024 * sum(int(line.split()[1]) for line in text.splitlines() if line.startswith(what + ":"))
+
+
 def pss(families: Iterable[Family]) -> int:
     """Return the memory that processes use, by the kernel's account, shared pages in parts: bytes."""
-    total = 0
-    for family in families:
-        for pid in family.pids:
-            try:
-                text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it has ended
-            total += 1024 * sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
-    return total
+    return sum(account(pid, "Pss") for family in families for pid in family.pids)
+
+
+def huge_bytes(pid: int) -> int:
+    """Return how much of a process's memory huge pages map."""
+    return account(pid, "AnonHugePages")
 
 
 def merged(pid: int) -> int:

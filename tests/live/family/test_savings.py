@@ -252,3 +252,38 @@ family.end()
     saved = told["before"] - told["during"] - n * PAGE  # what the program itself has discarded
     assert abs(told["claimed"] - saved) <= SLACK, told
     assert told["after"] <= told["before"], told
+
+
+@pytest.mark.needs("merge", "gcc", "thp")
+def test_what_a_child_shares_of_huge_pages_is_neither_copied_nor_claimed(run: Run) -> None:
+    told = run("""
+HUGE, N = 512, 512 * 24
+family, twin = Family(N, HUGE_PAGES), Family(N)
+for one in (family, twin):
+    one.do(0, "write", 0, N, 1)
+huge = huge_bytes(family.pids[0])
+child = family.fork()
+# The first of each: the kernel then calls the parent's huge pages its own.
+for first in range(0, N, HUGE):
+    family.do(child, "write", first, 1, 2)
+both = [family, twin]
+before = pss(both)
+with Engine(quiet_periods=4) as engine:
+    attach(engine, family)
+    attach(engine, twin)
+    for _ in range(4):
+        engine.merge_once(0.2)
+    claimed, during, states = engine.stats.saved_bytes, pss(both), engine.stats.states
+    detach_all(engine)
+    after = pss(both)
+right = [family.do(0, "check", 0, N, 1), twin.do(0, "check", 0, N, 1), family.do(child, "check", 0, N, 1)]
+tell(before=before, during=during, after=after, claimed=claimed, huge=huge, states=states, right=right)
+for one in both:
+    one.end()
+""")
+    n, blocks = 512 * 24, 24
+    if told["huge"] < n * PAGE // 2:
+        pytest.skip(f"the kernel gave {told['huge'] // MIB} MiB of huge pages only")
+    assert abs(told["claimed"] - (told["before"] - told["during"])) <= SLACK, told
+    assert told["after"] <= 1.02 * told["before"] + SLACK, told
+    assert told["right"] == [n, n, n - blocks], told
