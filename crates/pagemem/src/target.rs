@@ -645,8 +645,8 @@ impl Target {
                 self.fetch_uffd(tracer, &process, &stopped)?,
                 Use::Guard { forks: false },
             )?;
-            let first = process.with_maps(|maps| maps.next_of(pool.file(), 0, u64::MAX))?;
-            if first.is_none() && guard.is_kept_back() {
+            if guard.is_kept_back() {
+                // Its parent may fork many more before it can be stopped: what is kept back must last for all their births.
                 return Err(io::Error::from_raw_os_error(libc::EMFILE));
             }
             process.with_maps(|maps| {

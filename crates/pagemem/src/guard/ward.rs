@@ -344,12 +344,13 @@ impl Ward {
                         .targets
                         .get(&parent)
                         .map(|t| t.guard_child(&mut self.tracer, child, &self.common.pool));
-                    if let Some(Ok(t)) = guarded {
+                    let few = |e: &io::Error| e.raw_os_error() == Some(libc::EMFILE);
+                    if matches!(&guarded, Some(Err(e)) if few(e)) {
                         if let Some(parent) = self.targets.get_mut(&parent) {
-                            if t.guard.is_kept_back() {
-                                parent.shed_soon();
-                            }
+                            parent.shed_soon();
                         }
+                    }
+                    if let Some(Ok(t)) = guarded {
                         self.targets.insert(child, t);
                     } else {
                         // The child has ended or cannot be guarded, or its parent is a target no more.
