@@ -31,7 +31,7 @@ def trace(pid):
         return start("trace", str(pid))
     argv = {"strace": ["strace", "-f", "-o", "/dev/null", "-p", str(pid)],
             "gdb": ["gdb", "-q", "-nx", "-ex", "set confirm off", "-ex", "set pagination off",
-                    "-p", str(pid), "-ex", "continue"]}[tracer]
+                    "-p", str(pid), *["-ex", "continue"] * 50]}[tracer]  # where it cannot read it stops
     one = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 30
     def status(name):
