@@ -138,8 +138,8 @@ fn calls(pids: impl Iterator<Item = i32>) -> Vec<Call> {
 
 /// Whether another process than this one traces `pid`.
 fn traced_by_another(pid: i32) -> bool {
-    !matches!(sys::tracer_of(pid, pid), None | Some(0))
-        && sys::tracer_of(pid, pid) != Some(crate::changes::own_tid())
+    sys::tracer_of(pid, pid)
+        .is_some_and(|tracer| tracer != 0 && tracer != crate::changes::own_tid())
 }
 
 /// Calls `each` with all mappings of frames.
