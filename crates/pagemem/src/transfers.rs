@@ -155,11 +155,12 @@ impl Transfers {
         if !by_call_instruction(tid, regs) {
             return;
         }
+        plan::forget_error_of_stop(tid, call);
         let sent = plan::plan(tid, call)
             .is_some_and(|plan| self.send(pid, tid, regs, call, &plan).is_ok());
         if sent {
             self.continued += 1;
-        } else if call.result < 0 {
+        } else if call.result < 0 && call.number != libc::SYS_epoll_pwait2 {
             self.waits.again(tid, regs);
         }
     }
@@ -201,12 +202,14 @@ fn slot_of(plan: &Plan, call: &Returned, regs: &Regs, at: u64, tid: i32) -> io::
     let argument = |i: usize| (offset_of!(Slot, args) + 8 * i) as u64;
     let word = |of: usize| of as u64;
     let (saved, back) = regs.saved_for_rest();
+    let mask = ptrace::signal_mask(tid)?;
     let mut slot = Slot {
         state: BUSY,
         tid: tid as u64,
         saved,
         back,
-        mask: ptrace::signal_mask(tid)?,
+        mask,
+        wait_mask: plan.mask.unwrap_or(mask),
         fd: plan.file.map_or(-1, |(fd, _)| fd),
         file: plan.file.map_or([0; 2], |(_, file)| file),
         events: plan.awaits.unwrap_or(0) as u16,

@@ -20,12 +20,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -358,6 +360,51 @@ static void do_send_in_time(struct kind *k) {
     in_time(k, send(k->fd, &c, 1, 0), EAGAIN, since, 0.4);
 }
 
+static void do_sendfile_in_time(struct kind *k) {
+    double since = now();
+    off_t at = 0;
+    in_time(k, sendfile(k->fd, k->file, &at, 100), EAGAIN, since, 0.4);
+    if (at) wrong(k, "the offset is %zd", (ssize_t)at);
+}
+
+static void do_splice_out_in_time(struct kind *k) {
+    double since = now();
+    in_time(k, splice(k->file, NULL, k->fd, NULL, 6, 0), EAGAIN, since, 0.4);
+}
+
+static void do_splice_in_in_time(struct kind *k) {
+    double since = now();
+    in_time(k, splice(k->fd, NULL, k->copy, NULL, 6, 0), EAGAIN, since, 0.4);
+}
+
+static void do_epoll_pwait2(struct kind *k) {
+    struct timespec t = {0, 400000000};
+    struct epoll_event e;
+    sigset_t mask;
+    sigemptyset(&mask);
+    double since = now();
+    long r = syscall(SYS_epoll_pwait2, k->file, &e, 1, &t, k->done % 2 ? &mask : NULL, 8);
+    /* It tells that time is over by 0. */
+    if (r == 0) r = -1, errno = ETIME;
+    in_time(k, r, ETIME, since, 0.4);
+}
+
+/* Fewer messages than asked for are right here; an error that a stop leaves behind is not. */
+static void few_messages(struct kind *k, struct timespec *limit) {
+    struct mmsghdr m[10];
+    struct iovec v[10];
+    char c[10];
+    memset(m, 0, sizeof m);
+    for (int i = 0; i < 10; i++) v[i] = (struct iovec){c + i, 1}, m[i].msg_hdr.msg_iov = &v[i], m[i].msg_hdr.msg_iovlen = 1;
+    int n = recvmmsg(k->fd, m, 10, 0, limit);
+    if (n <= 0) wrong(k, "%d, errno %d", n, errno);
+    ssize_t next = recv(k->fd, c, 1, 0);
+    if (next != 1) wrong(k, "next: %zd, errno %d", next, errno);
+}
+
+static void do_recvmmsg_stream(struct kind *k) { few_messages(k, NULL); }
+static void do_recvmmsg_limited(struct kind *k) { few_messages(k, &(struct timespec){0, 20000000}); }
+
 /* A time-out that is never reached. */
 static void do_recv_sooner(struct kind *k) {
     unsigned char c[16384];
@@ -398,6 +445,25 @@ static void full(struct kind *k) {
     timed(k, SO_SNDTIMEO, 0.4);
 }
 
+static void full_and_file(struct kind *k) { full(k), k->file = file_of_pattern(bytes); }
+
+static void full_and_pipe(struct kind *k) {
+    int p[2];
+    full(k);
+    MUST(pipe(p) == 0 && write(p[1], "abcdef", 6) == 6);
+    k->file = p[0];
+}
+
+static void quiet_and_pipe(struct kind *k) {
+    int p[2];
+    quiet(k);
+    MUST(pipe(p) == 0);
+    k->copy = p[1];
+}
+
+static void nothing_to_tell(struct kind *k) { MUST((k->file = epoll_create1(0)) >= 0); }
+static void full_device(struct kind *k) { MUST((k->file = open("/dev/full", O_RDONLY)) >= 0); }
+
 static struct {
     const char *name;
     void (*prepare)(struct kind *);
@@ -431,6 +497,13 @@ static struct {
     {"accept-in-time", listening, do_accept_in_time},
     {"send-in-time", full, do_send_in_time},
     {"recv-sooner", in_patience, do_recv_sooner},
+    {"sendfile-in-time", full_and_file, do_sendfile_in_time},
+    {"splice-out-in-time", full_and_pipe, do_splice_out_in_time},
+    {"splice-in-in-time", quiet_and_pipe, do_splice_in_in_time},
+    {"epoll_pwait2", nothing_to_tell, do_epoll_pwait2},
+    {"recvmmsg-stream", in_tcp, do_recvmmsg_stream},
+    {"recvmmsg-limited", in_messages, do_recvmmsg_limited},
+    {"readv-full", full_device, do_zeros},
 };
 enum { KINDS = sizeof kinds / sizeof *kinds };
 static struct kind running[KINDS];

@@ -27,7 +27,7 @@ global_asm!(
     "10: lea rdi, [rbx+{fd}]",
     "mov rsi, [rbx+{awaited}]",
     "mov rdx, [rbx+{timeout_at}]",
-    "lea r10, [rbx+{mask}]",
+    "lea r10, [rbx+{wait_mask}]",
     "mov r8d, 8",
     "mov eax, 271", // ppoll; interrupted by a tracer the kernel restarts it, with the time that is left
     "syscall",
@@ -155,6 +155,7 @@ global_asm!(
     timeout_at = const offset_of!(Slot, timeout_at),
     on_timeout = const offset_of!(Slot, on_timeout),
     mask = const offset_of!(Slot, mask),
+    wait_mask = const offset_of!(Slot, wait_mask),
     ways = const offset_of!(Slot, ways),
     again = const ISSUE_AGAIN,
     errors = const ERRORS,

@@ -35,6 +35,8 @@ pub struct Slot {
     pub result: u64,
     /// Its signal mask.
     pub mask: u64,
+    /// That while it waits.
+    pub wait_mask: u64,
     /// A `struct pollfd`: descriptor (negative: there is none), events, what came.
     pub fd: i32,
     /// See `fd`.

@@ -23,6 +23,8 @@ pub struct Plan {
     pub timeout: Option<Duration>,
     /// What the program is told then, if nothing was done.
     pub on_timeout: i64,
+    /// Signals that are held while it waits; None: those that the program holds otherwise.
+    pub mask: Option<u64>,
     /// The call that does some of the rest, and its arguments.
     pub call: i64,
     /// See `call`.
@@ -92,8 +94,11 @@ pub fn concerns(call: &Returned) -> bool {
 }
 
 /// Calls that have done nothing yet where they return `EINTR`, and do so without a signal only because of a stop: on
-/// sockets with a time-out, and on files of file systems whose servers are told of interrupts.
-const BEGUN_AGAIN: [i64; 24] = [
+/// sockets with a time-out, on files of file systems whose servers are told of interrupts, and a wait for a limited time.
+const BEGUN_AGAIN: [i64; 27] = [
+    libc::SYS_epoll_pwait2,
+    libc::SYS_sendfile,
+    libc::SYS_splice,
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_readv,
@@ -421,7 +426,7 @@ fn has_nowait(file: &Descriptor) -> bool {
 
 /// Devices that give as many bytes as are asked for: zeros and random numbers.
 fn fills_all(device: u64) -> bool {
-    libc::major(device) == 1 && matches!(libc::minor(device), 5 | 8 | 9)
+    libc::major(device) == 1 && matches!(libc::minor(device), 5 | 7 | 8 | 9)
 }
 
 fn is_terminal(device: u64) -> bool {
@@ -544,8 +549,52 @@ fn before_end(tid: i32, call: &Returned) -> Option<u64> {
     u64::try_from(status.st_size - at).ok()
 }
 
-/// A call on a socket that waits for a limited time, and has done nothing yet: the kernel ends such with `EINTR`.
+/// Where the call has received some messages, but not all: takes the error away that ended it, a stop's, which the kernel
+/// keeps for whoever uses the socket next (as 512, which no program knows).
+pub fn forget_error_of_stop(tid: i32, call: &Returned) {
+    if call.number == libc::SYS_recvmmsg && call.result > 0 {
+        let socket = Descriptor::of(tid, call.args[0]).filter(Descriptor::blocks);
+        socket.and_then(|s| s.option(libc::SO_ERROR));
+    }
+}
+
+/// A call that waits for a limited time, mostly on a socket, and has done nothing yet: the kernel ends such with `EINTR`.
 fn awaiting(tid: i32, call: &Returned) -> Option<Plan> {
+    let again = |file: &Descriptor, awaits, timeout, on_timeout: i32| Plan {
+        file: file.identity(),
+        awaits: Some(awaits),
+        timeout: Some(timeout),
+        on_timeout: -i64::from(on_timeout),
+        ways: ISSUE_AGAIN,
+        ..Plan::default()
+    };
+    let [a, _, c, d, mask, _] = call.args;
+    if call.number == libc::SYS_epoll_pwait2 {
+        // It may have been changed since the kernel read it.
+        let &[seconds, nanoseconds] = read_list(tid, d, 1)?.first()?;
+        if seconds > i64::MAX as u64 || nanoseconds >= 1_000_000_000 {
+            return None;
+        }
+        let timeout = Duration::new(seconds, nanoseconds as u32);
+        let mut held = [0u8; 8];
+        if mask != 0 && read_remote(tid, mask, &mut held).ok()? != held.len() {
+            return None;
+        }
+        let plan = again(&Descriptor::of(tid, a)?, libc::POLLIN, timeout, 0);
+        return Some(Plan {
+            mask: (mask != 0).then(|| u64::from_le_bytes(held)),
+            ..plan
+        });
+    }
+    if call.number == libc::SYS_splice {
+        let on = |number, awaits, patience| {
+            let socket = Descriptor::of(tid, number)?;
+            let timeout = socket.patience(patience)?;
+            Some(again(&socket, awaits, timeout, libc::EAGAIN))
+        };
+        return on(c, libc::POLLOUT, libc::SO_SNDTIMEO)
+            .or_else(|| on(a, libc::POLLIN, libc::SO_RCVTIMEO));
+    }
     let connects = call.number == libc::SYS_connect;
     let (awaits, patience) = match call.number {
         libc::SYS_read
@@ -560,6 +609,7 @@ fn awaiting(tid: i32, call: &Returned) -> Option<Plan> {
         | libc::SYS_sendto
         | libc::SYS_sendmsg
         | libc::SYS_sendmmsg
+        | libc::SYS_sendfile
         | libc::SYS_connect => (libc::POLLOUT, libc::SO_SNDTIMEO),
         _ => return None,
     };
@@ -573,14 +623,7 @@ fn awaiting(tid: i32, call: &Returned) -> Option<Plan> {
     } else {
         libc::EAGAIN
     };
-    Some(Plan {
-        file: file.identity(),
-        awaits: Some(awaits),
-        timeout: Some(timeout),
-        on_timeout: -i64::from(on_timeout),
-        ways: ISSUE_AGAIN,
-        ..Plan::default()
-    })
+    Some(again(&file, awaits, timeout, on_timeout))
 }
 
 #[cfg(test)]
