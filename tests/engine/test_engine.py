@@ -9,6 +9,7 @@ import pytest
 from fake import NONE, FakeBackend, FakeProcess
 
 from pageone.engine import Engine
+from pageone.engine.queue import CpuBudget
 from pageone.engine.status import State
 from pageone.errors import TargetError, UsageError
 
@@ -31,20 +32,22 @@ def steps(engine: Engine, n: int) -> None:
 
 def consistent(engine: Engine, backend: FakeBackend) -> None:
     """Books, status and processes agree."""
-    counts = sum(engine._pages.counts_of(t._number) for t in engine.targets) if engine.targets else 0
-    assert np.array_equal(engine._pages.counts, counts + np.zeros(len(State), np.int64))
-    assert engine._pages.counts.sum() == engine._pages.tracked
+    counts = sum(engine.accounting.pages.counts_of(t.number) for t in engine.targets) if engine.targets else 0
+    assert np.array_equal(engine.accounting.pages.counts, counts + np.zeros(len(State), np.int64))
+    assert engine.accounting.pages.counts.sum() == engine.accounting.pages.tracked
     mapped = np.zeros(backend.frames_max, np.int64)
     for t in engine.targets:
         frames = backend.processes[t.pid].frame
         np.add.at(mapped, frames[frames != NONE], 1)
-    assert np.array_equal(engine._frames.mapped, mapped)
-    assert engine._frames.live.sum() == engine._pages.counts[State.SHARED]
-    assert engine._frames.used == backend.filled.sum()
-    contents = engine._contents
+    assert np.array_equal(engine.accounting.frames.mapped, mapped)
+    assert engine.accounting.frames.live.sum() == engine.accounting.pages.counts[State.SHARED]
+    assert engine.accounting.frames.used == backend.filled.sum()
+    contents = engine.accounting.contents
     assert np.array_equal(contents.keys, backend.key(backend.pool[contents.frames])), "a frame under another's key"
     assert len(set(contents.frames.tolist())) == len(contents.frames)
-    assert np.isin(np.flatnonzero(engine._frames.live), contents.frames).all(), "a frame that is read, and not found"
+    assert np.isin(np.flatnonzero(engine.accounting.frames.live), contents.frames).all(), (
+        "a frame that is read, and not found"
+    )
     assert (contents.find(contents.keys) != NONE).all()
     for p in backend.processes.values():
         p.check()
@@ -76,8 +79,13 @@ def test_pages_booked_batch_by_batch_find_their_twins_in_any_batch_before() -> N
         engine.attach(b.pid)
         steps(engine, 3)
         stats = engine.stats
-        assert (stats.pages_read, stats.pages_merged, stats.frames, len(engine._contents)) == (768, 768, 256, 256)
-        assert engine._pages.counts[State.UNIQUE] == 0
+        assert (stats.pages_read, stats.pages_merged, stats.frames, len(engine.accounting.contents)) == (
+            768,
+            768,
+            256,
+            256,
+        )
+        assert engine.accounting.pages.counts[State.UNIQUE] == 0
         consistent(engine, backend)
 
 
@@ -344,8 +352,7 @@ def test_targets_of_two_users_share_only_when_a_domain_is_named() -> None:
         engine.attach(a.pid)
         with pytest.raises(TargetError, match="name a domain"):
             engine.attach(b.pid)
-    with Engine(backend=FakeBackend(), domain="both") as engine:
-        engine._backend = backend
+    with Engine(backend=backend, domain="both") as engine:
         engine.attach(a.pid)
         engine.attach(b.pid)
 
@@ -469,19 +476,18 @@ def test_a_look_that_fails_is_repeated_a_period_later(call: str) -> None:
         assert engine.stats.sharers == 512
 
 
-def test_planning_and_filling_frames_count_for_the_cpu_budget() -> None:
+def test_planning_and_filling_frames_count_for_the_cpu_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = FakeBackend()
     a, b = pair_of(backend, 4096)
     paid: list[float] = []
+    pay = CpuBudget.pay
+
+    def count(budget: CpuBudget, cpu_s: float) -> float:
+        paid.append(cpu_s)
+        return pay(budget, cpu_s)
+
+    monkeypatch.setattr(CpuBudget, "pay", count)
     with Engine(backend=backend, cpu=0.9) as engine:
-        budget = engine._workers.budget
-        pay = budget.pay
-
-        def count(cpu_s: float) -> float:
-            paid.append(cpu_s)
-            return pay(cpu_s)
-
-        budget.pay = count  # type: ignore[method-assign]
         for p in (a, b):
             engine.attach(p.pid)
         steps(engine, 4)
@@ -497,7 +503,7 @@ def test_looks_come_less_often_where_they_would_take_more_than_a_quarter_of_the_
     look_s = 0.01
     with Engine(backend=backend, cpu=0.2, period=0.001) as engine:
         target = engine.attach(process.pid)
-        look = target._memory.written
+        look = target.memory.written
 
         def slow(start: np.ndarray, end: np.ndarray) -> object:
             until = time.thread_time() + look_s
@@ -505,14 +511,14 @@ def test_looks_come_less_often_where_they_would_take_more_than_a_quarter_of_the_
                 pass
             return look(start, end)
 
-        target._memory.written = slow  # type: ignore[method-assign, assignment]
+        target.memory.written = slow  # type: ignore[method-assign, assignment]
         began = time.monotonic()
         engine.run(lambda: engine.stats.period >= 12)
         looks = engine.stats.period
         # The first few do not know yet what a look costs.
         assert (looks - 4) * look_s / (time.monotonic() - began) < 0.2 * 0.25
         engine.hurry_when(lambda: True)
-        assert engine._apart_s() == engine.period
+        assert engine.look_every_s == engine.period
 
 
 @pytest.mark.parametrize("error", [TargetError("cannot be read"), OSError(24, "no descriptors"), MemoryError()])
@@ -530,7 +536,7 @@ def test_a_target_that_cannot_be_looked_at_is_noted_and_asked_ever_more_rarely_w
 
         def fail(name: str, process: FakeProcess) -> None:
             if name == call and process is c:
-                asked.append(engine._period)
+                asked.append(engine.accounting.period)
                 if asked[-1] < 150:
                     raise error
 

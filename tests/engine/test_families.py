@@ -25,10 +25,10 @@ def attach(engine: Engine, processes: list[FakeProcess]) -> list[Target]:
 def saved_pages(engine: Engine, backend: FakeBackend) -> int:
     """What is saved, of pages alone, by the books; held against the memory that is in use."""
     stats = engine.stats
-    claimed = stats.states["shared"] + stats.states["zero"] - stats.frames + engine._frames.outside
+    claimed = stats.states["shared"] + stats.states["zero"] - stats.frames + engine.accounting.frames.outside
     of_targets = round(sum(t.stats.saved_bytes for t in engine.targets) / 4096)
     assert claimed == backend.memory_without() - backend.memory_pages()
-    unread = stats.frames - np.count_nonzero(engine._frames.live) - engine._frames.outside
+    unread = stats.frames - np.count_nonzero(engine.accounting.frames.live) - engine.accounting.frames.outside
     assert of_targets == claimed + unread
     return claimed
 
@@ -61,7 +61,7 @@ def test_their_contents_are_not_read() -> None:
     with Engine(backend=backend) as engine:
         attach(engine, family(backend, 1))
         steps(engine, 6)
-        assert not len(engine._index)
+        assert not len(engine.accounting.index)
 
 
 def test_copies_that_are_equal_again_are_merged_with_each_other_and_not_with_what_is_shared() -> None:

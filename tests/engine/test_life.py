@@ -30,9 +30,9 @@ def nothing_is_left(engine: Engine, backend: FakeBackend) -> None:
     stats = engine.stats
     assert (stats.targets, stats.tracked, stats.frames, stats.index_entries) == (0, 0, 0, 0)
     assert not backend.filled.any()
-    assert not engine._frames.mapped.any()
-    assert not engine._frames.live.any()
-    assert not len(engine._contents.frames)
+    assert not engine.accounting.frames.mapped.any()
+    assert not engine.accounting.frames.live.any()
+    assert not len(engine.accounting.contents.frames)
     assert set(stats.states.values()) == {0}
 
 
@@ -129,14 +129,14 @@ class Life(RuleBasedStateMachine):
         if self.disturbed:
             self.disturbed = self.pending  # something happened meanwhile that the next look will see
             return
-        backend, counts, frames = self.backend, self.engine._pages.counts, self.engine._frames
+        backend, counts, frames = self.backend, self.engine.accounting.pages.counts, self.engine.accounting.frames
         claimed = counts[State.SHARED] + counts[State.ZERO] - frames.used + frames.outside
         # A program that discards a zero page given back long ago is not noticed, nor what strangers do with frames.
         unnoticed = frames.outside
         for target in self.engine.targets:
             process = backend.processes.get(target.pid)
             if process is not None:
-                places = self.engine._pages.in_state(target._number, State.ZERO)
+                places = self.engine.accounting.pages.in_state(target.number, State.ZERO)
                 index = (address(places) // PAGE).astype(np.int64) - BASE
                 unnoticed += int(np.count_nonzero(process.without[index] < 0))
         empty = frames.used - int(backend.filled.sum())
@@ -204,16 +204,18 @@ class Life(RuleBasedStateMachine):
             return
         for process in self.processes():
             process.check()
-        assert self.engine._pages.counts.sum() == self.engine._pages.tracked
-        counts = sum((self.engine._pages.counts_of(t._number) for t in self.engine.targets), np.zeros(len(State), int))
-        assert self.engine._pages.counts.tolist() == counts.tolist()
-        assert self.engine._frames.live.sum() == self.engine._pages.counts[State.SHARED]
-        assert self.engine._families.heirs.sum() == self.engine._pages.counts[State.INHERITED]
+        assert self.engine.accounting.pages.counts.sum() == self.engine.accounting.pages.tracked
+        counts = sum(
+            (self.engine.accounting.pages.counts_of(t.number) for t in self.engine.targets), np.zeros(len(State), int)
+        )
+        assert self.engine.accounting.pages.counts.tolist() == counts.tolist()
+        assert self.engine.accounting.frames.live.sum() == self.engine.accounting.pages.counts[State.SHARED]
+        assert self.engine.accounting.families.heirs.sum() == self.engine.accounting.pages.counts[State.INHERITED]
         # Never more memory than without an engine, but for frames that all have written over.
         assert self.backend.memory_pages() <= self.backend.memory_without() + self.backend.unread()
         # A frame whose source ended before it was copied was never filled: it only waits to be free again.
-        empty = self.engine._frames.used - int(self.backend.filled.sum())
-        assert 0 <= empty <= self.engine._frames.waiting
+        empty = self.engine.accounting.frames.used - int(self.backend.filled.sum())
+        assert 0 <= empty <= self.engine.accounting.frames.waiting
 
     def teardown(self) -> None:
         if not hasattr(self, "engine"):

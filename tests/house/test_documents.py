@@ -11,6 +11,7 @@ import pytest
 import typer.main
 
 from pageone.cli import build_app
+from pageone.engine.metrics import as_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -77,6 +78,10 @@ def test_make_help_tells_every_target_that_is_meant_to_be_used() -> None:
     told = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ("demo", "test", "lint", "build", "soak", "bench", "clean"):
         assert re.search(rf"^{target}\b", told, re.MULTILINE)
+
+
+def test_the_table_of_metrics_is_that_of_the_code() -> None:
+    assert as_markdown() in (ROOT / "docs" / "engine.md").read_text()
 
 
 def test_every_command_has_a_help_of_its_own(pageone: Callable[..., subprocess.CompletedProcess[str]]) -> None:

@@ -37,6 +37,17 @@ ROOMS: dict[str, set[str]] = {
     "cli": {"one", "engine", "live", "service", "scan", "ksm", "demo", "bench", "doctor"},
 }
 
+# Files right under pageone, and what of pageone each may import.
+FILES: dict[str, set[str]] = {"errors": set(), "policy": {"errors"}, "doctor": set()}
+
+# Modules of another room that a room may import, where it may not import all of it.
+PARTS: dict[tuple[str, str], set[str]] = {("live", "engine"): {"backend", "arrays"}}
+
+# The modules of the engine: each may import those before it. What comes before the accounting are its columns; what
+# comes after it are the steps of a period, in their order.
+ENGINE = ["backend", "arrays", "status", "metrics", "pages", "frames", "contents", "index", "target", "families"]
+ENGINE += ["queue", "accounting", "scan", "find", "plan", "merge", "free", "engine", "helper"]
+
 
 def manifest(crate: str) -> dict[str, Any]:
     return tomllib.loads((CRATES / crate / "Cargo.toml").read_text())
@@ -50,17 +61,26 @@ def dependencies(crate: str, *, dev: bool = False) -> set[str]:
     return names | set(table.get("dev-dependencies", {})) if dev else names
 
 
-def imports(path: Path) -> set[str]:
-    """Return the rooms of pageone that a module imports, wherever in it."""
-    found: set[str] = set()
+def modules(path: Path) -> set[tuple[str, str]]:
+    """Return what a module imports of pageone, wherever in it: room and module, ``""`` for the room itself."""
+    found: set[tuple[str, str]] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = [node.module] if node.module != "pageone" else [f"pageone.{a.name}" for a in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("pageone.")}
+            names = [node.module] if node.module.count(".") > 1 else [f"{node.module}.{a.name}" for a in node.names]
+        for name in names:
+            if name.startswith("pageone."):
+                _, room, module, *_ = [*name.split("."), ""]
+                there = (PACKAGE / room / f"{module}.py").exists() or (PACKAGE / room / module).is_dir()
+                found.add((room, module if there else ""))
     return found
+
+
+def imports(path: Path) -> set[str]:
+    """Return the rooms and files of pageone that a module imports, wherever in it."""
+    return {room for room, _ in modules(path)}
 
 
 def test_the_tree_knows_neither_the_system_nor_python() -> None:
@@ -91,6 +111,22 @@ def test_the_peers_of_the_benchmark_are_not_in_the_shipped_wheel() -> None:
 def test_a_room_imports_only_rooms_below_it(room: str) -> None:
     for path in (PACKAGE / room).rglob("*.py"):
         above = (imports(path) & (set(ROOMS) | {"doctor", "_native"})) - ROOMS[room] - {room}
+        assert not above, f"{path.relative_to(ROOT)} imports {sorted(above)}"
+        for other, module in modules(path):
+            parts = PARTS.get((room, other))
+            assert parts is None or module in parts, f"{path.relative_to(ROOT)} imports {other}.{module}"
+
+
+@pytest.mark.parametrize("file", sorted(FILES))
+def test_a_file_of_its_own_imports_what_it_may(file: str) -> None:
+    assert imports(PACKAGE / f"{file}.py") <= FILES[file]
+
+
+def test_a_module_of_the_engine_imports_only_those_before_it() -> None:
+    assert sorted(path.stem for path in (PACKAGE / "engine").glob("[!_]*.py")) == sorted(ENGINE)
+    for at, name in enumerate(ENGINE[:-1]):
+        path = PACKAGE / "engine" / f"{name}.py"
+        above = {module for room, module in modules(path) if room == "engine"} - set(ENGINE[:at])
         assert not above, f"{path.relative_to(ROOT)} imports {sorted(above)}"
 
 

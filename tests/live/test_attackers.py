@@ -34,10 +34,10 @@ try:
         for p in programs:
             engine.attach(p.pid)
         merged = engine.merge_once(0.2).merged_pages
-        found = json.loads(start(attacker, str(os.getpid()), str(engine._backend.guardian.pid)).communicate()[0])
+        found = json.loads(start(attacker, str(os.getpid()), str(engine.backend.guardian.pid)).communicate()[0])
         found["merged"] = merged
         found["right"] = [p.communicate("check\\n")[0] for p in programs] == ["True\\n"] * 2
-        found["apart"] = engine._backend.pool.apart
+        found["apart"] = engine.backend.pool.apart
         print(json.dumps(found))
 finally:
     for p in programs:
@@ -163,7 +163,7 @@ def test_a_guardian_that_nobody_may_look_into_keeps_no_frames_of_another_engine_
         "with Engine() as first, Engine() as second:\n"
         "    for engine in (first, second):\n"
         # Where programs are started all the time some looks are in vain.
-        "        print(any(engine._backend.mapped_frames()[2] for _ in range(50)))\n"
+        "        print(any(engine.backend.mapped_frames()[2] for _ in range(50)))\n"
     )
     ran = as_user.run("-c", looks)
     assert ran.stdout == "True\nTrue\n", ran.stderr

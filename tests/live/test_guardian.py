@@ -178,7 +178,7 @@ print(knocks)
 
 def door_of(engine: Engine) -> tuple[int, int]:
     """Return device and inode of the pool, which name the guardian's door."""
-    pool = engine._backend.pool  # type: ignore[attr-defined]
+    pool = engine.backend.pool  # type: ignore[attr-defined]
     return pool.device, pool.inode
 
 
@@ -188,7 +188,7 @@ def test_a_flood_of_another_user_costs_next_to_nothing(spawn: Any) -> None:
     seconds = 3.0
     with Engine() as engine:
         device, inode = door_of(engine)
-        guardian = psutil.Process(engine._backend.guardian.pid)  # type: ignore[attr-defined]
+        guardian = psutil.Process(engine.backend.guardian.pid)  # type: ignore[attr-defined]
         name = f"pageone-guardian-{device}-{inode}"
         floods = [spawn.python(FLOOD, name, str(seconds)) for _ in range(2)]
         assert [flood.stdout.readline() for flood in floods] == ["floods\n"] * 2
@@ -215,7 +215,7 @@ def test_who_says_half_of_something_keeps_nobody_from_the_guardian(
     while merged < 1000:
         merged += engine.merge_once(0.2).merged_pages
     device, inode = door_of(engine)
-    engine._backend.guardian.close()  # type: ignore[attr-defined]
+    engine.backend.guardian.close()  # type: ignore[attr-defined]
     halves = [struct.pack("<II", 5, 0), struct.pack("<IiII", 2, programs[0].pid, 2**32 - 1, 0), b""]
     knocking = []
     for half in halves:

@@ -65,7 +65,7 @@ def test_memory_with_flags_that_would_be_lost_is_not_merged_though_it_has_twins(
         target = engine.attach(process.pid)
         for _ in range(10):
             engine.merge_once(quiet_s=0.1)
-            rows = target._rows
+            rows = target.rows
             ranges = list(zip(address(rows.start).tolist(), address(rows.end).tolist(), strict=True))
             ends = [(a, a + 64 * mmap.PAGESIZE) for a in addresses]
             merged = [sum(max(0, min(high, e) - max(low, a)) for low, high in ranges) // mmap.PAGESIZE for a, e in ends]
@@ -127,7 +127,7 @@ def test_the_flags_of_new_mappings_are_read_as_often_as_their_share_of_the_time_
         assert len(reads) == 1
 
         monkeypatch.setattr(backend, "FLAGS_SHARE", 1e-9)
-        target._memory._flags_due = 0.0  # type: ignore[attr-defined]
+        target.memory.flags_due = 0.0  # type: ignore[attr-defined]
         map_more()
         engine.step()
         assert len(reads) == 2, "a mapping is new: its flags are read"
@@ -137,7 +137,7 @@ def test_the_flags_of_new_mappings_are_read_as_often_as_their_share_of_the_time_
             engine.step()
         assert len(reads) == 2, "the share of the time is used up"
 
-        target._memory._flags_due = time.monotonic()  # type: ignore[attr-defined]
+        target.memory.flags_due = time.monotonic()  # type: ignore[attr-defined]
         engine.step()
         assert len(reads) == 3, "what was put off is made up for"
         assert target.stats.tracked >= tracked + 5 * (1 << 18) // mmap.PAGESIZE
@@ -234,9 +234,9 @@ def test_what_was_left_out_of_a_look_is_merged_later(spawn: Any, monkeypatch: py
         targets = [engine.attach(process.pid) for process in processes]
         engine.step()
         with monkeypatch.context() as open_now:
-            memory = targets[0]._memory
-            open_now.setattr(memory, "_kinds", SimpleNamespace(behind=lambda pid: "a device"))
-            open_now.setattr(memory, "_kinds_due", 0.0)
+            memory = targets[0].memory
+            open_now.setattr(memory, "kinds", SimpleNamespace(behind=lambda pid: "a device"))
+            open_now.setattr(memory, "kinds_due", 0.0)
             engine.step()
             assert targets[0].stats.left_alone == "a device"
             assert not any(targets[0].stats.states.values())

@@ -21,8 +21,8 @@ from typing import Any
 import psutil
 import pytest
 
-from pageone.engine import Engine, plan
-from pageone.engine.engine import MAPPING_BYTES
+from pageone.engine import Engine
+from pageone.policy import MAPPING_BYTES, MAPPINGS_PER_RUN
 
 from . import preloaded
 from .conftest import MIB, ONE_THREAD, Domain, free_port, wait_port
@@ -132,7 +132,7 @@ def test_gunicorn_with_preload_saves_what_is_claimed_and_gets_back_what_it_had(s
             Domain.until(lambda: engine.step() and not engine.stats.frames_waiting, "frames out of use are freed")
             stats = engine.stats
             # Of mappings and of what the engine keeps, the processes' Pss shows nothing.
-            unseen = stats.metadata_bytes + followed.runs() * plan.MAPPINGS_PER_RUN * MAPPING_BYTES
+            unseen = stats.metadata_bytes + followed.runs() * MAPPINGS_PER_RUN * MAPPING_BYTES
             claimed, of_targets = stats.saved_bytes + unseen, sum(t.stats.saved_bytes for t in engine.targets)
             figures = {
                 "net": stats.saved_bytes,

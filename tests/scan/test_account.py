@@ -102,10 +102,10 @@ def test_ranges_of_files_mapped_more_than_once_are_counted_like_a_set() -> None:
 
 
 def test_frames_needed_follow_the_engine() -> None:
-    from pageone.engine.plan import frames_wanted
+    from pageone.policy import Limits, frames_wanted
 
     pages = np.arange(1, 5000)
-    assert np.array_equal(account.frames_needed(pages), frames_wanted(pages, 256, 1 / 128))
+    assert np.array_equal(account.frames_needed(pages), frames_wanted(pages, Limits()))
 
 
 def test_a_report_survives_json_and_another_version_is_refused(tmp_path: Path) -> None:

@@ -32,7 +32,6 @@ def measure(size_bytes: int, scaling_gib: list[float], tell: Any = print) -> dic
     from pageone.bench._victims import GIB_PAGES, machine, victims
     from pageone.bench.floor import floor
     from pageone.engine import Engine
-    from pageone.engine.status import State
 
     pages = size_bytes // PAGE
     gib = pages / GIB_PAGES
@@ -42,7 +41,7 @@ def measure(size_bytes: int, scaling_gib: list[float], tell: Any = print) -> dic
         """CPU-seconds of engine, guardian and targets between two moments."""
 
         def __init__(self, engine: Any, targets: list[VictimProcess]) -> None:
-            self.backend, self.targets = engine._backend, targets
+            self.backend, self.targets = engine.backend, targets
             self.began = self.now()
 
         def now(self) -> float:
@@ -93,7 +92,7 @@ def measure(size_bytes: int, scaling_gib: list[float], tell: Any = print) -> dic
                 result["steady_merged_cpu_ms_per_gib_period"] = meter.spent() * 1e3 / gib / rounds
                 sound(targets)
                 result["steady_content_reads"] = engine.stats.pages_read - read
-            assert engine._pages.counts[State.QUEUED] == 0
+            assert engine.stats.states["queued"] == 0
 
     tell("four processes with the same memory: metadata of a page shared by four")
     with victims("runs", pages // 4, 4) as targets, Engine(domain="bench") as engine:

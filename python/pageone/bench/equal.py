@@ -61,12 +61,12 @@ def _one(pages: int, processes: int, max_sharing: int, tell: Any) -> dict[str, A
         engine = stack.enter_context(Engine(domain="bench", max_sharing=max_sharing, repeat_share=0, map_share=0.9))
         for t in targets:
             engine.attach(t.pid)
-        began, cpu = time.monotonic(), time.process_time() + engine._backend.cpu_s()  # type: ignore[attr-defined]
+        began, cpu = time.monotonic(), time.process_time() + engine.backend.cpu_s()  # type: ignore[attr-defined]
         for _ in range(3):
             engine.step()
         stats = engine.stats
-        used = time.process_time() + engine._backend.cpu_s() - cpu  # type: ignore[attr-defined]
-        first, behind = engine._contents.rows(engine._contents.keys)
+        used = time.process_time() + engine.backend.cpu_s() - cpu  # type: ignore[attr-defined]
+        first, behind = engine.accounting.contents.rows(engine.accounting.contents.keys)
         block = int((behind - first).max(initial=1))
         result |= {
             "pages": pages,
@@ -74,7 +74,7 @@ def _one(pages: int, processes: int, max_sharing: int, tell: Any) -> dict[str, A
             "merged_pages": stats.sharers,
             "frames": stats.frames,
             "frames_of_the_content": block,
-            "sharers_of_a_frame_max": int(engine._frames.mapped[: stats.frames + 65536].max()),
+            "sharers_of_a_frame_max": int(engine.accounting.frames.mapped[: stats.frames + 65536].max()),
             "mappings_max": max(t.stats.mappings for t in engine.targets),
             "left_for_budget": stats.left_for_budget,
             "merge_wall_s": time.monotonic() - began,

@@ -6,16 +6,19 @@ For: the other modules of ``pageone.engine``. Pure numpy; knows nothing of pages
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 I64 = npt.NDArray[np.int64]
+U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
 
-__all__ = ["Extents", "Reserve", "ascending", "distinct", "expand", "grouped", "in_order", "marked", "repeated", "runs"]
+__all__ = ["Extents", "Reserve", "ascending", "coalesce", "distinct", "expand", "grouped", "in_order", "marked"]
+__all__ += ["repeated", "requests", "runs"]
 
 
 class Reserve:
@@ -62,6 +65,15 @@ def expand(start: npt.NDArray[Any], count: npt.NDArray[Any]) -> npt.NDArray[Any]
     result = np.repeat(start - offset, many.astype(np.int64))
     result += np.arange(total, dtype=start.dtype)
     return result
+
+
+def coalesce(start: U64, end: U64) -> tuple[U64, U64]:
+    """Join ranges (ascending, disjoint) that touch; return the fewest ranges that cover the same."""
+    if not len(start):
+        return start, end
+    opens = np.concatenate(([True], start[1:] != end[:-1]))
+    closes = np.concatenate((opens[1:], [True]))
+    return start[opens], end[closes]
 
 
 def ascending(values: npt.NDArray[Any]) -> bool:
@@ -121,6 +133,29 @@ def runs(*columns: npt.NDArray[Any]) -> tuple[I64, I64]:
         breaks |= column[1:] - column[:-1] != column.dtype.type(1)
     first = np.concatenate(([0], np.flatnonzero(breaks) + 1)).astype(np.int64)
     return first, np.diff(first, append=n)
+
+
+def requests(start: U64, pages: I64, frame: U32 | None, limit: int, step: int = 1) -> Iterator[tuple[U64, U32, U32]]:
+    """Cut runs into requests of at most ``limit`` pages: yields ``(start, pages, frame)`` of the runs of each.
+
+    ``start``: places, or addresses with their ``step`` from page to page; ``frame``: first frames, or None (then the
+    third element is empty). The one place where runs are cut.
+    """
+    if not len(start):
+        return
+    parts = -(-pages // limit)
+    run = np.repeat(np.arange(len(start)), parts)
+    before = (np.arange(len(run)) - np.repeat(np.cumsum(parts) - parts, parts)) * limit
+    size = np.minimum(pages[run] - before, limit)
+    cut_start = start[run] + (before * step).astype(np.uint64)
+    cut_frame = np.empty(0, np.uint32) if frame is None else frame[run] + before.astype(np.uint32)
+    low = 0
+    ends = np.cumsum(size)
+    while low < len(run):
+        done = int(ends[low] - size[low])
+        high = max(low + 1, int(np.searchsorted(ends, done + limit, side="right")))
+        yield cut_start[low:high], size[low:high].astype(np.uint32), cut_frame[low:high]
+        low = high
 
 
 class Extents:

@@ -25,6 +25,9 @@ U64 = npt.NDArray[np.uint64]
 F64 = npt.NDArray[np.float64]
 
 PAGE_SIZE = 4096
+#: Most pages of one request (:func:`pageone.engine.arrays.requests` cuts runs to it): while one is carried out, other
+#: targets' events may have to wait.
+REQUEST_PAGES = 8192
 
 
 class PageFlag(IntEnum):
@@ -114,7 +117,10 @@ class Outcome:
 
 
 class TargetMemory(Protocol):
-    """One process whose memory can be tracked, read and merged."""
+    """One process whose memory can be tracked, read and merged.
+
+    Requests to merge, drop and unmerge have at most ``REQUEST_PAGES`` pages each.
+    """
 
     pid: int
 

@@ -39,7 +39,7 @@ FORKED_APART_MAX = 32
 
 
 class Families:
-    """The books of pages shared since a fork, of one engine."""
+    """What is known of pages shared since a fork, of one engine."""
 
     def __init__(self, pages: PageTable, frames: Frames, targets: dict[int, Target]) -> None:
         self._pages, self._frames, self._targets = pages, frames, targets
@@ -59,7 +59,7 @@ class Families:
         new[new] = state(self._pages.status[slots[new]]) == State.ABSENT
         if not new.any():
             return
-        target._inherited = True
+        target.inherited = True
         places, frames, slots = places[new], frames[new], slots[new]
         self._pages.apply(slots, Event.INHERITED)
         np.add.at(self.heirs, frames, np.uint32(1))
@@ -84,9 +84,9 @@ class Families:
         for target in list(self._targets.values()):
             if not len(addr):
                 return
-            if target._inherited:
+            if target.inherited:
                 heir = self._reads(target, addr, frames, State.INHERITED)
-                self._promote(place(target._number, addr[heir]), frames[heir])
+                self._promote(place(target.number, addr[heir]), frames[heir])
                 addr, frames = addr[~heir], frames[~heir]
 
     def _promote(self, places: U64, frames: U32) -> None:
@@ -107,8 +107,8 @@ class Families:
 
     def _reads(self, target: Target, addr: U64, frames: U32, wanted: State) -> Bools:
         """Tell which frames a target has at these addresses, in pages of that state."""
-        places = place(target._number, addr)
-        same: Bools = target._rows.frames_of(places) == frames
+        places = place(target.number, addr)
+        same: Bools = target.rows.frames_of(places) == frames
         if same.any():
             slots = self._pages.slots(places[same])
             same[same] = (slots >= 0) & (state(self._pages.status[slots]) == wanted)
@@ -118,10 +118,10 @@ class Families:
 
     def saved_pages(self, target: Target) -> float:
         """Return the pages that a target saves: a share of each frame that it reads. Cost: 40 ns a merged page."""
-        counts = self._pages.counts_of(target._number)
+        counts = self._pages.counts_of(target.number)
         if not counts[State.SHARED]:
             return float(counts[State.ZERO])
-        places, frames = target._rows.expand()
+        places, frames = target.rows.expand()
         slots = self._pages.slots(places)
         mine = slots >= 0
         mine[mine] = state(self._pages.status[slots[mine]]) == State.SHARED
@@ -134,13 +134,13 @@ class Families:
 
         Cost: 20-40 ns a forked page, at first every eighth period; less often the longer nothing changes.
         """
-        if not now and period < target._forked_next:
+        if not now and period < target.forked_next:
             return np.empty(0, np.uint64)
-        places = self._pages.in_state(target._number, State.FORKED)
+        places = self._pages.in_state(target.number, State.FORKED)
         if len(places):
-            places = places[target._memory.holds(address(places)) == Hold.OWN]
-        apart = FORKED_APART_MIN if len(places) else min(FORKED_APART_MAX, 2 * target._forked_apart)
-        target._forked_apart, target._forked_next = apart, period + apart
+            places = places[target.memory.holds(address(places)) == Hold.OWN]
+        apart = FORKED_APART_MIN if len(places) else min(FORKED_APART_MAX, 2 * target.forked_apart)
+        target.forked_apart, target.forked_next = apart, period + apart
         return places
 
     def shared_now(self, places: U64) -> Bools:
@@ -151,7 +151,7 @@ class Families:
             target = self._targets.get(number)
             if target is not None:
                 mine = owner == number
-                shared[mine] = target._memory.holds(address(places[mine])) == Hold.SHARED
+                shared[mine] = target.memory.holds(address(places[mine])) == Hold.SHARED
         return shared
 
     # ------------------------------------------------------------------ giving back
@@ -162,7 +162,7 @@ class Families:
         ``outside``: what processes that are not attached map of the pool.
         """
         addr = address(places)
-        hold = target._memory.holds(addr)
+        hold = target.memory.holds(addr)
         leave: Bools = hold == Hold.SHARED
         rest = np.flatnonzero((hold != Hold.SHARED) & (hold != Hold.OWN))
         pages = addr[rest] // np.uint64(PAGE_SIZE)
@@ -173,10 +173,10 @@ class Families:
         slots = self._pages.slots(places[rest])
         merged_here = (slots >= 0) & (state(self._pages.status[slots]) == State.SHARED)
         for other_target in self._targets.values():
-            if other_target is target or not (target._inherited or other_target._inherited):
+            if other_target is target or not (target.inherited or other_target.inherited):
                 continue
-            its = place(other_target._number, addr[rest])
-            same = other_target._rows.frames_of(its) == frames[rest]
+            its = place(other_target.number, addr[rest])
+            same = other_target.rows.frames_of(its) == frames[rest]
             slots = self._pages.slots(its[same])
             merged_there = (slots >= 0) & (state(self._pages.status[slots]) == State.SHARED)
             # Each merged its own: two pages that were there before.

@@ -1,4 +1,4 @@
-"""The books of the frames: who maps them, and when one may be freed.
+"""What is known of the frames: who maps them, and when one may be freed.
 
 For: the engine. May call ``arrays`` and the backend's ``mapped_frames`` and ``punch``. A frame is *mapped* by every
 page of a target's mapping of the pool, written since or not, and *live* for those pages that still read it. It is freed

@@ -1,22 +1,29 @@
-"""What the engine counts: dataclasses, JSON and the Prometheus text format.
+"""What the engine counts: one table of counters, and what is made of it: statistics, reports, JSON, Prometheus.
 
-For: everybody who looks at an engine from outside. Pure data; calls nothing.
+For: everybody who looks at an engine from outside. Pure data; calls nothing. :data:`METRICS` and
+:data:`TARGET_METRICS` name every counter and gauge once; ``docs/engine.md`` has the table that :func:`as_markdown`
+makes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import operator
+import time
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 F64 = npt.NDArray[np.float64]
 
-__all__ = ["MergeReport", "Pauses", "Stats", "Tally", "TargetStats", "as_json", "as_prometheus"]
+__all__ = ["METRICS", "PHASES", "TARGET_METRICS", "MergeReport", "Metric", "Pauses", "Stats", "Tally", "TargetStats"]
+__all__ += ["as_json", "as_markdown", "as_prometheus", "totals"]
 
 PHASES = ("look", "find", "plan", "merge", "free")
 
@@ -55,30 +62,53 @@ class Pauses:
 
 @dataclass
 class Tally:
-    """Counters of one pass; the engine adds them up."""
+    """Counters of one pass, by the names of :class:`MergeReport`; the engine adds them up."""
 
     regions: int = 0
-    read: int = 0
-    written: int = 0
-    zero: int = 0
-    dropped: int = 0
-    duplicate: int = 0
-    merged: int = 0
+    pages: int = 0
+    written_pages: int = 0
+    zero_pages: int = 0
+    forked_pages: int = 0
+    dropped_pages: int = 0
+    duplicate_pages: int = 0
+    merged_pages: int = 0
     frames: int = 0
     mappings_added: int = 0
-    wasted: int = 0
     left_for_budget: int = 0
     left_huge: int = 0
     left_pool: int = 0
     left_short: int = 0
     huge_split: int = 0
-    missed: int = 0
+    wasted_merges: int = 0
+    missed_looks: int = 0
     let_go: int = 0
-    forked: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     pauses: list[F64] = field(default_factory=list)
     cpu_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     outside_cpu_s: float = 0.0  #: of ``cpu_s``, what the filling of frames took in another process
+
+    def add(self, other: Tally) -> None:
+        """Add the counters of a pass; pauses are kept apart (:class:`Pauses`)."""
+        for name in COUNTED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.refused.update(other.refused)
+        for phase, seconds in other.cpu_s.items():
+            self.cpu_s[phase] += seconds
+
+    @contextlib.contextmanager
+    def phase(self, name: str, pay: Callable[[float], object]) -> Iterator[None]:
+        """Count the CPU time of a block, of this thread and of filling frames, for a phase; ``pay`` is told, too."""
+        began, outside = time.thread_time(), self.outside_cpu_s
+        try:
+            yield
+        finally:
+            spent = time.thread_time() - began + self.outside_cpu_s - outside
+            self.cpu_s[name] += spent
+            pay(spent)
+
+
+#: The counters of a pass that are plain numbers.
+COUNTED = tuple(f.name for f in dataclasses.fields(Tally) if f.type == "int")
 
 
 @dataclass(frozen=True)
@@ -106,6 +136,19 @@ class MergeReport:
     left_short: int  #: and those in runs shorter than is asked for
     huge_split: int  #: huge pages split
 
+    @classmethod
+    def of(cls, tally: Tally, *, targets: int, saved_bytes: int) -> MergeReport:
+        """Return the report of a pass."""
+        names = {f.name for f in dataclasses.fields(cls)} & set(COUNTED)
+        return cls(
+            targets=targets,
+            saved_bytes=saved_bytes,
+            engine_cpu_s=sum(tally.cpu_s.values()),
+            pauses_s=np.concatenate([np.empty(0), *tally.pauses]),
+            refused=dict(tally.refused),
+            **{name: getattr(tally, name) for name in names},
+        )
+
 
 @dataclass(frozen=True)
 class TargetStats:
@@ -128,39 +171,146 @@ class TargetStats:
 
 @dataclass(frozen=True)
 class Stats:
-    """All targets of an engine, and the engine itself."""
+    """All targets of an engine, and the engine itself; what each number counts is said in :data:`METRICS`."""
 
-    period: int  #: periods done
+    period: int
     targets: int
-    left_alone: int  #: of them, those left alone for what they have open
-    tracked: int  #: pages tracked
-    states: dict[str, int]  #: pages in each state, adding up to ``tracked``
-    frames: int  #: frames in use
-    frames_waiting: int  #: of them, those that nobody is known to map, awaiting proof
-    frames_freed: int  #: given back so far
-    sharers: int  #: pages that share a frame now
-    saved_bytes: int  #: net of frames, mappings, index and status
+    left_alone: int
+    tracked: int
+    states: dict[str, int]  #: adding up to ``tracked``
+    frames: int
+    frames_waiting: int
+    frames_freed: int
+    sharers: int
+    saved_bytes: int
     index_entries: int
     index_bytes: int
-    metadata_bytes: int  #: index, status and books together
-    pages_read: int  #: page contents read so far
-    pages_written: int  #: pages found written so far
+    metadata_bytes: int
+    pages_read: int
+    pages_written: int
     pages_merged: int
     pages_dropped: int
-    wasted_merges: int  #: pages written after merging so far
-    let_go: int  #: pages unmerged because nobody read their frame any more
-    incomplete_looks: int  #: looks for uses of frames in which a process may have been missed: nothing was freed
-    missed_looks: int  #: looks at a target that failed because its mappings were changing; repeated a period later
+    wasted_merges: int
+    let_go: int
+    incomplete_looks: int
+    missed_looks: int
     mappings_added: int
     left_for_budget: int
     left_huge: int
     huge_split: int
     refused: dict[str, int]
-    queue_batches: int  #: batches waiting
-    cpu_s: dict[str, float]  #: CPU-seconds by phase
-    cpu_budget_left_s: float | None  #: CPU-seconds that may be spent at once; None without a budget
+    queue_batches: int
+    cpu_s: dict[str, float]
+    cpu_budget_left_s: float | None  #: None without a budget
     pauses: Pauses
     trouble: str = ""  #: why the last period of :meth:`Engine.run` could not be done
+
+
+class Metric(NamedTuple):
+    """One counter or gauge."""
+
+    name: str  #: in Prometheus, without ``pageone_``
+    kind: str  #: ``counter`` or ``gauge``; ``summary`` for pauses
+    text: str  #: what it counts
+    field: str  #: of :class:`Stats` or :class:`TargetStats`
+    label: str = ""  #: what tells the samples of a field that is a dictionary apart
+    passes: str = ""  #: the counter of a pass, of :class:`Tally`, that adds up to it
+
+    @property
+    def full_name(self) -> str:
+        """Its name in Prometheus."""
+        return f"pageone_{self.name}"
+
+
+#: Of an engine.
+METRICS = (
+    Metric("periods_total", "counter", "Periods done.", "period"),
+    Metric("targets", "gauge", "Processes attached.", "targets"),
+    Metric("targets_left_alone", "gauge", "Of them, left alone for what they have open.", "left_alone"),
+    Metric("tracked_pages", "gauge", "Pages of address space tracked.", "tracked"),
+    Metric("pages", "gauge", "Pages in each state.", "states", "state"),
+    Metric("frames", "gauge", "Frames of the pool in use.", "frames"),
+    Metric("frames_waiting", "gauge", "Frames out of use that await proof before they are freed.", "frames_waiting"),
+    Metric("frames_freed_total", "counter", "Frames freed.", "frames_freed"),
+    Metric("sharers", "gauge", "Pages that share a frame.", "sharers"),
+    Metric(
+        "saved_bytes",
+        "gauge",
+        "Pages merged or zero and given back, less frames, mappings (256 bytes each, two a run) and metadata.",
+        "saved_bytes",
+    ),
+    Metric("index_entries", "gauge", "Contents in the index.", "index_entries"),
+    Metric("index_bytes", "gauge", "Memory of the index.", "index_bytes"),
+    Metric("metadata_bytes", "gauge", "Memory of index, page status and accounting.", "metadata_bytes"),
+    Metric("pages_read_total", "counter", "Page contents read.", "pages_read", passes="pages"),
+    Metric("pages_written_total", "counter", "Pages found written.", "pages_written", passes="written_pages"),
+    Metric("pages_merged_total", "counter", "Pages merged.", "pages_merged", passes="merged_pages"),
+    Metric("pages_dropped_total", "counter", "Zero pages given back.", "pages_dropped", passes="dropped_pages"),
+    Metric("wasted_merges_total", "counter", "Pages written after merging.", "wasted_merges", passes="wasted_merges"),
+    Metric(
+        "let_go_pages_total",
+        "counter",
+        "Pages unmerged because nobody read their frame any more.",
+        "let_go",
+        passes="let_go",
+    ),
+    Metric(
+        "incomplete_looks_total",
+        "counter",
+        "Looks for uses of frames in which a process may have been missed: nothing was freed.",
+        "incomplete_looks",
+    ),
+    Metric(
+        "missed_looks_total",
+        "counter",
+        "Looks at a target that failed because its mappings were changing; repeated a period later.",
+        "missed_looks",
+        passes="missed_looks",
+    ),
+    Metric("mappings_added_total", "counter", "Mappings added.", "mappings_added", passes="mappings_added"),
+    Metric(
+        "left_for_budget_total",
+        "counter",
+        "Pages left alone for lack of mappings.",
+        "left_for_budget",
+        passes="left_for_budget",
+    ),
+    Metric(
+        "left_huge_total", "counter", "Pages left alone to keep a huge page whole.", "left_huge", passes="left_huge"
+    ),
+    Metric("huge_split_total", "counter", "Huge pages split.", "huge_split", passes="huge_split"),
+    Metric(
+        "refused_pages_total", "counter", "Pages not merged when asked for, by reason.", "refused", "code", "refused"
+    ),
+    Metric("queue_batches", "gauge", "Batches waiting in the queue.", "queue_batches"),
+    Metric(
+        "cpu_seconds_total",
+        "counter",
+        "CPU time: look, find, plan (with the copying into frames), merge, free.",
+        "cpu_s",
+        "phase",
+        "cpu_s",
+    ),
+    Metric(
+        "cpu_budget_left_seconds", "gauge", "CPU time to spend at once; none without a budget.", "cpu_budget_left_s"
+    ),
+    Metric("pause_seconds", "summary", "How long targets stood still.", "pauses"),
+    Metric("pause_seconds_max", "gauge", "The longest stop.", "pauses.max_s"),
+)
+
+#: Of each target, told apart by its PID.
+TARGET_METRICS = (
+    Metric("target_saved_bytes", "gauge", "Memory that a target saves, before mappings and index.", "saved_bytes"),
+    Metric("target_mappings", "gauge", "Mappings of a target.", "mappings"),
+    Metric("target_mappings_left", "gauge", "Mappings that may still be added.", "mappings_left"),
+    Metric("target_wasted_merges_total", "counter", "Pages of a target written after merging.", "wasted_merges"),
+)
+
+
+def totals(tally: Tally) -> dict[str, Any]:
+    """Return the fields of :class:`Stats` that add up over passes; dictionaries are copies."""
+    values = {m.field: getattr(tally, m.passes) for m in METRICS if m.passes}
+    return {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -182,88 +332,38 @@ def as_json(record: Stats | TargetStats | MergeReport, indent: int | None = None
     return json.dumps(_plain(record), indent=indent)
 
 
-#: name, type, help, field of :class:`Stats`
-_SCALARS = (
-    ("pageone_periods_total", "counter", "Periods done.", "period"),
-    ("pageone_targets", "gauge", "Processes attached.", "targets"),
-    ("pageone_targets_left_alone", "gauge", "Of them, left alone for what they have open.", "left_alone"),
-    ("pageone_tracked_pages", "gauge", "Pages of address space tracked.", "tracked"),
-    ("pageone_frames", "gauge", "Frames of the pool in use.", "frames"),
-    (
-        "pageone_frames_waiting",
-        "gauge",
-        "Frames out of use that await proof before they are freed.",
-        "frames_waiting",
-    ),
-    ("pageone_frames_freed_total", "counter", "Frames freed.", "frames_freed"),
-    ("pageone_sharers", "gauge", "Pages that share a frame.", "sharers"),
-    ("pageone_saved_bytes", "gauge", "Memory saved, net of frames, mappings and index.", "saved_bytes"),
-    ("pageone_index_entries", "gauge", "Contents in the index.", "index_entries"),
-    ("pageone_index_bytes", "gauge", "Memory of the index.", "index_bytes"),
-    ("pageone_metadata_bytes", "gauge", "Memory of index, page status and books.", "metadata_bytes"),
-    ("pageone_pages_read_total", "counter", "Page contents read.", "pages_read"),
-    ("pageone_pages_written_total", "counter", "Pages found written.", "pages_written"),
-    ("pageone_pages_merged_total", "counter", "Pages merged.", "pages_merged"),
-    ("pageone_pages_dropped_total", "counter", "Zero pages given back.", "pages_dropped"),
-    ("pageone_wasted_merges_total", "counter", "Pages written after merging.", "wasted_merges"),
-    ("pageone_let_go_pages_total", "counter", "Pages unmerged because nobody read their frame.", "let_go"),
-    (
-        "pageone_incomplete_looks_total",
-        "counter",
-        "Looks for uses of frames that were not complete: nothing was freed.",
-        "incomplete_looks",
-    ),
-    ("pageone_missed_looks_total", "counter", "Looks that failed and were repeated a period later.", "missed_looks"),
-    ("pageone_mappings_added_total", "counter", "Mappings added to targets.", "mappings_added"),
-    ("pageone_left_for_budget_total", "counter", "Pages left alone for lack of mappings.", "left_for_budget"),
-    ("pageone_left_huge_total", "counter", "Pages left alone to keep a huge page whole.", "left_huge"),
-    ("pageone_huge_split_total", "counter", "Huge pages split.", "huge_split"),
-    ("pageone_queue_batches", "gauge", "Batches waiting in the queue.", "queue_batches"),
-)
+def _samples(metric: Metric, value: object) -> list[tuple[str, float]]:
+    """Return what follows the name of a metric, and the number, of each of its samples."""
+    if value is None:
+        return []
+    if isinstance(value, Pauses):
+        shares = [(f'{{quantile="{share / 100:g}"}}', value.percentile(share)) for share in (50, 99)]
+        return [*shares, ("_sum", value.total_s), ("_count", value.count)]
+    if isinstance(value, Mapping):
+        return [(f'{{{metric.label}="{name}"}}', float(number)) for name, number in value.items()]
+    assert isinstance(value, (int, float))
+    return [("", value)]
 
 
 def as_prometheus(stats: Stats, targets: list[TargetStats]) -> str:
     """Return the statistics in the Prometheus text exposition format (version 0.0.4)."""
+    families = [(m, _samples(m, operator.attrgetter(m.field)(stats))) for m in METRICS]
+    families += [(m, [(f'{{pid="{t.pid}"}}', float(getattr(t, m.field))) for t in targets]) for m in TARGET_METRICS]
     lines: list[str] = []
-
-    def family(name: str, kind: str, text: str, samples: list[tuple[str, float]]) -> None:
-        lines.append(f"# HELP {name} {text}")
-        lines.append(f"# TYPE {name} {kind}")
-        lines.extend(f"{name}{labels} {value:.10g}" for labels, value in samples)
-
-    for name, kind, text, attribute in _SCALARS:
-        family(name, kind, text, [("", getattr(stats, attribute))])
-    if stats.cpu_budget_left_s is not None:
-        family("pageone_cpu_budget_left_seconds", "gauge", "CPU time to spend.", [("", stats.cpu_budget_left_s)])
-    samples = [(f'{{state="{k}"}}', float(v)) for k, v in stats.states.items()]
-    family("pageone_pages", "gauge", "Pages in each state.", samples)
-    samples = [(f'{{phase="{k}"}}', v) for k, v in stats.cpu_s.items()]
-    family("pageone_cpu_seconds_total", "counter", "CPU time spent.", samples)
-    samples = [(f'{{code="{k}"}}', float(v)) for k, v in stats.refused.items()]
-    family("pageone_refused_pages_total", "counter", "Pages that were not merged when asked for.", samples)
-    pauses = stats.pauses
-    lines.append("# HELP pageone_pause_seconds How long targets stood still.")
-    lines.append("# TYPE pageone_pause_seconds summary")
-    for share in (50, 99):
-        lines.append(f'pageone_pause_seconds{{quantile="{share / 100:g}"}} {pauses.percentile(share):.10g}')
-    lines.append(f"pageone_pause_seconds_sum {pauses.total_s:.10g}")
-    lines.append(f"pageone_pause_seconds_count {pauses.count}")
-    family("pageone_pause_seconds_max", "gauge", "The longest stop.", [("", pauses.max_s)])
-    for name, kind, text, attribute in (
-        (
-            "pageone_target_saved_bytes",
-            "gauge",
-            "Memory that a target saves, before mappings and index.",
-            "saved_bytes",
-        ),
-        ("pageone_target_mappings", "gauge", "Mappings of a target.", "mappings"),
-        ("pageone_target_mappings_left", "gauge", "Mappings that may still be added.", "mappings_left"),
-        (
-            "pageone_target_wasted_merges_total",
-            "counter",
-            "Pages of a target written after merging.",
-            "wasted_merges",
-        ),
-    ):
-        family(name, kind, text, [(f'{{pid="{t.pid}"}}', float(getattr(t, attribute))) for t in targets])
+    for metric, samples in families:
+        if samples or metric.label or metric in TARGET_METRICS:
+            lines.append(f"# HELP {metric.full_name} {metric.text}")
+            lines.append(f"# TYPE {metric.full_name} {metric.kind}")
+            lines.extend(f"{metric.full_name}{suffix} {value:.10g}" for suffix, value in samples)
     return "\n".join(lines) + "\n"
+
+
+def as_markdown() -> str:
+    """Return the table of the documents: name, field and meaning of every metric."""
+    rows = ["| name | field | what |", "|---|---|---|"]
+    for metric in (*METRICS, *TARGET_METRICS):
+        label = "pid" if metric in TARGET_METRICS else "quantile" if metric.kind == "summary" else metric.label
+        name = f"{metric.full_name}{{{label}}}" if label else metric.full_name
+        owner = "target.stats" if metric in TARGET_METRICS else "stats"
+        rows.append(f"| `{name}` | `{owner}.{metric.field}` | {metric.text} |")
+    return "\n".join(rows) + "\n"

@@ -23,7 +23,7 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-__all__ = ["PLACE_BITS", "VPN_BITS", "PageTable", "address", "coalesce", "place", "target_of"]
+__all__ = ["PLACE_BITS", "VPN_BITS", "PageTable", "address", "place", "target_of"]
 
 PAGE_SHIFT = 12
 VPN_BITS = 35  #: page numbers of a 47-bit user address space
@@ -46,15 +46,6 @@ def address(places: U64) -> U64:
 def target_of(places: U64) -> I64:
     """Return the number of the target of each place."""
     return (places >> np.uint64(VPN_BITS)).astype(np.int64)
-
-
-def coalesce(start: U64, end: U64) -> tuple[U64, U64]:
-    """Join ranges (ascending, disjoint) that touch; return the fewest ranges that cover the same."""
-    if not len(start):
-        return start, end
-    opens = np.concatenate(([True], start[1:] != end[:-1]))
-    closes = np.concatenate((opens[1:], [True]))
-    return start[opens], end[closes]
 
 
 def histogram(status: U8) -> I64:

@@ -47,11 +47,12 @@ class CpuBudget:
     night without work does not end in an hour of full load.
     """
 
-    def __init__(self, share: float | None, burst_s: float = 0.05) -> None:
+    def __init__(self, share: float | None, burst_s: float = 0.05, clock: Callable[[], float] = time.monotonic) -> None:
         self.share = share
         self._burst = burst_s
         self._credit = burst_s
-        self._last = time.monotonic()
+        self._clock = clock
+        self._last = clock()
         self._lock = threading.Lock()
 
     def pay(self, cpu_s: float) -> float:
@@ -59,7 +60,7 @@ class CpuBudget:
         if self.share is None:
             return 0.0
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             self._credit = min(self._burst, self._credit + (now - self._last) * self.share) - cpu_s
             self._last = now
             return max(0.0, -self._credit / self.share)

@@ -1,6 +1,6 @@
 """One attached process, as the engine sees it: its memory, its mappings of the pool, and what was done to it.
 
-For: the engine; users see :class:`Target` as a handle with ``pid`` and ``stats``.
+For: the engine's steps; users see :class:`Target` as a handle with ``pid``, ``attached``, ``stats``, ``left_pages``.
 """
 
 from __future__ import annotations
@@ -112,41 +112,41 @@ class Trouble:
 
 
 class Target:
-    """A process that is attached to an engine."""
+    """A process that is attached to an engine.
+
+    For users: ``pid``, ``attached``, ``stats`` and ``left_pages``. The other attributes belong to the steps of a
+    period; they are changed in the engine's thread only.
+    """
 
     def __init__(self, number: int, memory: TargetMemory, stats: Callable[[Target], TargetStats]) -> None:
         self.pid = memory.pid
         self.attached = True
-        self._number = number
-        self._memory = memory
-        self._rows = Rows.none()
-        self._mappings = 0
-        self._regions = 0
-        self._left_alone = ""  # why, if it is
-        self._trouble = Trouble()
-        self._held_for_budget = 0
-        self._left_then = 0  # budget left when pages were last held for lack of it
-        self._merged = 0
-        self._inherited = False  # whether it has ever been found to map frames since a fork
-        self._forked_next = 0  # the period in which pages shared since a fork are looked at again
-        self._forked_apart = FORKED_APART_MIN
-        self._left = 0
-        self._wasted = 0
-        self._wasted_since = 0  # since it was last asked to let go what nobody reads
-        self._let_go = 0  # the period of that
-        self._refused: Counter[str] = Counter()
-        self._pauses = Pauses()
+        #: Pages left merged when it was detached: each is one for a whole family of processes, as before a fork.
+        self.left_pages = 0
+        self.number = number  #: in the places of its pages
+        self.memory = memory
+        self.rows = Rows.none()  #: what it maps of the pool
+        self.mappings = 0  #: all mappings of the process
+        self.regions = 0  #: of them, those that are tracked
+        self.left_alone = ""  #: why nothing of it is merged now; empty if it is
+        self.trouble = Trouble()
+        self.held_for_budget = 0  #: pages held for lack of mappings
+        self.left_then = 0  #: mappings left when that was last so
+        self.merged = 0  #: pages merged so far
+        self.inherited = False  #: whether it has ever been found to map frames since a fork
+        self.forked_next = 0  #: the period in which pages shared since a fork are looked at again
+        self.forked_apart = FORKED_APART_MIN
+        self.wasted = 0  #: pages written after merging
+        self.wasted_since = 0  #: of them, since it was last asked to let go what nobody reads
+        self.let_go_period = 0  #: the period of that
+        self.refused: Counter[str] = Counter()
+        self.pauses = Pauses()
         self._make_stats = stats
 
     @property
     def stats(self) -> TargetStats:
         """What is known of this target now. Cost: a pass over its status bytes."""
         return self._make_stats(self)
-
-    @property
-    def left_pages(self) -> int:
-        """Pages left merged when it was detached: each is one for a whole family of processes, as before a fork."""
-        return self._left
 
     def __repr__(self) -> str:
         return f"Target(pid={self.pid}{'' if self.attached else ', detached'})"

@@ -19,8 +19,10 @@ import numpy.typing as npt
 import psutil
 
 from pageone._native import mem
+from pageone.engine.arrays import coalesce, requests
 from pageone.engine.backend import (
     PAGE_SIZE,
+    REQUEST_PAGES,
     U8,
     U32,
     U64,
@@ -33,7 +35,6 @@ from pageone.engine.backend import (
     Regions,
     TargetMemory,
 )
-from pageone.engine.pages import coalesce
 from pageone.errors import TargetError
 from pageone.live import groups, preflight, process
 from pageone.live.guardian import Guardian, GuardianError, is_guardian
@@ -43,9 +44,6 @@ from pageone.live.uses import Uses
 _READ, _WRITE = 1, 2
 _TRACKED, _WRITTEN, _FILE, _PRESENT, _ZERO, _HUGE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 5, 1 << 6
 _WP_MATCHING = 1
-
-#: Pages of one request to the guardian: between requests it looks after the events of other targets.
-REQUEST_PAGES = 8192
 
 #: CPU time that reading the flags of new mappings may take, as a share of all time. The kernel tells them in smaps
 #: only, which walks over every page of the process: with a program that maps something in every period that alone
@@ -78,9 +76,6 @@ _POOL_NAME = "/memfd:pageone (deleted)"
 #: CPU time that looking at what a process has open may take, as a share of all time: with ten thousand connections a
 #: look takes some 40 ms. It is looked again in any case before something is merged.
 KINDS_SHARE = 0.02
-
-#: A test of the tests sets this, and only by reaching in: nothing in the environment does.
-_RINGS_MATTER = True
 
 #: Flags (:func:`flags_in`) of mappings whose meaning a merged mapping would not keep.
 _FLAGS_LEFT_ALONE = frozenset(("lo", "wf", "io", "pf", "ht", "mm", "gd", "ss", "key"))
@@ -117,12 +112,12 @@ class LiveTarget:
         #: Where merging has cut mappings since: a piece between such edges is armed as the whole was.
         self._cuts: list[U64] = []
         #: When (``time.monotonic``) the flags of new mappings may be read again: that is never free.
-        self._flags_due = 0.0
+        self.flags_due = 0.0
         #: What the process has open that lets its memory be written behind the page tables; empty if there is nothing.
         self.left_alone = ""
-        self._kinds = mem.Kinds()
+        self.kinds = mem.Kinds()
         #: When (``time.monotonic``) that is to be looked for again; whether it was since writes were last asked for.
-        self._kinds_due = 0.0
+        self.kinds_due = 0.0
         self._kinds_asked = False
         #: Ends of merged mappings with nothing behind them that the guardian has been told of.
         self._open_ends: set[int] = set()
@@ -147,8 +142,8 @@ class LiveTarget:
             start, end, perms, offset, device, inode, name, names = mem.maps(self.pid)
         except OSError as error:
             raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
-        if time.monotonic() >= self._kinds_due:
-            self._look_for_devices()
+        if time.monotonic() >= self.kinds_due:
+            self.look_for_devices()
         # The kernel may have joined a mapping of the program with the workshop below it: the rest is the program's.
         low, high = self._workshop
         joined = (start > low) & (start < high) & (end > high) & (inode == 0)
@@ -180,15 +175,14 @@ class LiveTarget:
             left_alone=self.left_alone,
         )
 
-    def _look_for_devices(self) -> None:
+    def look_for_devices(self) -> None:
         """Find out what the process has open that lets its memory be written behind its page tables."""
         began = time.thread_time()
-        if _RINGS_MATTER:
-            try:
-                self.left_alone = self._kinds.behind(self.pid) or ""
-            except OSError as error:
-                self.left_alone = f"descriptors that cannot be told ({error.strerror})"
-        self._kinds_due = time.monotonic() + (time.thread_time() - began) / KINDS_SHARE
+        try:
+            self.left_alone = self.kinds.behind(self.pid) or ""
+        except OSError as error:
+            self.left_alone = f"descriptors that cannot be told ({error.strerror})"
+        self.kinds_due = time.monotonic() + (time.thread_time() - began) / KINDS_SHARE
         self._kinds_asked = True
 
     def _close_ends(self, ends: U64) -> None:
@@ -218,12 +212,12 @@ class LiveTarget:
             self._young, self._young_until = (start[small], end[small]), time.monotonic() + YOUNG_S
         unusable[young] = True  # not for good: they are new at the next look, too
         new = np.setdiff1d(new, young, assume_unique=True)
-        if len(new) and time.monotonic() < self._flags_due:
+        if len(new) and time.monotonic() < self.flags_due:
             unusable[new] = True  # the same
         elif len(new):
             began = time.thread_time()
             flags = _smaps_flags(self.pid)
-            self._flags_due = time.monotonic() + (time.thread_time() - began) / FLAGS_SHARE
+            self.flags_due = time.monotonic() + (time.thread_time() - began) / FLAGS_SHARE
             starts = sorted(flags)
             its = [flags.get(_at_or_below(starts, address), frozenset(("io",))) for address in start[new].tolist()]
             left_alone = np.array([bool(f & _FLAGS_LEFT_ALONE) for f in its])
@@ -331,27 +325,15 @@ class LiveTarget:
         except OSError as error:
             raise TargetError(f"process {self.pid}: its page map cannot be read: {error.strerror}") from error
 
-    def _in_requests(self, kind: str, addr: U64, pages: U32, frame: U32 | None = None, **options: bool) -> Outcome:
-        """Cut a request into several, so that other targets' events are not kept waiting."""
-        parts: list[Outcome] = []
-        addr, pages, frame = _cut(addr, pages, frame)
-        filled = np.cumsum(pages, dtype=np.uint64) // REQUEST_PAGES
-        edges = np.unique(np.concatenate(([0], np.flatnonzero(np.diff(filled)) + 1, [len(pages)])))
-        call = getattr(self._guardian, kind)
+    def _request(self, kind: str, addr: U64, pages: U32, *more: U32, **options: bool) -> Outcome:
+        """Ask the guardian to do something with runs."""
         self._merged = None
         self._cuts += [addr, addr + pages.astype(np.uint64) * np.uint64(PAGE_SIZE)]
-        for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-            runs = (addr[a:b], pages[a:b]) if frame is None else (addr[a:b], pages[a:b], frame[a:b])
-            try:
-                parts.append(call(self.pid, *runs, **options))
-            except OSError as error:
-                raise TargetError(f"process {self.pid}: {kind} failed: {error.strerror}") from error
-        return Outcome(
-            code=np.concatenate([p.code for p in parts] or [np.empty(0, np.uint8)]),
-            pauses_s=np.concatenate([p.pauses_s for p in parts] or [np.empty(0)]),
-            mappings_added=sum(p.mappings_added for p in parts),
-            cpu_s=sum(p.cpu_s for p in parts),
-        )
+        try:
+            done: Outcome = getattr(self._guardian, kind)(self.pid, addr, pages, *more, **options)
+        except OSError as error:
+            raise TargetError(f"process {self.pid}: {kind} failed: {error.strerror}") from error
+        return done
 
     def _refuse(self, pages: U32) -> Outcome | None:
         """Refuse to merge pages where a device may write them; None where none may.
@@ -360,22 +342,22 @@ class LiveTarget:
         after that, once. What is pinned later counts as written, and the guardian refuses it.
         """
         if not self._kinds_asked:
-            self._look_for_devices()
+            self.look_for_devices()
         if not self.left_alone:
             return None
         return Outcome(np.full(int(pages.sum()), PageCode.REFUSED, np.uint8), np.empty(0), 0, 0.0)
 
     def merge(self, addr: U64, pages: U32, frame: U32) -> Outcome:
         """See ``TargetMemory.merge``."""
-        return self._refuse(pages) or self._in_requests("merge", addr, pages, frame)
+        return self._refuse(pages) or self._request("merge", addr, pages, frame)
 
     def drop_zero(self, addr: U64, pages: U32) -> Outcome:
         """See ``TargetMemory.drop_zero``."""
-        return self._refuse(pages) or self._in_requests("drop_zero", addr, pages)
+        return self._refuse(pages) or self._request("drop_zero", addr, pages)
 
     def unmerge(self, addr: U64, pages: U32, apart: bool = False) -> Outcome:
         """See ``TargetMemory.unmerge``."""
-        return self._in_requests("unmerge", addr, pages, apart=apart)
+        return self._request("unmerge", addr, pages, apart=apart)
 
     def detach(self) -> None:
         """See ``TargetMemory.detach``."""
@@ -472,10 +454,8 @@ class LiveBackend:
         found: dict[tuple[int, int], list[tuple[U64, U32]]] = {}
         for file in {(int(d), int(i)) for d, i in zip(device[frames], inode[frames], strict=True)}:
             its = frames & (device == np.uint64(file[0])) & (inode == np.uint64(file[1]))
-            pages = ((end[its] - start[its]) // np.uint64(PAGE_SIZE)).astype(np.uint32)
-            addr, pages, _ = _cut(start[its], pages, None)
-            edges = np.flatnonzero(np.diff(np.cumsum(pages, dtype=np.uint64) // np.uint64(REQUEST_PAGES))) + 1
-            found[file] = list(zip(np.split(addr, edges), np.split(pages, edges), strict=True))
+            pages = ((end[its] - start[its]) // np.uint64(PAGE_SIZE)).astype(np.int64)
+            found[file] = [(a, n) for a, n, _ in requests(start[its], pages, None, REQUEST_PAGES, PAGE_SIZE)]
         return found
 
     def limited(self, pid: int) -> str | None:
@@ -571,20 +551,6 @@ def _pieces(known: tuple[U64, U64], cuts: U64, start: U64, end: U64) -> npt.NDAr
     inside &= (starts[at] == start) | np.isin(start, cuts)
     inside &= (ends[at] == end) | np.isin(end, cuts)
     return inside
-
-
-def _cut(addr: U64, pages: U32, frame: U32 | None) -> tuple[U64, U32, U32 | None]:
-    """Cut runs longer than a request into several."""
-    if not len(pages) or int(pages.max()) <= REQUEST_PAGES:
-        return addr, pages, frame
-    parts = (pages.astype(np.int64) + REQUEST_PAGES - 1) // REQUEST_PAGES
-    of = np.repeat(np.arange(len(pages)), parts)
-    nth = np.arange(len(of)) - np.repeat(np.cumsum(parts) - parts, parts)
-    skip = nth * REQUEST_PAGES
-    length = np.minimum(pages[of].astype(np.int64) - skip, REQUEST_PAGES).astype(np.uint32)
-    new_addr = addr[of] + (skip * PAGE_SIZE).astype(np.uint64)
-    new_frame = None if frame is None else (frame[of] + skip.astype(np.uint32)).astype(np.uint32)
-    return new_addr, length, new_frame
 
 
 def _at_or_below(ascending: list[int], value: int) -> int:

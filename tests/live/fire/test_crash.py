@@ -41,7 +41,7 @@ for line in sys.stdin:
     engine = Engine(period=0.05)
     for pid in line.split():
         engine.attach(int(pid))
-    print(os.getpid(), engine._backend.guardian.pid, flush=True)
+    print(os.getpid(), engine.backend.guardian.pid, flush=True)
     engine.start()
     time.sleep(1000)
 """

@@ -40,7 +40,7 @@ def many(start: Callable[..., Any], count: int, seed: int) -> None:
     """Run ``count`` processes, a few at a time, under one engine; nothing may be left of them in it."""
     dice = random.Random(seed)
     with Engine(period=PERIOD) as engine:
-        guardian = engine._backend.guardian.pid  # type: ignore[attr-defined]
+        guardian = engine.backend.guardian.pid  # type: ignore[attr-defined]
         before = descriptors(os.getpid()), descriptors(guardian)
         engine.start()
         running: list[Any] = []
@@ -75,7 +75,7 @@ def many(start: Callable[..., Any], count: int, seed: int) -> None:
             time.sleep(PERIOD)
         assert (stats.targets, stats.frames, stats.index_entries, stats.tracked) == (0, 0, 0, 0)
         assert not any(stats.states.values())
-        pool = engine._backend.pool  # type: ignore[attr-defined]
+        pool = engine.backend.pool  # type: ignore[attr-defined]
         deadline = time.monotonic() + 10
         # The books are first, the memory follows; the engine is in the middle of a period.
         while pool.bytes() and time.monotonic() < deadline:

@@ -39,7 +39,7 @@ def main() -> None:
 
     spec = json.loads(sys.stdin.readline())
     with Engine(period=spec["period"], workers=spec["workers"], domain="benchmark") as engine:
-        print(json.dumps({"quiet_periods": engine.quiet_periods}), flush=True)
+        print(json.dumps({"quiet_periods": engine.accounting.quiet_periods}), flush=True)
         for line in sys.stdin:
             order = json.loads(line)
             answer: dict[str, Any] = {}

@@ -1,0 +1,244 @@
+"""All that an engine knows, in one place: pages, index, contents, frames, families, targets, and what was counted.
+
+For: the steps of a period (``scan``, ``find``, ``plan``, ``merge``, ``free``), which are functions of this and of
+arrays. May call the columns that it is made of; asks nothing of a process. One thread changes it; workers only read,
+between two looks, so that the status of a queued page changes only when the engine looks.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import numpy.typing as npt
+
+from pageone.engine.arrays import in_order, marked, runs
+from pageone.engine.backend import PAGE_SIZE
+from pageone.engine.contents import Contents
+from pageone.engine.families import Families
+from pageone.engine.frames import NO_FRAME, Frames
+from pageone.engine.index import Index
+from pageone.engine.metrics import Pauses, Stats, Tally, TargetStats, totals
+from pageone.engine.pages import PageTable, target_of
+from pageone.engine.status import Event, State, level, state
+from pageone.engine.target import Rows, Target
+from pageone.policy import MAPPING_BYTES, MAPPINGS_PER_RUN, Limits
+
+U8 = npt.NDArray[np.uint8]
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+__all__ = ["Accounting"]
+
+TARGET_NUMBERS = 1 << 20
+
+
+class Accounting:
+    """The state of one engine.
+
+    ``quiet_periods``: looks in a row at which a page must be found unwritten before it is read. ``batch_pages``: pages
+    that are read, or booked, at a time: 32 MiB are some milliseconds of reading, and what is made on the way stays in
+    the cache.
+    """
+
+    def __init__(self, frames_max: int, limits: Limits, quiet_periods: int, batch_pages: int) -> None:
+        self.limits = limits
+        self.quiet_periods = quiet_periods
+        self.batch_pages = batch_pages
+        self.period = 0
+        self.pages = PageTable()
+        self.index = Index()
+        self.contents = Contents()
+        self.frames = Frames(frames_max)
+        self.targets: dict[int, Target] = {}
+        self.families = Families(self.pages, self.frames, self.targets)
+        self.totals = Tally()
+        self.pauses = Pauses()
+        #: Pages that are queued and in no batch yet: places of one target each, ascending.
+        self._ready: list[U64] = []
+        self._due: dict[int, list[tuple[U64, I64]]] = {}
+        self._next_number = 1
+
+    # ------------------------------------------------------------------ targets
+
+    def next_number(self) -> int:
+        """Return a number that no target has."""
+        while self._next_number in self.targets:
+            self._next_number = self._next_number % (TARGET_NUMBERS - 1) + 1
+        number = self._next_number
+        self._next_number = number % (TARGET_NUMBERS - 1) + 1
+        return number
+
+    def set_rows(self, target: Target, rows: Rows) -> tuple[U64, U32]:
+        """Replace what a target maps of the pool, and the status of pages that map it no longer.
+
+        Returns places and frames of the rows that are new.
+        """
+        old = target.rows
+        if rows == old:
+            return rows.start[:0], rows.frame[:0]
+        gone, gone_frames = old.without(rows).expand()
+        new_places, new_frames = rows.without(old).expand()
+        target.rows = rows
+        self.frames.map(new_frames)
+        self.frames.unmap(gone_frames)
+        lost = rows.frames_of(gone) == NO_FRAME
+        if not lost.any():
+            return new_places, new_frames
+        places, frames = gone[lost], gone_frames[lost]
+        slots = self.pages.slots(places)
+        was = np.where(slots >= 0, state(self.pages.status[slots]), State.ABSENT)
+        shared = was == State.SHARED
+        read = shared | (was == State.INHERITED)
+        self.pages.apply(slots[read], Event.LOST)
+        self.release(places[read], frames[read], shared[read])
+        return new_places, new_frames
+
+    def forget(self, target: Target) -> None:
+        """Drop a target that is gone or detached; its entries in the index go stale."""
+        self.set_rows(target, Rows.none())
+        self.index.stale_hint += int(self.pages.counts_of(target.number)[State.UNIQUE])
+        none = np.empty(0, np.uint64)
+        self.pages.update(target.number, none, none)
+        self.targets.pop(target.number, None)
+        target.attached = False
+        target.memory.release()
+        if not self.targets:
+            self.index.stale_hint = max(self.index.stale_hint, len(self.index))
+
+    # ------------------------------------------------------------------ pages
+
+    def apply(self, places: U64, event: Event) -> None:
+        """Apply an event to pages that are tracked still; those that become volatile get their time."""
+        if not len(places):
+            return
+        slots = self.pages.slots(places)
+        if (slots < 0).any():
+            places, slots = places[slots >= 0], slots[slots >= 0]
+        after = self.pages.apply(slots, event)
+        if event == Event.RETRY:
+            order = np.argsort(places, kind="stable")
+            self.schedule(places[order], slots[order], after[order])
+
+    def release(self, places: U64, frames: U32, shared: Bools) -> None:
+        """Count one reader less for each frame. ``shared``: whether the page was ``SHARED``, else it was inherited."""
+        places, frames, shared = marked(frames != NO_FRAME, places, frames, shared)
+        self.families.forget(frames[~shared])
+        np.subtract.at(self.frames.live, frames[shared], np.uint32(1))
+        self.families.succeed(places[shared], frames[shared])
+
+    # ------------------------------------------------------------------ what is to happen when
+
+    def schedule(self, places: U64, slots: I64, status: U8) -> None:
+        """Have volatile pages come due after their quiet periods and their back-off. ``places`` ascending."""
+        places, slots, status = marked(state(status) == State.VOLATILE, places, slots, status)
+        if not len(places):
+            return
+        wait = level(status)
+        self.pages.due[slots] = (np.uint8((self.period + self.quiet_periods) & 255) + wait).astype(np.uint8)
+        for extra in np.flatnonzero(np.bincount(wait)):
+            (mine,) = marked(wait == extra, places)
+            first, count = runs(mine)
+            when = self.period + self.quiet_periods + int(extra)
+            self._due.setdefault(when, []).append((mine[first], count))
+
+    def queue_due(self) -> None:
+        """Queue the volatile pages whose wait is over."""
+        found: dict[int, list[U64]] = {}
+        for when in [w for w in self._due if w <= self.period]:
+            for start, count in self._due.pop(when):
+                places, slots = self.pages.slots_of_ranges(start, count)
+                status = self.pages.status[slots]
+                ready = (state(status) == State.VOLATILE) & (self.pages.due[slots] == when & 255)
+                if ready.any():
+                    ready_places, slots = marked(ready, places, slots)
+                    self.pages.apply(slots, Event.DUE)
+                    found.setdefault(int(target_of(ready_places[:1])[0]), []).append(ready_places)
+        self._ready += [in_order(np.concatenate(parts)) for parts in found.values()]
+
+    def enqueue(self, places: U64) -> None:
+        """Queue volatile, held or forked pages of one target now. ``places`` ascending."""
+        if len(places):
+            self.pages.apply(self.pages.slots(places), Event.DUE)
+            self._ready.append(places)
+
+    def take_ready(self) -> list[tuple[Target, U64]]:
+        """Return the pages that have been queued since asked last, and whose they are."""
+        ready, self._ready = self._ready, []
+        owners = [self.targets.get(int(target_of(places[:1])[0])) for places in ready]
+        return [(target, places) for target, places in zip(owners, ready, strict=True) if target is not None]
+
+    # ------------------------------------------------------------------ figures
+
+    def add_pauses(self, target: Target, pauses_s: npt.NDArray[np.float64]) -> None:
+        """Count how long a target stood still for a request."""
+        target.pauses.add(pauses_s)
+        self.pauses.add(pauses_s)
+
+    def saved_bytes(self) -> int:
+        """Return the memory given back: pages merged or zero, less frames, mappings and what the engine keeps of them.
+
+        Each merged page was its target's alone. Frames that only others map are theirs: they would have the page.
+        """
+        counts = self.pages.counts
+        gross = int(counts[State.SHARED] + counts[State.ZERO]) - (self.frames.used - self.frames.outside)
+        mappings = sum(len(t.rows) for t in self.targets.values())
+        return gross * PAGE_SIZE - mappings * MAPPINGS_PER_RUN * MAPPING_BYTES - self.metadata_bytes()
+
+    def metadata_bytes(self) -> int:
+        """Return the bytes of all this: what is touched of it, not what is reserved."""
+        seen = self.pages.tracked - int(self.pages.counts[State.ABSENT])
+        waiting = sum(start.nbytes + count.nbytes for parts in self._due.values() for start, count in parts)
+        rows = sum(20 * len(t.rows) for t in self.targets.values())
+        index = self.index.nbytes + self.contents.nbytes
+        return index + 2 * seen + Frames.BYTES * self.frames.used + waiting + rows
+
+    def stats(self, *, queue_batches: int, cpu_budget_left_s: float | None, trouble: str) -> Stats:
+        """Return what is known and was done until now; the arguments are the engine's own figures."""
+        pages, frames = self.pages, self.frames
+        return Stats(
+            period=self.period,
+            targets=len(self.targets),
+            left_alone=sum(bool(t.left_alone) for t in self.targets.values()),
+            tracked=pages.tracked,
+            states=_named(pages.counts),
+            frames=frames.used,
+            frames_waiting=frames.waiting,
+            frames_freed=frames.freed,
+            sharers=int(pages.counts[State.SHARED]),
+            saved_bytes=self.saved_bytes(),
+            index_entries=len(self.index) + len(self.contents),
+            index_bytes=self.index.nbytes + self.contents.nbytes,
+            metadata_bytes=self.metadata_bytes(),
+            incomplete_looks=frames.incomplete,
+            queue_batches=queue_batches,
+            cpu_budget_left_s=cpu_budget_left_s,
+            pauses=copy.deepcopy(self.pauses),
+            trouble=trouble,
+            **totals(self.totals),
+        )
+
+    def target_stats(self, target: Target) -> TargetStats:
+        """Return what is known of one target. Cost: a pass over its status bytes."""
+        counts = self.pages.counts_of(target.number)
+        return TargetStats(
+            pid=target.pid,
+            left_alone=target.left_alone,
+            trouble=target.trouble.text,
+            states=_named(counts),
+            tracked=int(counts.sum()),
+            mappings=target.mappings,
+            mappings_left=self.limits.mappings_left(target.mappings),
+            mapped_pages=target.rows.pages,
+            saved_bytes=round(self.families.saved_pages(target) * PAGE_SIZE),
+            merged_pages=target.merged,
+            wasted_merges=target.wasted,
+            refused=dict(target.refused),
+            pauses=copy.deepcopy(target.pauses),
+        )
+
+
+def _named(counts: I64) -> dict[str, int]:
+    return {s.name.lower(): int(counts[s]) for s in State}
