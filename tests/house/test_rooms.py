@@ -41,11 +41,23 @@ ROOMS: dict[str, set[str]] = {
 FILES: dict[str, set[str]] = {"errors": set(), "policy": {"errors"}, "doctor": set()}
 
 # Modules of another room that a room may import, where it may not import all of it.
-PARTS: dict[tuple[str, str], set[str]] = {("live", "engine"): {"backend", "arrays"}}
+PARTS: dict[tuple[str, str], set[str]] = {("live", "engine"): {"backend", "arrays", "clock"}}
 
 # The modules of the engine: each may import those before it. What comes before the accounting are its columns; what
 # comes after it are the steps of a period, in their order.
-ENGINE = ["backend", "arrays", "status", "metrics", "pages", "frames", "contents", "index", "target", "families"]
+ENGINE = [
+    "clock",
+    "backend",
+    "arrays",
+    "status",
+    "metrics",
+    "pages",
+    "frames",
+    "contents",
+    "index",
+    "target",
+    "families",
+]
 ENGINE += ["queue", "accounting", "scan", "find", "plan", "merge", "free", "engine", "helper"]
 
 

@@ -9,43 +9,65 @@
 //! of memory in use as u64.
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
-use crate::pool::Writer;
+use crate::pool::{Reader, Writer};
 
 const FILL: u32 = 1;
 const FREE: u32 = 2;
 const SIZE: u32 = 3;
 
+/// Records of a request.
+const RECORDS_MAX: usize = 1 << 16;
+
+/// The connection. It ends with this thread, however that ends: other descriptors of it would have the engine wait.
+struct Line(UnixStream);
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
 /// Begins to serve the engine at the other end of `socket`.
 pub fn serve(socket: OwnedFd, writer: Writer) -> io::Result<()> {
     crate::sys::quiet_thread("filling", move || {
-        let mut stream = UnixStream::from(socket);
-        while one(&mut stream, &writer).is_ok() {}
+        let mut line = Line(UnixStream::from(socket));
+        let mut reader = Reader::default();
+        while one(&mut line.0, &writer, &mut reader).is_ok() {}
     })
 }
 
-/// Answers one request; an error means that the engine has gone.
-fn one(stream: &mut UnixStream, writer: &Writer) -> io::Result<()> {
+/// Answers one request; an error means that the engine has gone, or that it is none.
+fn one(stream: &mut UnixStream, writer: &Writer, reader: &mut Reader) -> io::Result<()> {
     let mut h = [0u8; 16];
     stream.read_exact(&mut h)?;
     let word = |i: usize| u32::from_le_bytes(h[4 * i..4 * i + 4].try_into().expect("4 bytes"));
     let (op, pid, n, thread) = (word(0), word(1) as i32, word(2) as usize, word(3) as i32);
+    if n > RECORDS_MAX {
+        return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+    }
     let mut records = vec![0u8; n * 16];
     stream.read_exact(&mut records)?;
     let (first, second): (Vec<u64>, Vec<u64>) = crate::sys::pairs(&records).unzip();
     let before = crate::sys::cpu_time();
+    let mut beside = Duration::ZERO;
     let done = match op {
         FILL => {
-            be_as_modest_as(thread);
-            fill(writer, pid, &first, &second)
+            crate::sys::be_as_modest_as(thread);
+            fill(writer, reader, (pid, thread), &first, &second).map(|(codes, cpu)| {
+                beside = cpu;
+                codes
+            })
         }
         FREE => free(writer, &first, &second).map(|()| Vec::new()),
         SIZE => writer.size().map(|n| n.to_le_bytes().to_vec()),
         _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
     };
-    let spent = crate::sys::cpu_time().saturating_sub(before).as_secs_f64();
+    let spent = (crate::sys::cpu_time().saturating_sub(before) + beside).as_secs_f64();
     let (status, codes) = match done {
         Ok(codes) => (0, codes),
         Err(e) => (e.raw_os_error().unwrap_or(libc::EIO), Vec::new()),
@@ -58,7 +80,13 @@ fn one(stream: &mut UnixStream, writer: &Writer) -> io::Result<()> {
     stream.write_all(&reply)
 }
 
-fn fill(writer: &Writer, pid: i32, addrs: &[u64], frames: &[u64]) -> io::Result<Vec<u8>> {
+fn fill(
+    writer: &Writer,
+    reader: &mut Reader,
+    (pid, like): (i32, i32),
+    addrs: &[u64],
+    frames: &[u64],
+) -> io::Result<(Vec<u8>, Duration)> {
     let outside = || io::Error::from_raw_os_error(libc::EINVAL);
     let frames: Vec<u32> = frames
         .iter()
@@ -66,8 +94,8 @@ fn fill(writer: &Writer, pid: i32, addrs: &[u64], frames: &[u64]) -> io::Result<
         .collect::<Option<_>>()
         .ok_or_else(outside)?;
     let mut codes = vec![0u8; addrs.len()];
-    writer.fill(pid, addrs, &frames, &mut codes);
-    Ok(codes)
+    let cpu = writer.fill(reader, (pid, like), addrs, &frames, &mut codes);
+    Ok((codes, cpu))
 }
 
 fn free(writer: &Writer, first: &[u64], count: &[u64]) -> io::Result<()> {
@@ -76,20 +104,4 @@ fn free(writer: &Writer, first: &[u64], count: &[u64]) -> io::Result<()> {
         writer.punch(frame(*first)?, frame(*count)?)?;
     }
     Ok(())
-}
-
-/// Claims no more of a processor than thread `thread` of the engine does: an engine can be told to be modest.
-fn be_as_modest_as(thread: i32) {
-    // SAFETY: no pointers but one to a live structure; what the system refuses is left as it is.
-    unsafe {
-        let nice = libc::getpriority(libc::PRIO_PROCESS, thread as libc::id_t);
-        if nice != libc::getpriority(libc::PRIO_PROCESS, 0) {
-            libc::setpriority(libc::PRIO_PROCESS, 0, nice);
-        }
-        let kind = libc::sched_getscheduler(thread);
-        if kind == libc::SCHED_IDLE && kind != libc::sched_getscheduler(0) {
-            let none = libc::sched_param { sched_priority: 0 };
-            libc::sched_setscheduler(0, kind, &none);
-        }
-    }
 }

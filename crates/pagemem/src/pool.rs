@@ -4,14 +4,19 @@
 //! thread of the guardian's process ([`crate::filling`]). Targets get, for the length of a stop, a descriptor of which no
 //! other kind can be made ([`crate::private_fs`]), and keep none.
 
+mod reader;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::Duration;
 
 use crate::private_fs::{self, Pair};
 use crate::read;
 use crate::sys::{check, FileId, PAGE};
+
+pub use reader::Reader;
 
 /// Name of the file: targets show it in their maps as `/memfd:pageone (deleted)`, as the kernel names memory files.
 const POOL_NAME: &std::ffi::CStr = c"memfd:pageone";
@@ -113,28 +118,28 @@ impl Writer {
         self.frames
     }
 
-    /// Copies the pages at `addrs` of process `pid` into `frames` (same length); `ok[i]` is 0 where it worked.
+    /// Copies the pages at `addrs` of process `pid` into `frames` (same length); `ok[i]` is 0 where it worked. Returns the
+    /// CPU time that it took in the thread of `reader`; `like`: see [`crate::sys::be_as_modest_as`].
     ///
     /// The frames must be free: nothing may map them. Through a buffer that stays in the cache and `pwrite`, which gives
     /// a new page its bytes at once: reading into the mapping takes a fault for each page, and the kernel zeroes it
     /// first (measured, a page: 2.9 against 4.0 µs; with `fallocate` before 4.8, with `MADV_POPULATE_WRITE` 4.1).
-    pub fn fill(&self, pid: i32, addrs: &[u64], frames: &[u32], ok: &mut [u8]) {
+    pub fn fill(
+        &self,
+        reader: &mut Reader,
+        (pid, like): (i32, i32),
+        addrs: &[u64],
+        frames: &[u32],
+        ok: &mut [u8],
+    ) -> Duration {
         assert!(addrs.len() == frames.len() && frames.len() == ok.len());
-        const PER_CALL: usize = 64;
         let page = PAGE as usize;
-        let mut buffer = vec![0u8; PER_CALL * page];
-        let mut read = [read::CODE_GONE; PER_CALL];
-        let Ok(source) = read::Process::open(pid).map(read::Source::Process) else {
-            return ok.fill(2);
-        };
-        let parts = addrs.chunks(PER_CALL).zip(frames.chunks(PER_CALL));
-        for ((addrs, frames), ok) in parts.zip(ok.chunks_mut(PER_CALL)) {
-            let n = addrs.len();
-            let (bytes, read) = (&mut buffer[..n * page], &mut read[..n]);
-            if source.read(addrs, None, page, bytes, read).is_err() {
-                ok.fill(2);
-                continue;
-            }
+        ok.fill(read::CODE_GONE);
+        reader.each(pid, like, addrs, |place, part| {
+            let read = std::mem::take(&mut part.codes);
+            let n = read.len();
+            let (frames, ok) = (&frames[place..place + n], &mut ok[place..place + n]);
+            let bytes = part.bytes();
             let mut at = 0;
             while at < n {
                 let first = frames[at];
@@ -146,14 +151,13 @@ impl Writer {
                     run += 1;
                 }
                 let there = read[at] == read::CODE_OK;
-                let done = there
-                    && self
-                        .write(first, &bytes[at * page..(at + run) * page])
-                        .is_ok();
-                ok[at..at + run].fill(if done { 0 } else { 2 });
+                let bytes = &bytes[at * page..(at + run) * page];
+                if there && self.write(first, bytes).is_ok() {
+                    ok[at..at + run].fill(0);
+                }
                 at += run;
             }
-        }
+        })
     }
 
     /// Writes whole frames from `first` on.

@@ -504,6 +504,22 @@ pub fn quiet_thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Res
     }
 }
 
+/// Claims no more of a processor than thread `thread`, of the engine, does: that can be told to be modest.
+pub fn be_as_modest_as(thread: i32) {
+    // SAFETY: no pointers but one to a live structure; what the system refuses is left as it is.
+    unsafe {
+        let nice = libc::getpriority(libc::PRIO_PROCESS, thread as libc::id_t);
+        if nice != libc::getpriority(libc::PRIO_PROCESS, 0) {
+            libc::setpriority(libc::PRIO_PROCESS, 0, nice);
+        }
+        let kind = libc::sched_getscheduler(thread);
+        if kind == libc::SCHED_IDLE && kind != libc::sched_getscheduler(0) {
+            let none = libc::sched_param { sched_priority: 0 };
+            libc::sched_setscheduler(0, kind, &none);
+        }
+    }
+}
+
 /// Whether the process at the other end of a socket is this user's or root's.
 pub fn is_of_our_user(stream: &impl AsRawFd) -> bool {
     let mut who = libc::ucred {

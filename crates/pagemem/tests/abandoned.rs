@@ -168,7 +168,8 @@ fn tracer() {
     };
     let alike: Vec<usize> = (1..PAGES).step_by(4).collect();
     let mut ok = [1u8; 2];
-    writer.fill(pid, &[at(1), at(2)], &[10, 11], &mut ok);
+    let mut reader = pagemem::pool::Reader::default();
+    writer.fill(&mut reader, (pid, 0), &[at(1), at(2)], &[10, 11], &mut ok);
     assert_eq!(ok, [0, 0]);
     let runs: Vec<Run> = alike.iter().map(|&p| run(p, 10)).collect();
     let done = |codes: &[u8]| codes.iter().all(|c| *c == Code::Done as u8);

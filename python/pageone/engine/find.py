@@ -8,7 +8,6 @@ have an equal page. May call ``accounting``; asks targets for keys of pages, and
 from __future__ import annotations
 
 import contextlib
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from pageone.engine.accounting import Accounting
 from pageone.engine.arrays import distinct, in_order, marked, repeated
 from pageone.engine.backend import ReadCode
+from pageone.engine.clock import cpu_s
 from pageone.engine.frames import NO_FRAME
 from pageone.engine.index import NOWHERE, page_location, place_of
 from pageone.engine.metrics import Tally
@@ -84,7 +84,7 @@ class Members:
 
 def read(accounting: Accounting, target: Target, places: U64) -> Found:
     """Read a batch and number its contents. In a worker; reads status and changes nothing."""
-    began = time.thread_time()
+    began = cpu_s()
     slots = accounting.pages.slots(places)
     known = slots >= 0
     now = state(accounting.pages.status[slots])
@@ -104,7 +104,7 @@ def read(accounting: Accounting, target: Target, places: U64) -> Found:
     (keys,) = marked(codes == ReadCode.OK, keys)
     frames = accounting.contents.find(keys)
     ids, is_new = accounting.index.intern(*marked(frames == NO_FRAME, keys))
-    return Found(target, places, changed, codes, keys, frames, ids, is_new, time.thread_time() - began)
+    return Found(target, places, changed, codes, keys, frames, ids, is_new, cpu_s() - began)
 
 
 def settle(accounting: Accounting, found: list[Found], tally: Tally) -> tuple[U64, Twins, Members]:

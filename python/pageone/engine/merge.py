@@ -7,7 +7,6 @@ them. Wave after wave, so that each is made of memory that the last has freed.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from pageone.engine.accounting import Accounting
 from pageone.engine.arrays import distinct, grouped, requests, runs
 from pageone.engine.backend import REQUEST_PAGES, Backend, Outcome, PageCode, ReadCode
+from pageone.engine.clock import cpu_s
 from pageone.engine.find import Members
 from pageone.engine.frames import NO_FRAME
 from pageone.engine.metrics import Tally
@@ -149,7 +149,7 @@ def _map(
 
 def _carry_out(target: Target, drops: tuple[U64, I64], maps: tuple[U64, I64, U32]) -> _Done:
     """Make the requests to one target, one after the other. In a worker."""
-    began = time.thread_time()
+    began = cpu_s()
     outcomes: list[Outcome] = []
     none = np.empty(0, np.uint8)
     zero_codes = [ask(outcomes, target.memory.drop_zero, s, n) for s, n, _ in requests(*drops, None, REQUEST_PAGES)]
@@ -159,7 +159,7 @@ def _carry_out(target: Target, drops: tuple[U64, I64], maps: tuple[U64, I64, U32
         np.concatenate([none, *zero_codes]),
         np.concatenate([none, *codes]),
         outcomes,
-        time.thread_time() - began,
+        cpu_s() - began,
         sum(o.cpu_s for o in outcomes),
     )
 

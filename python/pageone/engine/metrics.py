@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import json
 import operator
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from pageone.engine.clock import cpu_s
 
 F64 = npt.NDArray[np.float64]
 
@@ -98,11 +99,11 @@ class Tally:
     @contextlib.contextmanager
     def phase(self, name: str, pay: Callable[[float], object]) -> Iterator[None]:
         """Count the CPU time of a block, of this thread and of filling frames, for a phase; ``pay`` is told, too."""
-        began, outside = time.thread_time(), self.outside_cpu_s
+        began, outside = cpu_s(), self.outside_cpu_s
         try:
             yield
         finally:
-            spent = time.thread_time() - began + self.outside_cpu_s - outside
+            spent = cpu_s() - began + self.outside_cpu_s - outside
             self.cpu_s[name] += spent
             pay(spent)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from pageone._native import queue as _native_queue
+from pageone.engine.clock import cpu_s
 from pageone.errors import PageOneError, UsageError
 
 __all__ = ["BACKGROUND_CPU", "CpuBudget", "Workers", "cpu_share"]
@@ -193,7 +194,7 @@ class Workers:
             job = self._queue.pop()
             if job is None:
                 return
-            began = time.thread_time()
+            began = cpu_s()
             try:
                 result = job()
                 outside = float(getattr(result, "outside_cpu_s", 0.0))
@@ -201,7 +202,7 @@ class Workers:
                 self._errors.append(error)
                 return
             self._results.append(result)
-            pause = self.budget.pay(time.thread_time() - began + outside)
+            pause = self.budget.pay(cpu_s() - began + outside)
             while pause > 0 and self._open and not self.urgent():
                 time.sleep(min(pause, 0.1))
                 pause -= 0.1

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import os
 import re
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +38,9 @@ from pageone.engine.backend import (
     Regions,
     TargetMemory,
 )
+from pageone.engine.clock import cpu_s
 from pageone.errors import TargetError
-from pageone.live import groups, preflight, process
+from pageone.live import groups, patience, preflight, process
 from pageone.live.guardian import Guardian, GuardianError, is_guardian
 from pageone.live.uses import Uses
 
@@ -85,6 +89,8 @@ _SEVERAL_NODES = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) 
 #: smaps flags that new mappings are given again: don't fork, don't dump, huge pages wanted, not wanted, KSM may merge.
 _FLAGS_REPEATED = {"dc": 1, "dd": 2, "hg": 4, "nh": 8, "mg": 16}
 
+T = TypeVar("T")
+
 
 class LiveTarget:
     """A running process; implements ``pageone.engine.backend.TargetMemory``."""
@@ -128,18 +134,22 @@ class LiveTarget:
         """Whether the process exists and still runs the program that was attached."""
         return process.identity(self.pid) == self._identity and self._has_workshop()
 
+    def _look(self, work: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Look at it as long as that does not take for ever."""
+        return patience.look(self.pid, functools.partial(work, *args, **options))
+
     def _has_workshop(self) -> bool:
-        out = np.empty(PAGE_SIZE, np.uint8)
         try:
-            code = mem.read_pages(self.pid, np.array([self._workshop[0]], np.uint64), out)
+            return self._look(_is_mapped, self.pid, self._workshop[0])
+        except patience.HeldUpError:
+            return True  # nothing says that it has gone
         except OSError:
             return False  # it is ending: an ordinary user may not read it any more
-        return bool(code[0] == 0)
 
     def regions(self) -> Regions:
         """See ``TargetMemory.regions``. Cost: one read of the maps, and of smaps when there is a new mapping."""
         try:
-            start, end, perms, offset, device, inode, name, names = mem.maps(self.pid)
+            start, end, perms, offset, device, inode, name, names = self._look(mem.maps, self.pid)
         except OSError as error:
             raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
         if time.monotonic() >= self.kinds_due:
@@ -177,12 +187,15 @@ class LiveTarget:
 
     def look_for_devices(self) -> None:
         """Find out what the process has open that lets its memory be written behind its page tables."""
-        began = time.thread_time()
+        began = cpu_s()
         try:
-            self.left_alone = self.kinds.behind(self.pid) or ""
+            self.left_alone = self._look(self.kinds.behind, self.pid) or ""
+        except patience.HeldUpError:
+            self.kinds = mem.Kinds()  # that one is still in use
+            raise
         except OSError as error:
             self.left_alone = f"descriptors that cannot be told ({error.strerror})"
-        self.kinds_due = time.monotonic() + (time.thread_time() - began) / KINDS_SHARE
+        self.kinds_due = time.monotonic() + (cpu_s() - began) / KINDS_SHARE
         self._kinds_asked = True
 
     def _close_ends(self, ends: U64) -> None:
@@ -215,15 +228,15 @@ class LiveTarget:
         if len(new) and time.monotonic() < self.flags_due:
             unusable[new] = True  # the same
         elif len(new):
-            began = time.thread_time()
-            flags = _smaps_flags(self.pid)
-            self.flags_due = time.monotonic() + (time.thread_time() - began) / FLAGS_SHARE
+            began = cpu_s()
+            flags = self._look(_smaps_flags, self.pid)
+            self.flags_due = time.monotonic() + (cpu_s() - began) / FLAGS_SHARE
             starts = sorted(flags)
             its = [flags.get(_at_or_below(starts, address), frozenset(("io",))) for address in start[new].tolist()]
             left_alone = np.array([bool(f & _FLAGS_LEFT_ALONE) for f in its])
             advice = np.array([sum(bit for flag, bit in _FLAGS_REPEATED.items() if flag in f) for f in its], np.uint64)
             if _SEVERAL_NODES:
-                left_alone |= _placed(self.pid, start[new])
+                left_alone |= self._look(_placed, self.pid, start[new])
             unusable[new[left_alone]] = True
             usable, advice = new[~left_alone], advice[~left_alone]
             if len(usable):
@@ -241,11 +254,10 @@ class LiveTarget:
             # Mappings that have been replaced at the same place are not tracked any more. They are passed over now and
             # armed at the next look. (That such a mapping ends the scan with an error may be asked for, too: what was
             # found, and protected again, before it would be lost.)
-            self._disarm(*mem.pagemap_scan(self._pagemap, start, end, inverted=_TRACKED, mask=_TRACKED)[:2])
+            scan = functools.partial(self._look, mem.pagemap_scan, self._pagemap, start, end)
+            self._disarm(*scan(inverted=_TRACKED, mask=_TRACKED)[:2])
             # Not asked: _FILE. It makes the kernel look up every page's descriptor: 11 ms a GiB instead of 1.
-            return mem.pagemap_scan(
-                self._pagemap, start, end, flags=_WP_MATCHING, inverted=_ZERO, mask=mask | _ZERO, returned=_HUGE
-            )
+            return scan(flags=_WP_MATCHING, inverted=_ZERO, mask=mask | _ZERO, returned=_HUGE)
         except OSError as error:
             raise TargetError(f"process {self.pid}: its page map cannot be read: {error.strerror}") from error
 
@@ -286,7 +298,8 @@ class LiveTarget:
     def _without_file(self, ranges: PageRanges) -> PageRanges:
         """Leave out of ranges the pages that are a file's. Cost: in proportion to the ranges."""
         try:
-            s, e, categories = mem.pagemap_scan(
+            s, e, categories = self._look(
+                mem.pagemap_scan,
                 self._pagemap,
                 ranges.start,
                 ranges.end,
@@ -305,7 +318,7 @@ class LiveTarget:
         if known is not None:
             return known
         try:
-            start, end, _, _, device, inode, _, _ = mem.maps(self.pid)
+            start, end, _, _, device, inode, _, _ = self._look(mem.maps, self.pid)
         except OSError as error:
             raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
         merged = self._backend.is_pool(device, inode)
@@ -314,14 +327,14 @@ class LiveTarget:
     def read_keys(self, addr: U64) -> tuple[U64, U8]:
         """See ``TargetMemory.read_keys``. Cost: about 0.5 µs of CPU a page."""
         try:
-            return mem.read_own_keys(self.pid, addr, self._backend.key)
+            return self._look(mem.read_own_keys, self.pid, addr, self._backend.key)
         except OSError as error:
             raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
 
     def holds(self, addr: U64) -> U8:
         """See ``TargetMemory.holds``. Cost: 10-20 ns a page in runs, half a microsecond for one alone."""
         try:
-            return mem.pagemap_holds(self._pagemap, addr)
+            return self._look(mem.pagemap_holds, self._pagemap, addr)
         except OSError as error:
             raise TargetError(f"process {self.pid}: its page map cannot be read: {error.strerror}") from error
 
@@ -368,7 +381,7 @@ class LiveTarget:
         """See ``TargetMemory.release``."""
         pagemap, self._pagemap = self._pagemap, -1
         if pagemap >= 0:
-            os.close(pagemap)
+            patience.spare(self.pid, os.close, pagemap)
         if self._backend.targets.get(self.pid) is self:
             del self._backend.targets[self.pid]
 
@@ -447,8 +460,9 @@ class LiveBackend:
     def _foreign(self, pid: int) -> dict[tuple[int, int], list[tuple[U64, U32]]]:
         """Return what a process maps of other engines' pools: by device and inode, requests of ``(address, pages)``."""
         try:
-            start, end, _, _, device, inode, name, names = mem.maps(process.memory_thread(pid))
-        except OSError:
+            thread = process.memory_thread(pid)
+            start, end, _, _, device, inode, name, names = patience.look(pid, mem.maps, thread)
+        except (OSError, patience.HeldUpError):  # the latter is refused right after this
             return {}
         frames = np.array([n == _POOL_NAME for n in names] or [False])[name] & ~self.is_pool(device, inode)
         found: dict[tuple[int, int], list[tuple[U64, U32]]] = {}
@@ -505,8 +519,10 @@ class LiveBackend:
         for pid in self.guardian.targets():
             if pid in self.targets:
                 continue
-            with contextlib.suppress(OSError):  # it has ended
-                start, end, _, offset, device, inode, _, _ = mem.maps(process.memory_thread(pid))
+            # It has ended; or it holds up whoever looks: then its copies are its own, at the price of memory.
+            with contextlib.suppress(OSError, patience.HeldUpError):
+                thread = process.memory_thread(pid)
+                start, end, _, offset, device, inode, _, _ = patience.look(pid, mem.maps, thread)
                 ours = self.is_pool(device, inode)
                 frame = (offset[ours] // PAGE_SIZE).astype(np.uint32)
                 found.append(Inherited(start[ours], end[ours], frame))
@@ -526,6 +542,16 @@ class LiveBackend:
         for target in list(self.targets.values()):
             target.release()
         self.guardian.close()
+
+
+def _is_mapped(pid: int, address: int) -> bool:
+    """Whether a process maps a page, whatever is there: to read it could take for ever."""
+    pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        start = np.array([address], np.uint64)
+        return len(mem.pagemap_scan(pagemap, start, start + np.uint64(PAGE_SIZE), returned=_PRESENT)[0]) > 0
+    finally:
+        os.close(pagemap)
 
 
 def without(start: U64, end: U64, other_start: U64, other_end: U64) -> tuple[U64, U64]:

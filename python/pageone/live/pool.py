@@ -19,6 +19,8 @@ _HEADER = struct.Struct("<IiII")
 _REPLY = struct.Struct("<iI")
 _SPENT = struct.Struct("<d")
 _FILL, _FREE, _SIZE = 1, 2, 3
+#: Records of a request.
+_RECORDS_MAX = 1 << 16
 
 
 def receive(connection: socket.socket, length: int) -> bytes:
@@ -70,7 +72,8 @@ class Pool:
 
     def free(self, first: U64, count: U64) -> None:
         """Give the memory of ``count`` frames from ``first`` on back to the system, of each; nothing may map them."""
-        self._request(_FREE, 0, first, count)
+        for at in range(0, len(first), _RECORDS_MAX):
+            self._request(_FREE, 0, first[at : at + _RECORDS_MAX], count[at : at + _RECORDS_MAX])
 
     def bytes(self) -> int:
         """Return the memory that all frames together take, as the kernel has it."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from pageone._native import mem
 from pageone.doctor import diagnose
 from pageone.errors import BadTargetError, TargetError, UnsupportedError
-from pageone.live import groups
+from pageone.live import groups, patience
 
 __all__ = ["Facts", "TracedError", "check", "check_system"]
 
@@ -82,6 +82,10 @@ def check(
     """
     if pid <= 0:
         raise BadTargetError(f"PID {pid}: not a process id; give a positive number")
+    return patience.look(pid, _check, pid, ours, declared, pool, charged or os.getpid())
+
+
+def _check(pid: int, ours: Collection[int], declared: bool, pool: tuple[int, int] | None, charged: int) -> Facts:
     status = _status(pid)
     name = status["Name"]
     who = f"PID {pid} ({name})"
@@ -103,7 +107,7 @@ def check(
         raise TracedError(f"{who}: is traced by PID {tracer} ({_name(tracer)}); try again when it has let go", tracer)
     _check_threads(pid, who, ours)
     _check_pinned(pid, who)
-    _check_group(pid, who, charged or os.getpid())
+    _check_group(pid, who, charged)
     return Facts(
         pid=pid,
         name=name,

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -31,7 +30,8 @@ import numpy.typing as npt
 
 from pageone._native import mem
 from pageone.engine.backend import PAGE_SIZE, U32, U64
-from pageone.live import process, shown
+from pageone.engine.clock import cpu_s
+from pageone.live import patience, process, shown
 
 __all__ = ["Uses"]
 
@@ -89,7 +89,7 @@ class Uses:
 
     def _until_nobody_is_new(self) -> bool:
         """Look at all processes, also those that are born meanwhile; whether a list without new ones was reached."""
-        until = time.thread_time() + LOOK_CPU_S
+        until = cpu_s() + LOOK_CPU_S
         known: set[int] = set()
         hidden: Counter[int] = Counter()
         clean: dict[int, int] = {}
@@ -102,7 +102,7 @@ class Uses:
                 known, listed_before = set(), False  # ids came again: one that is known may be another process
             new = listed - known
             settled = listed_before and not new
-            given_up = time.thread_time() > until or (new and min(hidden[pid] for pid in new) >= HIDDEN_TRIES)
+            given_up = cpu_s() > until or (new and min(hidden[pid] for pid in new) >= HIDDEN_TRIES)
             if settled or (listed_before and given_up):
                 self._clean = clean
                 return settled
@@ -134,7 +134,7 @@ class Uses:
             return True
         try:
             memory = self._mappings(pid)
-        except PermissionError:
+        except (PermissionError, patience.HeldUpError):
             memory = None
         if not memory and pid in self._once:
             return not process.lives(pid, self._once[pid])
@@ -179,7 +179,7 @@ class Uses:
 
     def _read(self, thread: int) -> tuple[U64, U64, U64, npt.NDArray[np.bool_]] | None:
         try:
-            start, end, _, offset, device, inode, _, _ = mem.maps(thread)
+            start, end, _, offset, device, inode, _, _ = patience.look(thread, mem.maps, thread)
         except OSError as error:
             if error.errno in _GONE:
                 return None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pageone.errors import BadTargetError, TargetError
+from pageone.live import patience
 
 if TYPE_CHECKING:
     from pageone.engine import Target
@@ -51,8 +52,8 @@ def owner(pid: int) -> int:
 def command_line(pid: int) -> str:
     """Return the command line of a process in one line of at most 200 characters."""
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-    except OSError:
+        words = patience.look(pid, Path(f"/proc/{pid}/cmdline").read_bytes).rstrip(b"\0").split(b"\0")
+    except (OSError, patience.HeldUpError):
         return ""
     text = b" ".join(words).decode(errors="replace")
     return "".join(c if c.isprintable() else "?" for c in text)[:200]

@@ -12,7 +12,7 @@ use crate::hold;
 pub const CODE_SHARED: u8 = 3;
 
 /// As [`super::read_keys`] for a process, but that pages shared with others are not read: their code is [`CODE_SHARED`].
-/// Pages that hold no memory are gone. It costs no more, for whose a page is has to be known to read it.
+/// Pages that hold no memory, or a file's, are gone: to read one of a file system that does not answer would take for ever. It costs no more, for whose a page is has to be known to read it.
 ///
 /// # Errors
 /// As [`super::Source::read`].
@@ -42,7 +42,7 @@ pub fn read_own_keys(
         entries.clear();
         entries_of(pagemap.as_raw_fd(), at, &mut entries)?;
         let holds = hold::holds_of(pagemap.as_raw_fd(), at, &entries)?;
-        let left = |h: &u8| matches!(*h, hold::SHARED | hold::NONE);
+        let left = |h: &u8| matches!(*h, hold::SHARED | hold::NONE | hold::FILE);
         with_scratch(at.len() * PAGE, |bytes| -> io::Result<()> {
             if !holds.iter().any(left) {
                 process.read(at, Some(&entries), bytes, code)?;

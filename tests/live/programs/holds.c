@@ -1,0 +1,178 @@
+/* Memory that holds up whoever looks at it: on a file system that does not answer.
+ *
+ *   holds KIND FOLDER    KIND is what it does when told to strike:
+ *     lock   its address space stays locked: one thread reads such memory, another waits to map something
+ *     none   nothing
+ *
+ * Says "ready", then answers each line: "strike", and "check", the number of wrong bytes. As an ordinary user it mounts
+ * in a user namespace of its own; where that cannot be it says "no". */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define PAGE 4096
+#define PAGES 512
+#define SIZE (PAGES * PAGE)
+
+static unsigned char *area, *away;
+static int device;
+
+static void fill(unsigned char *at) {
+    for (uint32_t k = 0; k < PAGES; k++) {
+        for (int i = 0; i < PAGE; i++) at[k * PAGE + i] = (unsigned char)(1 + (i * 7 + k * 13) % 251);
+        memcpy(at + k * PAGE, &k, 4), at[k * PAGE + 3] = 99;
+    }
+}
+
+static void answer(uint64_t unique, const void *body, size_t n) {
+    char buffer[512];
+    struct fuse_out_header head = {.len = sizeof head + n, .unique = unique};
+    memcpy(buffer, &head, sizeof head), memcpy(buffer + sizeof head, body, n);
+    if (write(device, buffer, head.len) < 0) perror("answer");
+}
+
+/* A file system of one file, which may be opened and mapped; reads of it are never answered. */
+static void serve(void) {
+    static char buffer[1 << 17];
+    struct fuse_attr file = {.ino = 2, .size = SIZE, .mode = 0100666, .nlink = 1, .uid = getuid(), .gid = getgid(), .blksize = PAGE};
+    struct fuse_attr root = {.ino = 1, .mode = 040777, .nlink = 2, .uid = getuid(), .gid = getgid(), .blksize = PAGE};
+    for (;;) {
+        ssize_t n = read(device, buffer, sizeof buffer);
+        if (n < 0 && (errno == EINTR || errno == EAGAIN || errno == ENOENT)) continue;
+        if (n < (ssize_t)sizeof(struct fuse_in_header)) return;
+        struct fuse_in_header *in = (void *)buffer;
+        if (in->opcode == FUSE_INIT) {
+            struct fuse_init_out out = {.major = FUSE_KERNEL_VERSION, .minor = FUSE_KERNEL_MINOR_VERSION, .max_write = PAGE};
+            answer(in->unique, &out, sizeof out);
+        } else if (in->opcode == FUSE_LOOKUP) {
+            struct fuse_entry_out out = {.nodeid = 2, .attr_valid = 1000, .entry_valid = 1000, .attr = file};
+            answer(in->unique, &out, sizeof out);
+        } else if (in->opcode == FUSE_GETATTR) {
+            struct fuse_attr_out out = {.attr_valid = 1000, .attr = in->nodeid == 1 ? root : file};
+            answer(in->unique, &out, sizeof out);
+        } else if (in->opcode == FUSE_OPEN) {
+            struct fuse_open_out out = {.fh = 1};
+            answer(in->unique, &out, sizeof out);
+        } else if (in->opcode == FUSE_FLUSH || in->opcode == FUSE_RELEASE) answer(in->unique, NULL, 0);
+    }
+}
+
+static void put(const char *path, const char *text) {
+    int fd = open(path, O_WRONLY);
+    if (fd < 0 || write(fd, text, strlen(text)) < 0) perror(path);
+    close(fd);
+}
+
+static void pass(int line, int fd) {
+    char space[CMSG_SPACE(sizeof fd)] = {0};
+    struct iovec one = {&fd, 1};
+    struct msghdr message = {.msg_iov = &one, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
+    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+    head->cmsg_level = SOL_SOCKET, head->cmsg_type = SCM_RIGHTS, head->cmsg_len = CMSG_LEN(sizeof fd);
+    memcpy(CMSG_DATA(head), &fd, sizeof fd);
+    if (sendmsg(line, &message, 0) < 0) perror("pass");
+}
+
+static int be_passed(int line) {
+    int fd = -1;
+    char byte, space[CMSG_SPACE(sizeof fd)];
+    struct iovec one = {&byte, 1};
+    struct msghdr message = {.msg_iov = &one, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
+    if (recvmsg(line, &message, 0) == 1 && CMSG_FIRSTHDR(&message)) memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof fd);
+    return fd;
+}
+
+/* Mounted, opened and served by processes of their own that end with this one: else this one could not end, nor, as an
+ * ordinary user, be attached. */
+static unsigned char *map_unanswered(const char *folder) {
+    int line[2], user = getuid();
+    socketpair(AF_UNIX, SOCK_STREAM, 0, line);
+    if (fork() == 0) {
+        char text[256], options[128];
+        close(line[0]);
+        if (user) {
+            if (unshare(CLONE_NEWUSER | CLONE_NEWNS)) perror("unshare"), _exit(1);
+            put("/proc/self/setgroups", "deny");
+            sprintf(text, "%d %d 1", user, user), put("/proc/self/uid_map", text), put("/proc/self/gid_map", text);
+        }
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        device = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+        sprintf(options, "fd=%d,rootmode=40000,user_id=%d,group_id=%d", device, user, (int)getgid());
+        if (device < 0 || mount("unanswered", folder, "fuse", MS_NOSUID | MS_NODEV, options)) perror("mount"), _exit(1);
+        if (fork() == 0) {
+            close(device);
+            sprintf(text, "%s/file", folder);
+            pass(line[1], open(text, O_RDWR));
+            umount2(folder, MNT_DETACH);
+            _exit(0);
+        }
+        close(line[1]);
+        serve();
+        _exit(0);
+    }
+    close(line[1]);
+    int fd = be_passed(line[0]);
+    close(line[0]);
+    unsigned char *at = fd < 0 ? MAP_FAILED : mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+    return at == MAP_FAILED ? NULL : at;
+}
+
+/* Reading it by this file keeps the address space locked, for others to read, until it is answered. */
+static void *read_it(void *unused) {
+    unsigned char byte;
+    int own = open("/proc/self/mem", O_RDONLY);
+    if (pread(own, &byte, 1, (off_t)(uintptr_t)away) == 1) printf("answered\n");
+    return unused;
+}
+
+/* Whoever waits to change it has all wait that come after. */
+static void *change(void *unused) {
+    mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return unused;
+}
+
+int main(int argc, char **argv) {
+    char line[64];
+    pthread_t thread;
+    if (argc < 3) return 2;
+    const char *kind = strdup(argv[1]);
+    away = strcmp(kind, "none") ? map_unanswered(argv[2]) : NULL;
+    if (!away && strcmp(kind, "none")) return puts("no"), 1;
+    area = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    fill(area);
+    puts("ready"), fflush(stdout);
+    while (fgets(line, sizeof line, stdin)) {
+        int wrong = 0;
+        if (!strncmp(line, "check", 5))
+            for (uint32_t k = 0; k < PAGES; k++)
+                for (int i = 4; i < PAGE; i++) wrong += area[k * PAGE + i] != (unsigned char)(1 + (i * 7 + k * 13) % 251);
+        else if (!strcmp(kind, "lock")) {
+            pthread_create(&thread, NULL, read_it, NULL);
+            usleep(100000);
+            pthread_t other;
+            /* Its stack is mapped before: afterwards nothing can be. */
+            static char stack[1 << 16] __attribute__((aligned(64)));
+            pthread_attr_t attributes;
+            pthread_attr_init(&attributes), pthread_attr_setstack(&attributes, stack, sizeof stack);
+            pthread_create(&other, &attributes, change, NULL);
+            usleep(100000);
+        }
+        char told[32];
+        int n = sprintf(told, "%d\n", wrong);
+        if (write(1, told, n) < 0) return 1;
+    }
+    return 0;
+}
