@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::private_fs::{self, Pair};
 use crate::read;
-use crate::sys::{check, FileId, PAGE};
+use crate::sys::{self, check, FileId, PAGE};
 
 pub use reader::Reader;
 
@@ -28,6 +28,7 @@ pub struct Pool {
     frames: u32,
     file: FileId,
     apart: bool,
+    lasting: bool,
 }
 
 /// The one who fills frames.
@@ -40,7 +41,7 @@ pub struct Writer {
 /// Makes a pool of `frames` frames; no memory is used until frames are filled.
 pub fn make(frames: u32) -> io::Result<(Writer, Pool)> {
     let bytes = u64::from(frames) * PAGE;
-    let (pair, apart) = match private_fs::make(POOL_NAME, bytes) {
+    let (pair, apart) = match private_fs::make(POOL_NAME, bytes, !sys::has_swap()) {
         Ok(pair) => (pair, true),
         Err(_) => (memory_file(bytes)?, false),
     };
@@ -49,6 +50,7 @@ pub fn make(frames: u32) -> io::Result<(Writer, Pool)> {
         fd: pair.read_only,
         frames,
         apart,
+        lasting: pair.lasting,
     };
     let fd = pair.writable.into();
     Ok((Writer { fd, frames }, pool))
@@ -75,6 +77,7 @@ fn memory_file(bytes: u64) -> io::Result<Pair> {
         Ok(Pair {
             writable,
             read_only,
+            lasting: false,
         })
     }
 }
@@ -99,6 +102,11 @@ impl Pool {
     /// Whether the file lies on a file system of its own, so that no descriptor of it can come to write.
     pub fn is_apart(&self) -> bool {
         self.apart
+    }
+
+    /// Whether a page of it that is mapped stays so: the kernel lends none to swap.
+    pub fn is_lasting(&self) -> bool {
+        self.lasting
     }
 
     /// Number of frames that the pool can hold.

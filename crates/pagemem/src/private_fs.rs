@@ -23,8 +23,12 @@ pub struct Pair {
     pub writable: OwnedFd,
     /// The one to hand out.
     pub read_only: OwnedFd,
+    /// Whether the file's memory is never lent to swap, so that no page of it is taken from a process that maps it. Only
+    /// root may have that, from Linux 6.4 on.
+    pub lasting: bool,
 }
 
+const FSCONFIG_SET_FLAG: u32 = 0;
 const FSCONFIG_SET_STRING: u32 = 1;
 const FSCONFIG_CMD_CREATE: u32 = 6;
 const CLOEXEC: u32 = 1;
@@ -33,6 +37,9 @@ const MOUNT_ATTR_NOSUID: u64 = 2;
 const MOUNT_ATTR_NODEV: u64 = 4;
 const OPEN_TREE_CLONE: u32 = 1;
 const MOVE_MOUNT_F_EMPTY_PATH: u32 = 4;
+
+/// How the child that makes the file says that its memory is never lent to swap. No errno is as large.
+const LASTING: i32 = 255;
 
 #[repr(C)]
 struct MountAttr {
@@ -43,8 +50,8 @@ struct MountAttr {
 }
 
 /// Makes an empty file of `bytes` bytes, with no permission bits and no name left. An error where this user may mount
-/// nothing, not even in a user namespace of its own.
-pub fn make(name: &CStr, bytes: u64) -> io::Result<Pair> {
+/// nothing, not even in a user namespace of its own. `keep`: never to be lent to swap, where that can be had.
+pub fn make(name: &CStr, bytes: u64, keep: bool) -> io::Result<Pair> {
     let mut ends = [0; 2];
     // SAFETY: the kernel writes two descriptors into a live array of two.
     check(i64::from(unsafe {
@@ -62,13 +69,14 @@ pub fn make(name: &CStr, bytes: u64) -> io::Result<Pair> {
     // SAFETY: the child makes system calls only, and ends without running anything of ours.
     let child = check(i64::from(unsafe { libc::fork() }))? as i32;
     if child == 0 {
-        let made = in_child(name, bytes, &maps).and_then(|pair| {
+        let made = in_child(name, bytes, keep, &maps).and_then(|pair| {
             send_descriptors(
                 &theirs,
                 &[pair.read_only.as_raw_fd(), pair.writable.as_raw_fd()],
             )
+            .map(|()| if pair.lasting { LASTING } else { 0 })
         });
-        let code = made.map_or_else(|e| e.raw_os_error().unwrap_or(libc::EIO), |()| 0);
+        let code = made.unwrap_or_else(|e| e.raw_os_error().unwrap_or(libc::EIO));
         // SAFETY: ends this process at once.
         unsafe { libc::_exit(code) };
     }
@@ -79,11 +87,12 @@ pub fn make(name: &CStr, bytes: u64) -> io::Result<Pair> {
         && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
     {}
     match libc::WEXITSTATUS(status) {
-        0 if libc::WIFEXITED(status) => {
+        code @ (0 | LASTING) if libc::WIFEXITED(status) => {
             let [read_only, writable] = receive_descriptors(&ours)?;
             Ok(Pair {
                 writable,
                 read_only,
+                lasting: code == LASTING,
             })
         }
         e if libc::WIFEXITED(status) => Err(io::Error::from_raw_os_error(e)),
@@ -102,7 +111,7 @@ fn getegid() -> u32 {
 }
 
 /// What the child does. Allocates nothing, unless it fails.
-fn in_child(name: &CStr, bytes: u64, maps: &[String; 2]) -> io::Result<Pair> {
+fn in_child(name: &CStr, bytes: u64, keep: bool, maps: &[String; 2]) -> io::Result<Pair> {
     enter_namespaces(maps)?;
     // SAFETY: plain calls with valid C strings and live structures of the stated sizes; descriptors returned are fresh.
     unsafe {
@@ -110,22 +119,19 @@ fn in_child(name: &CStr, bytes: u64, maps: &[String; 2]) -> io::Result<Pair> {
             libc::SYS_fsopen,
             &[c"tmpfs".as_ptr() as u64, CLOEXEC.into()],
         )?;
-        let set = |key: &CStr, value: &CStr| {
+        let tell = |kind: u32, key: &CStr, value: u64| {
+            let key = key.as_ptr() as u64;
             call(
                 libc::SYS_fsconfig,
-                &[
-                    context as u64,
-                    FSCONFIG_SET_STRING.into(),
-                    key.as_ptr() as u64,
-                    value.as_ptr() as u64,
-                    0,
-                ],
+                &[context as u64, kind.into(), key, value, 0],
             )
         };
+        let set = |key: &CStr, value: &CStr| tell(FSCONFIG_SET_STRING, key, value.as_ptr() as u64);
         set(c"mode", c"0700")?;
         set(c"size", c"0")?; // no limit of its own
                              // Huge pages would tie 512 frames' lives together. A kernel without them knows no such option.
         let _ = set(c"huge", c"never");
+        let lasting = keep && tell(FSCONFIG_SET_FLAG, c"noswap", 0).is_ok();
         call(
             libc::SYS_fsconfig,
             &[context as u64, FSCONFIG_CMD_CREATE.into(), 0, 0, 0],
@@ -186,6 +192,7 @@ fn in_child(name: &CStr, bytes: u64, maps: &[String; 2]) -> io::Result<Pair> {
         Ok(Pair {
             writable: OwnedFd::from_raw_fd(writable),
             read_only: OwnedFd::from_raw_fd(read_only),
+            lasting,
         })
     }
 }
@@ -248,7 +255,7 @@ mod tests {
 
     #[test]
     fn what_is_read_through_one_descriptor_is_written_through_the_other_alone() {
-        let pair = match make(c"some", 1 << 20) {
+        let pair = match make(c"some", 1 << 20, true) {
             Ok(pair) => pair,
             Err(e) => return eprintln!("skipped: this user may mount nothing: {e}"),
         };

@@ -4,6 +4,8 @@ use std::ffi::c_void;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::hold;
@@ -100,8 +102,30 @@ pub fn numbers_in(folder: &str) -> Vec<i32> {
     )
 }
 
+/// Set once this process fills pages for which other processes wait in system calls, too.
+static FILLS_FOR_CALLS: AtomicBool = AtomicBool::new(false);
+
+/// Says that this process fills pages for which others wait, also in system calls: from now on it must not wait for such
+/// a page itself.
+pub fn fill_for_calls() {
+    FILLS_FOR_CALLS.store(true, Ordering::Relaxed);
+}
+
+/// The memory of process `pid` as a file, where it must not be waited for a page: who reads or writes by this file never
+/// does, but gets `EIO`. None also where no descriptor is left for it.
+fn memory_file(pid: i32, write: bool) -> Option<std::fs::File> {
+    let path = || format!("/proc/{pid}/mem");
+    FILLS_FOR_CALLS.load(Ordering::Relaxed).then(|| {
+        let mut how = std::fs::OpenOptions::new();
+        how.read(!write).write(write).open(path()).ok()
+    })?
+}
+
 /// Reads `buf.len()` bytes at `addr` of process `pid`; the number of bytes read.
 pub fn read_remote(pid: i32, addr: u64, buf: &mut [u8]) -> io::Result<usize> {
+    if let Some(memory) = memory_file(pid, false) {
+        return memory.read_at(buf, addr);
+    }
     let local = libc::iovec {
         iov_base: buf.as_mut_ptr().cast(),
         iov_len: buf.len(),
@@ -117,6 +141,12 @@ pub fn read_remote(pid: i32, addr: u64, buf: &mut [u8]) -> io::Result<usize> {
 /// Writes `buf` at `addr` of process `pid`, all of it or an error.
 pub fn write_remote(pid: i32, addr: u64, buf: &[u8]) -> io::Result<()> {
     crate::remedies::step();
+    if let Some(memory) = memory_file(pid, true) {
+        return match memory.write_at(buf, addr)? {
+            n if n == buf.len() => Ok(()),
+            _ => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+        };
+    }
     let local = libc::iovec {
         iov_base: buf.as_ptr() as *mut c_void,
         iov_len: buf.len(),
@@ -158,10 +188,28 @@ pub fn parent_of(pid: i32) -> Option<i32> {
 }
 
 fn number_in_status(pid: i32, tid: i32, name: &str) -> Option<i32> {
+    let numbers = numbers_in_status(pid, tid, name, 10)?;
+    i32::try_from(*numbers.first()?).ok()
+}
+
+/// The numbers, written to base `radix`, of a line of a thread's status; None where that or the line is not there.
+pub fn numbers_in_status(pid: i32, tid: i32, name: &str, radix: u32) -> Option<Vec<u64>> {
     let status = std::fs::read(format!("/proc/{pid}/task/{tid}/status")).ok()?;
     let status = String::from_utf8_lossy(&status);
-    let number = status.lines().find_map(|l| l.strip_prefix(name));
-    number?.trim().parse().ok()
+    let line = status.lines().find_map(|l| l.strip_prefix(name))?;
+    let words = line.split_ascii_whitespace();
+    words.map(|w| u64::from_str_radix(w, radix).ok()).collect()
+}
+
+/// Whether this machine has swap, or that cannot be told.
+pub fn has_swap() -> bool {
+    let mut info = std::mem::MaybeUninit::<libc::sysinfo>::zeroed();
+    // SAFETY: the kernel fills one `sysinfo` at a live place of that type.
+    if unsafe { libc::sysinfo(info.as_mut_ptr()) } != 0 {
+        return true;
+    }
+    // SAFETY: zeroed, then filled; its fields are integers.
+    unsafe { info.assume_init() }.totalswap > 0
 }
 
 /// CPU time of this thread so far.

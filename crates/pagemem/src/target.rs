@@ -4,9 +4,11 @@
 //! its bytes have been compared inside the stop; a page in doubt is left alone and its code says why.
 
 mod advice;
+mod close;
 mod descriptor;
 mod exchange;
 mod mend;
+mod rights;
 mod shared;
 mod shed;
 mod unstopped;
@@ -27,9 +29,10 @@ use crate::remedies;
 use crate::sys::{self, pidfd_getfd, FileId, Maps, PAGE, VMA_PRIVATE_RW};
 use crate::uffd::{Event, Uffd, Use};
 use advice::{FOR_ANONYMOUS, FOR_FRAMES};
+use close::Close;
 use descriptor::{table_of_worker, Lent};
 use exchange::{is_back, way_back, Fate, Steps, MOVE, PIECES_MAX, PIECE_PAGES, STEPS};
-use unstopped::Unstopped;
+use rights::Rights;
 
 /// What became of a page; the values are `PageCode` of `pageone.engine.backend`.
 #[allow(missing_docs)]
@@ -145,8 +148,13 @@ pub struct Target {
     born: Vec<Born>,
     /// Inode of the pool whose frames it maps.
     pool_file: FileId,
+    /// What is known of its frames, while they are watched closely.
+    close: Option<Close>,
+    /// Whether they are for as long as it lives.
+    for_life: bool,
+    rights: Rights,
     /// Set while it cannot be stopped.
-    unstopped: Option<Unstopped>,
+    unstopped: bool,
     core_dumps: CoreDumps,
     /// Whether the kernel tells of its forks; where it does not this user may not be able to open its files again.
     told_of_forks: bool,
@@ -164,8 +172,12 @@ pub struct Heir {
     pub parent: i32,
     workshop: Workshop,
     guard: Option<Uffd>,
-    /// Where it may see frames, if its parent could not be stopped.
-    unstopped: Option<Unstopped>,
+    /// Where it may see frames, if they are watched closely.
+    close: Option<Close>,
+    for_life: bool,
+    rights: Rights,
+    /// Whether its parent could not be stopped.
+    unstopped: bool,
     limits: Limits,
     advised: Vec<(u64, u64, u64)>,
     fences: BTreeSet<u64>,
@@ -227,7 +239,10 @@ impl Heir {
             hidden: Vec::new(),
             born: Vec::new(),
             pool_file: self.pool_file,
-            unstopped: self.unstopped.take(),
+            close: self.close.take(),
+            for_life: self.for_life,
+            rights: self.rights,
+            unstopped: self.unstopped,
             core_dumps: self.core_dumps,
             told_of_forks: true,
             bare: false,
@@ -248,13 +263,15 @@ struct Watch<'a> {
     opened: &'a mut Vec<u64>,
     born: &'a mut Vec<Born>,
     bare: bool,
-    unstopped: &'a mut Option<Unstopped>,
+    close: &'a mut Option<Close>,
+    unstopped: bool,
 }
 
 /// The address space of a child that a fork event has told of.
 pub struct Born {
     guard: Uffd,
-    unstopped: Option<Unstopped>,
+    close: Option<Close>,
+    unstopped: bool,
 }
 
 impl Events for Watch<'_> {
@@ -268,22 +285,33 @@ impl Events for Watch<'_> {
 
     fn read_one(&mut self) {
         match self.guard.next_event() {
-            Ok(Some(Event::Remove { start, end })) => self.discarded.push((start, end)),
+            Ok(Some(Event::Remove { start, end })) => {
+                self.discarded.push((start, end));
+                if let Some(close) = self.close {
+                    close.frames.remove(start, end);
+                }
+            }
             // A child without merged memory needs no guard.
             Ok(Some(Event::Fork(_))) if self.bare => {}
             Ok(Some(Event::Fork(guard))) => self.born.push(Born {
                 guard,
-                unstopped: self.unstopped.as_ref().map(Unstopped::inherited),
+                close: self.close.as_ref().map(Close::inherited),
+                unstopped: self.unstopped,
             }),
             Ok(Some(Event::Remap { from, to, len })) => {
-                if let Some(unstopped) = self.unstopped {
-                    unstopped.moved(from, to, len);
+                if let Some(close) = self.close {
+                    close.moved(from, to, len);
                 }
                 self.moved.push((from, to, len));
             }
-            Ok(Some(Event::Unmap { start })) => self.opened.push(start),
-            Ok(Some(Event::Fault { address })) => match self.unstopped {
-                Some(unstopped) => unstopped.answer(self.guard, address),
+            Ok(Some(Event::Unmap { start, end })) => {
+                self.opened.push(start);
+                if let Some(close) = self.close {
+                    close.frames.remove(start, end);
+                }
+            }
+            Ok(Some(Event::Fault { address })) => match self.close {
+                Some(close) => close.answer(self.guard, address),
                 // It has waited since before that ended.
                 None => self.guard.wake(address & !(PAGE - 1)),
             },
@@ -411,7 +439,7 @@ impl Target {
         pid: i32,
         limits: Limits,
         follow_forks: bool,
-        pool_file: FileId,
+        pool: &Pool,
     ) -> io::Result<Self> {
         if !crate::sharers::can_tell(std::process::id() as i32) {
             return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
@@ -445,10 +473,14 @@ impl Target {
             Ok((workshop, ..)) => tracer.planted(pid, workshop.room()),
             Err(_) => tracer.unfollow(pid),
         }
-        tracer.release(stopped);
-        let (workshop, track, guard) = made.map_err(|(e, _)| e)?;
-        let born = Vec::new();
-        Ok(Self {
+        let (workshop, track, guard) = match made {
+            Ok(made) => made,
+            Err((e, _)) => {
+                tracer.release(stopped);
+                return Err(e);
+            }
+        };
+        let mut target = Self {
             pid,
             pidfd,
             process,
@@ -464,16 +496,25 @@ impl Target {
             fences: BTreeSet::new(),
             advised: Vec::new(),
             hidden: Vec::new(),
-            born,
-            pool_file,
-            unstopped: None,
+            born: Vec::new(),
+            pool_file: pool.file(),
+            close: None,
+            for_life: false,
+            rights: Rights::default(),
+            unstopped: false,
             core_dumps: CoreDumps::default(),
             told_of_forks: follow_forks,
             bare: false,
             must_shed: false,
             hints: Vec::new(),
             kinds: Kinds::default(),
-        })
+        };
+        if follow_forks && pool.is_lasting() {
+            target.watch_for_life(tracer, &stopped);
+        }
+        target.look_for_rights();
+        tracer.release(stopped);
+        Ok(target)
     }
 
     #[allow(clippy::type_complexity)]
@@ -608,6 +649,9 @@ impl Target {
             parent: self.pid,
             workshop: self.workshop,
             guard: Some(born.guard),
+            close: born.close,
+            for_life: self.for_life,
+            rights: self.rights.inherited(),
             unstopped: born.unstopped,
             limits: self.limits,
             advised: self.advised.clone(),
@@ -685,7 +729,10 @@ impl Target {
             hidden: Vec::new(),
             born: Vec::new(),
             pool_file: self.pool_file,
-            unstopped: None,
+            close: None,
+            for_life: false,
+            rights: Rights::default(),
+            unstopped: false,
             core_dumps: self.core_dumps,
             told_of_forks: false,
             bare: false,
@@ -699,8 +746,8 @@ impl Target {
                 Ok(target)
             }
             (Ok(mut unguarded), Some(e)) => {
-                // Without a guard it must not have frames.
-                unguarded.shed(tracer, &stopped);
+                // Without a guard it must not have frames. What fails for want of room may work with what has been given back.
+                let _ = (0..SHED_TRIES).any(|_| unguarded.shed(tracer, &stopped));
                 tracer.unfollow(child);
                 Err(e)
             }
@@ -757,7 +804,8 @@ impl Target {
             opened: &mut self.opened,
             born: &mut self.born,
             bare: self.bare,
-            unstopped: &mut self.unstopped,
+            close: &mut self.close,
+            unstopped: self.unstopped,
         };
         tracer.transfers.know(self.pid, self.workshop.room());
         tracer.stop(&self.process, timeout, strictness, &mut watch)
@@ -1106,7 +1154,7 @@ impl Target {
             let end = span.addr + bytes(&span);
             if pool.is_none() {
                 let _ = self.retrack(span.addr, end);
-            } else if self.guard.register(span.addr, end).is_ok() {
+            } else if self.watch(span.addr, end).is_ok() {
                 out.mappings += 1;
             } else {
                 // Unguarded frames must not stay: the bytes go back to memory of the target's own.
@@ -1181,7 +1229,8 @@ impl Target {
             opened: &mut Vec::new(),
             born: &mut self.born,
             bare: self.bare,
-            unstopped: &mut self.unstopped,
+            close: &mut self.close,
+            unstopped: self.unstopped,
         };
         self.workshop
             .run(tracer, &self.process, stopped, ops, &mut watch)
@@ -1399,7 +1448,7 @@ impl Target {
                 let _ = self.retrack(r.addr, end);
             } else {
                 // Moved there and back, it may have lost its guard.
-                let _ = self.guard.register(r.addr, end);
+                let _ = self.watch(r.addr, end);
             }
         }
         Ok(done)
@@ -1623,6 +1672,8 @@ impl CoreDumps {
     }
 }
 
+/// How often giving all back is tried at a birth.
+const SHED_TRIES: usize = 3;
 /// How often, in one stop, the rest of pieces with a differing page is tried again.
 const ROUNDS: usize = 4;
 

@@ -8,6 +8,11 @@ use crate::sys::check;
 /// Flags for the `userfaultfd` system call made inside a target: works for an ordinary user, never blocks a reader.
 pub const OPEN_FLAGS: u64 = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64 | 1; // UFFD_USER_MODE_ONLY
 
+/// The same for faults of system calls, too, on a userfaultfd made with [`NEW_REQUEST`].
+pub const STRONG_FLAGS: u64 = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
+/// The `ioctl` request of `/dev/userfaultfd` that makes one for the process that asks.
+pub const NEW_REQUEST: u64 = 0xaa00;
+
 const UFFD_API: u64 = 0xaa;
 const IOC_API: libc::c_ulong = 0xc018_aa3f;
 const IOC_REGISTER: libc::c_ulong = 0xc020_aa00;
@@ -70,6 +75,8 @@ pub enum Event {
     Unmap {
         /// First byte.
         start: u64,
+        /// One past the last.
+        end: u64,
     },
     /// One of its threads waits at a page that is not there, of a range that is watched closely.
     Fault {
@@ -236,6 +243,18 @@ impl Uffd {
         unsafe { libc::poll(&mut p, 1, 0) == 1 && p.revents & libc::POLLIN != 0 }
     }
 
+    /// Whether somebody waits at a page that is not there, and has not been read of: which is then read before any event.
+    pub fn has_faults(&self) -> bool {
+        let fd = self.fd.as_raw_fd();
+        let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}"));
+        let pending = |text: String| {
+            let mut lines = text.lines();
+            let number = lines.find_map(|l| l.strip_prefix("pending:"))?;
+            number.trim().parse::<u64>().ok()
+        };
+        told.ok().and_then(pending).is_some_and(|n| n > 0)
+    }
+
     /// Reads one event, if there is one. Reading is what lets the target go on.
     pub fn next_event(&self) -> io::Result<Option<Event>> {
         let mut m = [0u64; 4];
@@ -269,7 +288,10 @@ impl Uffd {
                 start: m[1],
                 end: m[2],
             },
-            0x16 => Event::Unmap { start: m[1] },
+            0x16 => Event::Unmap {
+                start: m[1],
+                end: m[2],
+            },
             other => Event::Other(other),
         }))
     }

@@ -143,7 +143,7 @@ fn tracer() {
             ..Limits::default()
         },
         false,
-        pool.file(),
+        &pool,
     )
     .expect("attach");
     assert_eq!(target.arm(&[(area, area + PAGES as u64 * PAGE)]), [0]);

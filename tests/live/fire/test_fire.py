@@ -165,12 +165,12 @@ def test_no_byte_changes_and_nothing_hangs_for_long_under(scenarios: list[str], 
 
 #: Remedies, each with a scenario that finds wrong bytes, results or hangs without it, and for how long it may look.
 REMEDIES = [
-    ("mend", "discards", 3),
+    ("mend,close", "discards", 3),
     ("forks", "orphans", 3),
     ("seccomp", "seccomp", 3),
     ("free", "free", 3),
     ("restart", "calls", 5),
-    ("growth", "anything", 8),
+    ("growth,close", "anything", 8),
 ]
 #: Those that take longer to be missed.
 MORE_REMEDIES = [
@@ -180,8 +180,8 @@ MORE_REMEDIES = [
     ("leaderless", "leaderless", 5),
     ("protection", "guards", 8),
     ("mask", "signals", 8),
-    ("outside", "seccomp", 3),
-    ("suspended,outside", "suspended", 8),
+    ("outside,close", "seccomp", 3),
+    ("suspended,outside,close", "suspended", 8),
     ("rings", "uring-fixed", 12),
 ]
 

@@ -253,6 +253,7 @@ impl Ward {
                 });
                 for t in self.targets.values_mut() {
                     t.look_for_tracers(&mut self.tracer);
+                    t.look_for_rights();
                 }
             }
             self.publish();
@@ -392,13 +393,8 @@ impl Ward {
                 }
                 Some(t) => t.complete(&mut self.tracer)?,
                 None => {
-                    let t = Target::attach(
-                        &mut self.tracer,
-                        pid,
-                        limits,
-                        forks,
-                        self.common.pool.file(),
-                    )?;
+                    let pool = &self.common.pool;
+                    let t = Target::attach(&mut self.tracer, pid, limits, forks, pool)?;
                     self.targets.insert(pid, t);
                 }
             }
@@ -434,7 +430,10 @@ impl Ward {
         let frames_end = |r: &Run| u64::from(r.frame) + u64::from(r.pages);
         Ok(outcome(match number {
             // Each merged process may have many children, each of which takes a descriptor.
-            op::MERGE if descriptors::are_few(self.common.pool.for_targets()) => {
+            op::MERGE
+                if t.has_given_up_rights()
+                    || descriptors::are_few(self.common.pool.for_targets()) =>
+            {
                 let pages = runs.iter().map(|r| r.pages as usize).sum();
                 Outcome {
                     codes: vec![Code::Refused as u8; pages],
@@ -520,8 +519,9 @@ impl Ward {
                 .iter_mut()
                 .enumerate()
                 .find_map(|(i, h)| Some((i, h.adopt(pid)?)));
-            if let Some((i, target)) = adopted {
+            if let Some((i, mut target)) = adopted {
                 self.heirs.swap_remove(i);
+                target.look_for_rights();
                 target.rest();
                 self.targets.insert(pid, target);
             }

@@ -59,6 +59,11 @@ impl Piece {
 impl Target {
     /// The target waits with an event: stop it, read, and mend. Where it cannot be stopped it is watched closely.
     pub fn on_events(&mut self, tracer: &mut Tracer) {
+        let faults_left = self.answer_faults();
+        let more = self.pending() || self.needs_mending();
+        if faults_left || (self.for_life && !self.unstopped && !more) {
+            return;
+        }
         for _ in 0..TRIES {
             if self.is_unstopped() || tracer.shared(&self.process) {
                 break;
@@ -129,6 +134,8 @@ impl Target {
                 all_mapped &= mapped;
                 if mapped {
                     let _ = self.retrack(p.start, p.end);
+                } else if let (true, Some(close)) = (p.freed, &mut self.close) {
+                    close.frames.add(p.start, p.end);
                 } else if !p.freed
                     && !remedies::without("outside")
                     && !self.guard.zero(p.start, p.end)
@@ -314,7 +321,11 @@ impl Target {
                 }
             }
             for (p, _) in pieces.iter().zip(&mapped).filter(|(_, mapped)| !**mapped) {
-                let _ = self.guard.register(p.start, p.end);
+                // What it shows is known as it is.
+                let _ = match self.for_life {
+                    true => self.guard.watch_closely(p.start, p.end),
+                    false => self.guard.register(p.start, p.end),
+                };
             }
         }
         mapped

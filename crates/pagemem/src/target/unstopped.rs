@@ -14,6 +14,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use super::close::Close;
 use super::mend::Piece;
 use super::{Born, Target};
 use crate::arch::nr;
@@ -22,7 +23,7 @@ use crate::ptrace::{Stopped, Strictness, Tracer};
 use crate::ranges::Ranges;
 use crate::remedies;
 use crate::sys::{self, FileId, PAGE};
-use crate::uffd::{Event, Uffd};
+use crate::uffd::Event;
 
 /// Messages of one target that are answered before others get their turn.
 const TURN: u32 = 256;
@@ -34,57 +35,6 @@ const FILLED_MAX: u64 = 1024 * PAGE;
 const OPENED_MAX: usize = 4096;
 /// How long a target may take to stop so that it need not be watched closely any more.
 const STOP_TIMEOUT: Duration = Duration::from_millis(50);
-
-/// What is known of a target that cannot be stopped.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Unstopped {
-    /// Where frames may be seen.
-    frames: Ranges,
-    /// Pages that threads wait at and that could not be filled yet.
-    unanswered: Vec<u64>,
-}
-
-impl Unstopped {
-    /// Fills a page that somebody waits at.
-    pub(super) fn answer(&mut self, guard: &Uffd, address: u64) {
-        let page = address & !(PAGE - 1);
-        let done = if self.frames.contains(page) {
-            match guard.show(page).map_err(|e| e.raw_os_error()) {
-                Ok(()) | Err(Some(libc::EEXIST)) => true,
-                Err(Some(libc::EAGAIN)) => false,
-                // Nothing to be shown, or nothing watched there any more.
-                Err(_) => true,
-            }
-        } else {
-            let filled = guard.fill_zero(page, page + PAGE).1;
-            !filled.is_err_and(|e| e.raw_os_error() == Some(libc::EAGAIN))
-        };
-        if done {
-            guard.wake(page);
-        } else {
-            self.unanswered.push(page);
-        }
-    }
-
-    fn answer_again(&mut self, guard: &Uffd) {
-        for page in std::mem::take(&mut self.unanswered) {
-            self.answer(guard, page);
-        }
-    }
-
-    /// Takes note of a move: what is new by it shows no frames.
-    pub(super) fn moved(&mut self, from: u64, to: u64, bytes: u64) {
-        self.frames.relocate(from, to, bytes);
-    }
-
-    /// The same for a child that is born now.
-    pub(super) fn inherited(&self) -> Self {
-        Self {
-            frames: self.frames.clone(),
-            unanswered: Vec::new(),
-        }
-    }
-}
 
 /// A system call that a thread waits in.
 #[derive(Clone, Copy, Debug)]
@@ -157,19 +107,18 @@ fn for_frames(process: &Process, pool: FileId, mut each: impl FnMut(u64, u64)) -
 impl Target {
     /// Whether it is watched closely, since it could not be stopped.
     pub fn is_unstopped(&self) -> bool {
-        self.unstopped.is_some()
+        self.unstopped
     }
 
     /// What of `[start, end)` must show no frames, though it may be a mapping of such.
     pub(super) fn without_frames(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
-        let unstopped = self.unstopped.as_ref();
-        unstopped.map_or_else(Vec::new, |u| u.frames.missing(start, end))
+        let close = self.close.as_ref();
+        close.map_or_else(Vec::new, |c| c.frames.missing(start, end))
     }
 
     /// Whether threads of it wait that could not be answered yet.
     pub fn has_unanswered(&self) -> bool {
-        let unstopped = self.unstopped.as_ref();
-        unstopped.is_some_and(|u| !u.unanswered.is_empty())
+        self.close.as_ref().is_some_and(Close::waits)
     }
 
     /// To be asked now and then: whether another tracer has come or gone.
@@ -183,7 +132,13 @@ impl Target {
 
     /// Watches all frames closely from now on.
     fn watch_closely(&mut self) {
-        if self.unstopped.is_some() {
+        if std::mem::replace(&mut self.unstopped, true) {
+            return;
+        }
+        if self.for_life {
+            // Of these it is known what they show, whatever has been done to them.
+            self.discarded.clear();
+            self.moved.clear();
             return;
         }
         let mut frames = Ranges::default();
@@ -205,10 +160,7 @@ impl Target {
                 }
             }
         }
-        self.unstopped = Some(Unstopped {
-            frames,
-            unanswered: Vec::new(),
-        });
+        self.close = Some(Close::of(frames));
     }
 
     /// Watches the frames of a child closely whose parent could not be stopped: it may have been born just before that was
@@ -223,12 +175,12 @@ impl Target {
 
     /// Lets a target that cannot be stopped go on with its discards, and fills what its threads wait for.
     pub(super) fn attend(&mut self, tracer: &mut Tracer) {
-        let known = self.unstopped.is_some();
+        let known = self.close.is_some();
         if !remedies::without("outside") {
             self.watch_closely();
         }
-        let mut unstopped = self.unstopped.take().unwrap_or_default();
-        unstopped.answer_again(&self.guard);
+        let mut close = self.close.take().unwrap_or_default();
+        close.answer_again(&self.guard);
         for _ in 0..TURN {
             if !self.pending() {
                 break;
@@ -236,25 +188,25 @@ impl Target {
             let pids = std::iter::once(self.pid).chain(tracer.sharers_of(self.pid));
             let calls = calls(pids);
             match self.guard.next_event() {
-                Ok(Some(Event::Fault { address })) => unstopped.answer(&self.guard, address),
+                Ok(Some(Event::Fault { address })) => close.answer(&self.guard, address),
                 Ok(Some(Event::Remove { start, end })) => {
                     if calls.iter().any(|c| c.frees(start, end)) {
                         continue;
                     }
-                    unstopped.frames.remove(start, end);
+                    close.frames.remove(start, end);
                     self.fill(start, end);
                 }
                 Ok(Some(Event::Remap { from, to, len })) => {
                     let grown = calls.iter().find_map(|c| c.grown(from, len));
-                    if known || !unstopped.frames.contains(to) {
-                        unstopped.moved(from, to, len);
+                    if known || !close.frames.contains(to) {
+                        close.moved(from, to, len);
                     } else {
                         // It had been moved before anything was known.
-                        unstopped.frames.remove(from, from + len);
+                        close.frames.remove(from, from + len);
                         let end = grown.map_or(u64::MAX, |grown| to + grown);
-                        let behind = unstopped.frames.within(to + len, end);
+                        let behind = close.frames.within(to + len, end);
                         if let Some((_, end)) = behind.first().filter(|b| b.0 == to + len) {
-                            unstopped.frames.remove(to + len, *end);
+                            close.frames.remove(to + len, *end);
                         }
                     }
                     if let Some(grown) = grown {
@@ -263,18 +215,22 @@ impl Target {
                 }
                 Ok(Some(Event::Fork(guard))) => self.born.push(Born {
                     guard,
-                    unstopped: Some(unstopped.inherited()),
+                    close: Some(close.inherited()),
+                    unstopped: true,
                 }),
                 // What then lies open is closed when it can be stopped: until then nothing that grows shows frames.
-                Ok(Some(Event::Unmap { start })) if self.opened.len() < OPENED_MAX => {
-                    self.opened.push(start);
+                Ok(Some(Event::Unmap { start, end })) => {
+                    close.frames.remove(start, end);
+                    if self.opened.len() < OPENED_MAX {
+                        self.opened.push(start);
+                    }
                 }
-                Ok(Some(Event::Unmap { .. } | Event::Other(_)) | None) | Err(_) => {}
+                Ok(Some(Event::Other(_)) | None) | Err(_) => {}
             }
         }
-        unstopped.answer_again(&self.guard);
-        if !remedies::without("outside") {
-            self.unstopped = Some(unstopped);
+        close.answer_again(&self.guard);
+        if self.for_life || !remedies::without("outside") {
+            self.close = Some(close);
         }
     }
 
@@ -292,7 +248,7 @@ impl Target {
 
     /// Whether the target can be stopped again: then it is watched as others are. Nothing is merged before.
     pub(super) fn stop_again(&mut self, tracer: &mut Tracer) -> bool {
-        if self.unstopped.is_none() {
+        if !self.unstopped {
             return true;
         }
         if traced_by_another(self.pid) || tracer.shared(&self.process) {
@@ -315,7 +271,12 @@ impl Target {
 
     /// Fills, in a stopped target, all that must be zero, and watches its frames as ever.
     fn settle(&mut self, stopped: &Stopped) {
-        let Some(unstopped) = self.unstopped.take() else {
+        self.unstopped = false;
+        let close = match self.for_life {
+            true => self.close.clone(),
+            false => self.close.take(),
+        };
+        let Some(close) = close else {
             return;
         };
         let mut mappings = Vec::new();
@@ -323,14 +284,16 @@ impl Target {
             mappings.push((start, end))
         });
         for (start, end) in mappings {
-            for (start, end) in unstopped.frames.missing(start, end) {
+            for (start, end) in close.frames.missing(start, end) {
                 if !self.guard.zero(start, end) {
                     let piece = Piece::of(start, end);
                     self.write_zeros(stopped.memory(), &piece);
                 }
             }
-            let _ = self.guard.unregister(start, end);
-            let _ = self.guard.register(start, end);
+            if !self.for_life {
+                let _ = self.guard.unregister(start, end);
+                let _ = self.guard.register(start, end);
+            }
         }
     }
 }
