@@ -49,7 +49,7 @@ rust-test: $(STAMPS)/venv ## the tests of the crates, and the examples in their 
 loom: export LOOM_MAX_DURATION ?= 1
 loom: export LOOM_MAX_PREEMPTIONS ?= 2
 loom: ## models of the tree: every interleaving of two threads on the real code, within a bound
-	@RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test -q -p sdtree --release --test loom -- --test-threads 1
+	@RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test -q -p sdtree --profile models --test loom -- --test-threads 1
 
 sanitize: ## the tests of the tree under the address and leak sanitizers (of the compiler that is there)
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR=target/asan cargo test -p sdtree \
@@ -87,7 +87,7 @@ bench: build ## tree, engine and KSM in their short form (`pageone bench NAME` i
 	$(BIN)/pageone bench ksm --pages 8192 --rounds 1 -d random -d unique -d tail -d memory $(BENCH_ARGS)
 
 criterion: $(STAMPS)/venv ## the Criterion benchmarks of the tree and its peers (BENCH_ARGS: a name, or options of Criterion)
-	cargo bench -p contenders --bench tree -- --warm-up-time 0.5 --measurement-time 2 $(BENCH_ARGS)
+	cargo bench -p contenders --features criterion --bench tree -- --warm-up-time 0.5 --measurement-time 2 $(BENCH_ARGS)
 
 clean: ## remove everything that was made
 	rm -rf $(VENV) $(STAMPS) target .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -129,7 +129,7 @@ $(STAMPS)/rustfmt: $(STAMPS)/toolchain $(RUST_SRC)
 	@touch $@
 
 $(STAMPS)/clippy: $(STAMPS)/venv $(RUST_SRC)
-	cargo clippy -q --workspace --all-targets --features pageone-bindings/bench -- -D warnings
+	cargo clippy -q --workspace --all-targets --features pageone-bindings/bench,contenders/criterion -- -D warnings
 	cargo clippy -q -p pagemem --all-targets --features failpoints -- -D warnings
 	@touch $@
 
