@@ -1,6 +1,7 @@
 /* Programs beside each other, one of which does what could hold up whoever looks after it.
  * "bystander": "measure N P" discards N pages, one by one and P milliseconds apart on average, and answers how many bytes were wrong
- * and how long the calls took, in microseconds: median, 99th percentile, longest. Others, on "strike":
+ * and how long each call took, in microseconds and ascending. "echo N P" does the same with questions to a process of its own,
+ * which only answers: what waiting for anybody takes. Others, on "strike":
  *   workshop  watches with a userfaultfd, and never serves, what it finds mapped now and was not before; then discards
  *   vfork     a thread waits for a vfork child for ever; another discards
  *   threads   threads begin and end all the time
@@ -50,21 +51,38 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static void measure(int n, int apart) {
+static int ask[2], answer[2];
+
+/* Begins the process that answers. */
+static void begin_echo(void) {
+    char c;
+    if (pipe(ask) || pipe(answer) || fork()) return;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    while (read(ask[0], &c, 1) == 1 && write(answer[1], &c, 1) == 1) {
+    }
+    _exit(0);
+}
+
+static void measure(int n, int apart, int echo) {
     static int next;
     int64_t took[PAGES];
     int wrong = 0, count = 0;
+    if (echo && !ask[1]) begin_echo();
     srand(getpid()), usleep(1000 * (rand() % (2 * apart)));
-    for (; count < n && next < PAGES; count++, next++) {
+    for (; count < n && next < PAGES; count++, next += !echo) {
         unsigned char *page = area + next * PAGE;
+        char c = 1;
         int64_t begun = now();
-        madvise(page, PAGE, MADV_DONTNEED);
+        if (echo) wrong += write(ask[1], &c, 1) != 1 || read(answer[0], &c, 1) != 1;
+        else madvise(page, PAGE, MADV_DONTNEED);
         took[count] = now() - begun;
-        for (int i = 0; i < PAGE; i++) wrong += page[i] != 0;
+        for (int i = 0; i < PAGE && !echo; i++) wrong += page[i] != 0;
         usleep(1000 * (rand() % (2 * apart))); /* not in step with others */
     }
     qsort(took, count, sizeof *took, ascending);
-    printf("%d %lld %lld %lld\n", wrong, took[count / 2] / 1000LL, took[count * 99 / 100] / 1000LL, took[count - 1] / 1000LL);
+    printf("%d", wrong);
+    for (int i = 0; i < count; i++) printf(" %lld", took[i] / 1000LL);
+    printf("\n");
 }
 
 /* Goes through the mappings: notes them, or watches each that is new. */
@@ -102,8 +120,10 @@ static void *discard(void *unused) {
 }
 
 static void *wait_for_a_child(void *unused) {
-    if (vfork() == 0)
+    if (vfork() == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
         for (;;) syscall(SYS_pause);
+    }
     return unused;
 }
 
@@ -137,7 +157,8 @@ int main(int argc, char **argv) {
     printf("ready\n"), fflush(stdout);
     mappings(0), known = 0, mappings(0);
     while (fgets(line, sizeof line, stdin)) {
-        if (sscanf(line, "measure %d %d", &n, &apart) == 2) measure(n, apart);
+        if (sscanf(line, "measure %d %d", &n, &apart) == 2) measure(n, apart, 0);
+        else if (sscanf(line, "echo %d %d", &n, &apart) == 2) measure(n, apart, 1);
         else if (!strcmp(kind, "workshop")) mappings(1), pthread_create(&thread, NULL, discard, NULL);
         else if (!strcmp(kind, "stops")) {
             pid_t me = getpid();
