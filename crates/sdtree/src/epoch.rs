@@ -1,30 +1,31 @@
 //! When removed things may be used again: epochs, with the numbers of nodes and ids in the place of pointers.
 //!
-//! A thread that works on the tree owns a *seat* and has written the epoch it started in there; it does so once a
-//! batch. What it takes out of the tree goes into a bag marked with the epoch of that moment, and may be used again
-//! when the global epoch is two further: every seat has then been seen in a later epoch or empty, so nobody can
-//! still hold the number. The epoch moves on when every occupied seat shows the present one.
+//! A thread that works on the tree owns a [`Participant`], and has written the epoch in which it started there: it is
+//! *pinned*, once a batch. What it takes out of the tree goes into a bag marked with the epoch of that moment, and may
+//! be used again when the global epoch is two further: every participant has then been seen in a later epoch or free,
+//! so nobody can still hold the number. The epoch moves on when every pinned participant shows the present one.
 //!
-//! Nothing waits: a seat is taken with one CAS, seats are added when all are taken, and a thread that is suspended
-//! while seated only keeps numbers from being used again until it goes on. Seats keep what their owners gathered
-//! (free numbers, bags); whoever finds nothing free looks into the empty seats before it asks for new numbers.
+//! Nothing waits: a participant is taken with one CAS, more are added when all are taken, and a thread that is
+//! suspended while pinned only keeps numbers from being used again until it goes on. Participants keep what their
+//! owners gathered (free numbers, bags); whoever finds nothing free looks into the free participants before it asks
+//! for new numbers.
 
 use crate::primitive::{fence, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::cell::{Cell, UnsafeCell};
 use std::collections::VecDeque;
 
-/// Seats of one block; blocks are added when more threads than that are at work at once.
-const SEATS: usize = if cfg!(loom) { 3 } else { 16 };
-/// New numbers that a seat takes from the counter at a time.
+/// Participants of one block; blocks are added when more threads than that are at work at once.
+const PARTICIPANTS: usize = if cfg!(loom) { 3 } else { 16 };
+/// New numbers that a participant takes from the counter at a time.
 const RANGE: u32 = if cfg!(loom) { 1 } else { 64 };
-/// Free numbers that a seat hands to the others at a time, and twice which it keeps.
+/// Free numbers that a participant hands to the others at a time; it keeps up to twice as many.
 const BUNDLE: usize = if cfg!(loom) { 2 } else { 128 };
-/// Retired things after which a seat tries to move the epoch on.
+/// Retired things after which a participant tries to move the epoch on.
 const ENOUGH: usize = if cfg!(loom) { 1 } else { 64 };
 
-/// Seat state: nobody's.
+/// State of a participant: nobody's.
 const EMPTY: u64 = 0;
-/// Seat state: somebody's who reads nothing of the tree. Larger values: `epoch << 1 | 1`, reading.
+/// State of a participant: somebody's who reads nothing of the tree. Larger values: `epoch << 1 | 1`, reading.
 const TAKEN: u64 = 1;
 const FIRST_EPOCH: u64 = 2;
 
@@ -42,51 +43,49 @@ struct Bag {
     boxes: Vec<Box<dyn Send>>,
 }
 
-/// What the owner of a seat alone touches.
+/// What the owner of a participant alone touches.
 #[derive(Default)]
-pub(crate) struct Local {
+struct Local<T> {
     free: [Vec<u32>; 2],
     range: [std::ops::Range<u32>; 2],
     bags: VecDeque<Bag>,
     pending: usize,
-    /// Inserts since the size was last looked at.
-    pub(crate) since_check: u32,
-    /// The path of the search under way; kept here so that its memory is.
-    pub(crate) path: Vec<crate::tree::Step>,
+    /// What the owner keeps from pin to pin for its own ends.
+    kept: T,
 }
 
 /// One place for a thread at work. A line of its own (two, for the prefetcher of pairs).
 #[repr(align(128))]
-struct Seat {
+struct Participant<T> {
     state: AtomicU64,
     /// Whether there is something in `local` that others could use.
     useful: AtomicU32,
-    /// Objects inserted less objects removed by the owners of this seat, by the root that they hang below.
+    /// Objects inserted less objects removed by the owners of this participant, by the root that they hang below.
     len: [AtomicI64; 2],
-    local: UnsafeCell<Local>,
+    local: UnsafeCell<Local<T>>,
 }
 
-struct Block {
-    seats: [Seat; SEATS],
-    next: AtomicPtr<Block>,
+struct Block<T> {
+    participants: [Participant<T>; PARTICIPANTS],
+    next: AtomicPtr<Block<T>>,
 }
 
-impl Block {
-    fn new() -> Box<Block> {
-        let seat = || Seat {
+impl<T: Default> Block<T> {
+    fn new() -> Box<Block<T>> {
+        let participant = || Participant {
             state: AtomicU64::new(EMPTY),
             useful: AtomicU32::new(0),
             len: [AtomicI64::new(0), AtomicI64::new(0)],
             local: UnsafeCell::default(),
         };
         Box::new(Block {
-            seats: std::array::from_fn(|_| seat()),
+            participants: std::array::from_fn(|_| participant()),
             next: AtomicPtr::new(std::ptr::null_mut()),
         })
     }
 }
 
-/// Free numbers on their way from one seat to another.
+/// Free numbers on their way from one participant to another.
 struct Bundle {
     numbers: Vec<u32>,
     next: *mut Bundle,
@@ -95,10 +94,10 @@ struct Bundle {
 // SAFETY: `next` is only followed by whoever popped or may pop the bundle, under the rules of `Domain`.
 unsafe impl Send for Bundle {}
 
-/// The seats, the epoch, and the numbers that are free, of one tree.
-pub(crate) struct Domain {
+/// The participants, the epoch, and the numbers that are free, of one tree. A participant keeps a `T` for its owner.
+pub(crate) struct Domain<T> {
     epoch: AtomicU64,
-    first: Box<Block>,
+    first: Box<Block<T>>,
     /// Stacks of bundles, one a kind. A bundle is pushed once in its life and freed by epoch, so that an address
     /// cannot come back while somebody is in the middle of a pop.
     bundles: [AtomicPtr<Bundle>; 2],
@@ -106,14 +105,15 @@ pub(crate) struct Domain {
     unused: [AtomicU32; 2],
 }
 
-// SAFETY: `local` of a seat is touched only by the thread that took the seat (state CAS from EMPTY, Acquire) until
-// it gives it back (Release); everything else is atomics.
-unsafe impl Sync for Domain {}
+// SAFETY: `local` of a participant is touched only by the thread that took it (state CAS from EMPTY, Acquire) until that
+// thread gives it back (Release), so that its parts go from thread to thread, as `T: Send` allows; the bags hold numbers
+// and `Send` boxes; everything else is atomics.
+unsafe impl<T: Send> Sync for Domain<T> {}
 // SAFETY: as above; nothing is bound to a thread.
-unsafe impl Send for Domain {}
+unsafe impl<T: Send> Send for Domain<T> {}
 
 thread_local! {
-    /// The seat that this thread had last, of whatever tree: likely free, and warm.
+    /// The number of the participant that this thread had last, of whatever tree: likely free, and warm.
     static LAST: Cell<usize> = const { Cell::new(0) };
 }
 
@@ -129,7 +129,7 @@ impl std::fmt::Display for Full {
 
 impl std::error::Error for Full {}
 
-impl Domain {
+impl<T: Default> Domain<T> {
     pub(crate) fn new() -> Self {
         Domain {
             epoch: AtomicU64::new(FIRST_EPOCH),
@@ -139,34 +139,39 @@ impl Domain {
         }
     }
 
-    fn seats(&self) -> impl Iterator<Item = &Seat> {
-        let mut block: *const Block = &*self.first;
+    fn participants(&self) -> impl Iterator<Item = &Participant<T>> {
+        let mut block: *const Block<T> = &*self.first;
         std::iter::from_fn(move || {
             // SAFETY: blocks are never freed before the domain; a null pointer ends the chain.
             let b = unsafe { block.as_ref() }?;
             block = b.next.load(Ordering::Acquire);
-            Some(b.seats.iter())
+            Some(b.participants.iter())
         })
         .flatten()
     }
 
-    fn take_seat(&self) -> &Seat {
-        let take = |s: &Seat| {
-            s.state.load(Ordering::Relaxed) == EMPTY
-                && s.state
+    /// Takes a free participant.
+    fn take(&self) -> &Participant<T> {
+        let take = |p: &Participant<T>| {
+            p.state.load(Ordering::Relaxed) == EMPTY
+                && p.state
                     .compare_exchange(EMPTY, TAKEN, Ordering::Acquire, Ordering::Relaxed)
                     .is_ok()
         };
         // A model must choose alike whenever it is run again.
-        let last = if cfg!(loom) { 0 } else { LAST.get() % SEATS };
-        if take(&self.first.seats[last]) {
-            return &self.first.seats[last];
+        let last = if cfg!(loom) {
+            0
+        } else {
+            LAST.get() % PARTICIPANTS
+        };
+        if take(&self.first.participants[last]) {
+            return &self.first.participants[last];
         }
         loop {
-            for (i, s) in self.seats().enumerate() {
-                if take(s) {
+            for (i, p) in self.participants().enumerate() {
+                if take(p) {
                     LAST.set(i);
-                    return s;
+                    return p;
                 }
             }
             self.add_block();
@@ -174,7 +179,7 @@ impl Domain {
     }
 
     fn add_block(&self) {
-        let mut block: &Block = &self.first;
+        let mut block: &Block<T> = &self.first;
         loop {
             let next = block.next.load(Ordering::Acquire);
             // SAFETY: blocks are never freed before the domain.
@@ -196,26 +201,26 @@ impl Domain {
         }
     }
 
-    /// Takes a seat and shows the epoch there: until the guard is dropped, no number or box that can be reached now
+    /// Takes a participant and shows the epoch there: until the guard is dropped, no number or box that can be reached now
     /// is used again. `release` is called for each id that becomes free.
-    pub(crate) fn pin<'d, R: Fn(u32)>(&'d self, release: R) -> Pin<'d, R> {
-        let seat = self.take_seat();
+    pub(crate) fn pin<'d, R: Fn(u32)>(&'d self, release: R) -> Pin<'d, T, R> {
+        let participant = self.take();
         let epoch = self.epoch.load(Ordering::Relaxed);
-        seat.state.store(epoch << 1 | 1, Ordering::Relaxed);
+        participant.state.store(epoch << 1 | 1, Ordering::Relaxed);
         // The epoch must be seen by all before anything of the tree is read. If it has moved on since it was read,
         // the old value shown only holds the next move back.
         fence(Ordering::SeqCst);
         Pin {
             domain: self,
-            seat,
+            participant,
             release,
         }
     }
 
     /// Objects inserted less objects removed below a root; exact when nobody is at work.
     pub(crate) fn len(&self, root: usize) -> usize {
-        self.seats()
-            .map(|s| s.len[root].load(Ordering::Relaxed))
+        self.participants()
+            .map(|p| p.len[root].load(Ordering::Relaxed))
             .sum::<i64>()
             .max(0) as usize
     }
@@ -225,17 +230,17 @@ impl Domain {
         self.unused[kind as usize].load(Ordering::Acquire)
     }
 
-    /// Bytes of the seats (what they hold in lists comes and goes with removals).
+    /// Bytes of the participants (what they hold in lists comes and goes with removals).
     pub(crate) fn bytes(&self) -> usize {
-        self.seats().count() * std::mem::size_of::<Seat>()
+        self.participants().count() * std::mem::size_of::<Participant<T>>()
     }
 
-    /// Moves the epoch on if every occupied seat shows the present one; returns the epoch.
+    /// Moves the epoch on if every pinned participant shows the present one; returns the epoch.
     fn advance(&self) -> u64 {
         let epoch = self.epoch.load(Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        for s in self.seats() {
-            let state = s.state.load(Ordering::Relaxed);
+        for p in self.participants() {
+            let state = p.state.load(Ordering::Relaxed);
             if state > TAKEN && state >> 1 != epoch {
                 return epoch;
             }
@@ -250,8 +255,8 @@ impl Domain {
         }
     }
 
-    /// Frees the bags that are old enough. The caller owns the seat.
-    fn reclaim(&self, local: &mut Local, release: &impl Fn(u32)) {
+    /// Frees the bags that are old enough. The caller owns the participant.
+    fn reclaim(&self, local: &mut Local<T>, release: &impl Fn(u32)) {
         let epoch = self.epoch.load(Ordering::Acquire);
         while local.bags.front().is_some_and(|b| b.epoch + 2 <= epoch) {
             let Some(bag) = local.bags.pop_front() else {
@@ -305,7 +310,7 @@ impl Domain {
     }
 }
 
-impl Drop for Domain {
+impl<T> Drop for Domain<T> {
     fn drop(&mut self) {
         for top in &self.bundles {
             let mut head = top.load(Ordering::Relaxed);
@@ -322,19 +327,24 @@ impl Drop for Domain {
     }
 }
 
-/// A seat, occupied. Not `Send`: it is given back by the thread that took it.
-pub(crate) struct Pin<'d, R: Fn(u32)> {
-    domain: &'d Domain,
-    seat: &'d Seat,
+/// A participant, taken and pinned. Not `Send`: it is given back by the thread that took it.
+pub(crate) struct Pin<'d, T: Default, R: Fn(u32)> {
+    domain: &'d Domain<T>,
+    participant: &'d Participant<T>,
     release: R,
 }
 
-impl<R: Fn(u32)> Pin<'_, R> {
-    /// What the seat's owner keeps.
+impl<T: Default, R: Fn(u32)> Pin<'_, T, R> {
     #[inline]
-    pub(crate) fn local(&mut self) -> &mut Local {
-        // SAFETY: the seat is ours until the guard is dropped, and `&mut self` says that this is the only borrow.
-        unsafe { &mut *self.seat.local.get() }
+    fn local(&mut self) -> &mut Local<T> {
+        // SAFETY: the participant is ours until the guard is dropped, and `&mut self` says that this is the only borrow.
+        unsafe { &mut *self.participant.local.get() }
+    }
+
+    /// What the participant's owner keeps from pin to pin.
+    #[inline]
+    pub(crate) fn kept(&mut self) -> &mut T {
+        &mut self.local().kept
     }
 
     /// A free number; its memory must be reserved by the caller.
@@ -381,10 +391,10 @@ impl<R: Fn(u32)> Pin<'_, R> {
         }
     }
 
-    /// Takes what lies free in seats that nobody sits on.
+    /// Takes what lies free in participants that nobody has taken.
     fn scavenge(&mut self) {
         let domain = self.domain;
-        for other in domain.seats() {
+        for other in domain.participants() {
             if other.useful.load(Ordering::Relaxed) == 0
                 || other
                     .state
@@ -393,8 +403,8 @@ impl<R: Fn(u32)> Pin<'_, R> {
             {
                 continue;
             }
-            // SAFETY: the CAS took the other seat, so its `local` is ours; it is not our own seat, whose state is
-            // not EMPTY.
+            // SAFETY: the CAS took the other participant, so its `local` is ours; it is not our own, whose state is not
+            // EMPTY.
             let theirs = unsafe { &mut *other.local.get() };
             domain.reclaim(theirs, &self.release);
             for k in 0..2 {
@@ -415,7 +425,7 @@ impl<R: Fn(u32)> Pin<'_, R> {
 
     /// The bag of the present epoch.
     fn bag(&mut self) -> &mut Bag {
-        // Read after the thing has been taken out: whoever can still reach it is seated in this epoch or before.
+        // Read after the thing has been taken out: whoever can still reach it is pinned in this epoch or before.
         fence(Ordering::SeqCst);
         let epoch = self.domain.epoch.load(Ordering::Relaxed);
         let local = self.local();
@@ -444,17 +454,17 @@ impl<R: Fn(u32)> Pin<'_, R> {
     /// Counts an object in (1) or out (-1), below a root.
     #[inline]
     pub(crate) fn count(&mut self, root: usize, change: i64) {
-        let len = &self.seat.len[root];
+        let len = &self.participant.len[root];
         len.store(len.load(Ordering::Relaxed) + change, Ordering::Relaxed);
     }
 }
 
-impl<R: Fn(u32)> Drop for Pin<'_, R> {
+impl<T: Default, R: Fn(u32)> Drop for Pin<'_, T, R> {
     fn drop(&mut self) {
-        let (domain, seat) = (self.domain, self.seat);
-        seat.state.store(TAKEN, Ordering::Release);
-        // SAFETY: the seat is ours until its state is EMPTY again.
-        let local = unsafe { &mut *seat.local.get() };
+        let (domain, participant) = (self.domain, self.participant);
+        participant.state.store(TAKEN, Ordering::Release);
+        // SAFETY: the participant is ours until its state is EMPTY again.
+        let local = unsafe { &mut *participant.local.get() };
         if local.pending >= ENOUGH {
             // Alone, two moves free what this very pin retired.
             if domain.advance() < local.bags.back().map_or(0, |b| b.epoch + 2) {
@@ -463,7 +473,7 @@ impl<R: Fn(u32)> Drop for Pin<'_, R> {
             domain.reclaim(local, &self.release);
         }
         let useful = local.pending > 0 || local.free.iter().any(|f| !f.is_empty());
-        seat.useful.store(useful as u32, Ordering::Relaxed);
-        seat.state.store(EMPTY, Ordering::Release);
+        participant.useful.store(useful as u32, Ordering::Relaxed);
+        participant.state.store(EMPTY, Ordering::Release);
     }
 }

@@ -2,9 +2,10 @@
 
 use crate::arena::Arena;
 use crate::edge::PREFIX;
-use crate::epoch::{Full, Pin};
+use crate::epoch::Full;
+use crate::prefetch::prefetch;
 use crate::primitive::{AtomicU64, Ordering};
-use crate::tree::{prefetch, Run, Shape, Space, Trie, GROUP};
+use crate::trie::{classes::Run, space::Space, survey::Shape, warm::GROUP, Pin, Trie};
 
 /// A set of `u64` keys with dense ids, for any number of threads, none of which waits for another.
 ///

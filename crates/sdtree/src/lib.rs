@@ -15,9 +15,10 @@ mod freeze;
 mod keys;
 mod objects;
 mod order;
+mod prefetch;
 mod primitive;
 mod store;
-mod tree;
+mod trie;
 
 pub use edge::PREFIX;
 pub use epoch::Full;
@@ -25,4 +26,4 @@ pub use keys::{KeyTree, Stats};
 pub use objects::{Batch, RowBatch, SdTree};
 pub use order::{AnyOrder, Mixed, Order, Raw, SampledMixed};
 pub use store::{Fixed, Rows, Store, Variable, MAX_OBJECT};
-pub use tree::Shape;
+pub use trie::survey::Shape;

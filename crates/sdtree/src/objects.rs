@@ -2,12 +2,13 @@
 
 use crate::arena::Arena;
 use crate::edge::NONE;
-use crate::epoch::{Full, Pin};
+use crate::epoch::Full;
 use crate::keys::{Stats, SITTING};
 use crate::order::{Order, SampledMixed, STREAM};
+use crate::prefetch::prefetch;
 use crate::primitive::{AtomicU8, Ordering};
 use crate::store::{Fixed, Rows, Store, Variable};
-use crate::tree::{prefetch, Run, Space, Trie, GROUP};
+use crate::trie::{classes::Run, space::Space, warm::GROUP, Pin, Trie};
 use std::mem::MaybeUninit;
 
 /// In `meta`: the object is in the tree, or about to be.

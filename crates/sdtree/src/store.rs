@@ -215,7 +215,7 @@ impl Store for Variable {
     #[inline]
     unsafe fn prefetch_record(&self, id: u32) {
         // SAFETY: placed (given), so that it is reserved.
-        crate::tree::prefetch(unsafe { self.blobs.ptr(id) });
+        crate::prefetch::prefetch(unsafe { self.blobs.ptr(id) });
     }
 
     unsafe fn release(&self, id: u32) {
@@ -341,7 +341,7 @@ impl Store for Rows<'_> {
     #[inline]
     unsafe fn prefetch_record(&self, id: u32) {
         // SAFETY: placed (given), so that it is reserved.
-        crate::tree::prefetch(unsafe { self.rows.ptr(id) });
+        crate::prefetch::prefetch(unsafe { self.rows.ptr(id) });
     }
 
     unsafe fn release(&self, _id: u32) {}
