@@ -102,24 +102,19 @@ fn agree<S: Store, O: Order>(tree: &SdTree<S, O>, data: &[u8], size: Option<usiz
         }
         match op[0] % 8 {
             0..3 => {
-                let (mut ids, mut new) = (vec![0; batch.len()], vec![false; batch.len()]);
-                tree.intern(&batch[..], &mut ids, &mut new).expect("room");
-                for ((object, id), new) in batch.into_iter().zip(ids).zip(new) {
+                let done = tree.intern(&batch[..]).expect("room");
+                for ((object, id), new) in batch.into_iter().zip(done.ids).zip(done.new) {
                     assert_eq!(new, !model.contains_key(&object));
                     assert_eq!(*model.entry(object).or_insert(id), id);
                 }
             }
             3 => {
-                let mut ids = vec![0; batch.len()];
-                tree.find(&batch[..], &mut ids);
-                for (object, id) in batch.iter().zip(ids) {
-                    assert_eq!(id, model.get(object).map_or(-1, |&id| i64::from(id)));
+                for (object, id) in batch.iter().zip(tree.find(&batch[..])) {
+                    assert_eq!(id, model.get(object).copied());
                 }
             }
             4..7 => {
-                let mut removed = vec![false; batch.len()];
-                tree.remove(&batch[..], &mut removed);
-                for (object, removed) in batch.iter().zip(removed) {
+                for (object, removed) in batch.iter().zip(tree.remove(&batch[..])) {
                     assert_eq!(removed, model.remove(object).is_some());
                 }
             }
@@ -138,7 +133,7 @@ fn agree<S: Store, O: Order>(tree: &SdTree<S, O>, data: &[u8], size: Option<usiz
     expected.sort_unstable();
     assert_eq!(ids, expected);
     let (objects, ids): (Vec<_>, Vec<_>) = model.iter().unzip();
-    tree.get(&ids, |i, bytes| {
+    tree.get_each(&ids, |i, bytes| {
         assert_eq!(bytes, Some(objects[i].as_slice()))
     });
     let stats = tree.stats();
@@ -146,10 +141,8 @@ fn agree<S: Store, O: Order>(tree: &SdTree<S, O>, data: &[u8], size: Option<usiz
         (stats.objects, stats.shape.objects),
         (model.len(), model.len())
     );
-    let mut found = vec![0; objects.len()];
-    let batch: &[&Vec<u8>] = &objects;
-    tree.find(&Refs(batch), &mut found);
-    assert!(found.iter().zip(&ids).all(|(f, id)| *f == i64::from(*id)));
+    let found = tree.find(&Refs(&objects));
+    assert!(found.iter().zip(&ids).all(|(f, id)| *f == Some(*id)));
 }
 
 /// Objects that belong to the model.

@@ -31,6 +31,11 @@ fn full(error: sdtree::Full) -> PyErr {
     PyMemoryError::new_err(error.to_string())
 }
 
+/// How Python is told an id, or that there is none.
+fn or_minus_one(id: Option<u32>) -> i64 {
+    id.map_or(-1, i64::from)
+}
+
 /// The elements of a one-dimensional, C-contiguous uint64 array.
 fn keys_of<'a, 'py>(keys: &'a PyReadonlyArray1<'py, u64>) -> PyResult<&'a [u64]> {
     keys.as_slice().map_err(|_| {
@@ -74,7 +79,8 @@ impl KeyTree {
         {
             let (mut ids, mut new) = (ids.readwrite(), new.readwrite());
             let (ids, new) = (ids.as_slice_mut()?, new.as_slice_mut()?);
-            py.detach(|| self.tree.intern(keys, ids, new))
+            let write = |i, id, is_new| (ids[i], new[i]) = (id, is_new);
+            py.detach(|| self.tree.intern_each(keys, write))
                 .map_err(full)?;
         }
         Ok((ids, new))
@@ -90,7 +96,8 @@ impl KeyTree {
         {
             let mut ids = ids.readwrite();
             let ids = ids.as_slice_mut()?;
-            py.detach(|| self.tree.find(keys, ids));
+            let write = |i, id| ids[i] = or_minus_one(id);
+            py.detach(|| self.tree.find_each(keys, write));
         }
         Ok(ids)
     }
@@ -105,7 +112,10 @@ impl KeyTree {
         {
             let mut removed = removed.readwrite();
             let removed = removed.as_slice_mut()?;
-            py.detach(|| self.tree.remove(keys, removed));
+            py.detach(|| {
+                self.tree
+                    .remove_each(keys, |i, was_there| removed[i] = was_there)
+            });
         }
         Ok(removed)
     }
@@ -350,7 +360,8 @@ impl SDTree {
             {
                 let (mut ids, mut new) = (ids.readwrite(), new.readwrite());
                 let (ids, new) = (ids.as_slice_mut()?, new.as_slice_mut()?);
-                py.detach(|| with_tree!(self, tree => tree.intern(&batch, ids, new))).map_err(full)?;
+                let write = |i, id, is_new| (ids[i], new[i]) = (id, is_new);
+                py.detach(|| with_tree!(self, tree => tree.intern_each(&batch, write))).map_err(full)?;
             }
             Ok((ids, new))
         })
@@ -369,7 +380,8 @@ impl SDTree {
             {
                 let mut ids = ids.readwrite();
                 let ids = ids.as_slice_mut()?;
-                py.detach(|| with_tree!(self, tree => tree.find(&batch, ids)));
+                let write = |i, id| ids[i] = or_minus_one(id);
+                py.detach(|| with_tree!(self, tree => tree.find_each(&batch, write)));
             }
             Ok(ids)
         })
@@ -388,7 +400,8 @@ impl SDTree {
             {
                 let mut removed = removed.readwrite();
                 let removed = removed.as_slice_mut()?;
-                py.detach(|| with_tree!(self, tree => tree.remove(&batch, removed)));
+                let write = |i, was_there| removed[i] = was_there;
+                py.detach(|| with_tree!(self, tree => tree.remove_each(&batch, write)));
             }
             Ok(removed)
         })
@@ -414,7 +427,7 @@ impl SDTree {
             let rows = rows.as_slice_mut()?;
             let missing = py.detach(|| {
                 let mut missing = None;
-                with_tree!(self, tree => tree.get(&ids, |i, bytes| match bytes {
+                with_tree!(self, tree => tree.get_each(&ids, |i, bytes| match bytes {
                     Some(bytes) => rows[i * size..(i + 1) * size].copy_from_slice(bytes),
                     None => missing = missing.or(Some(ids[i])),
                 }));
@@ -436,7 +449,7 @@ impl SDTree {
         let ids = slice_of(&ids)?.to_vec();
         let list = PyList::empty(py);
         let mut failed = None;
-        with_tree!(self, tree => tree.get(&ids, |i, bytes| {
+        with_tree!(self, tree => tree.get_each(&ids, |i, bytes| {
             let done = match bytes {
                 Some(bytes) => list.append(PyBytes::new(py, bytes)),
                 None => Err(PyKeyError::new_err(ids[i])),
@@ -500,10 +513,14 @@ fn unique_rows<'py>(
         py.detach(|| {
             // Room for a quarter: most of the growth is saved where rows differ, little is lost where they do not.
             let tree = SdTree::rows(data, size, n / 4, seed);
-            let mut new = vec![false; n];
-            tree.intern(&RowBatch::new(data, size), inverse, &mut new)?;
-            let is_first = |row: &usize| new[*row];
-            Ok::<_, sdtree::Full>((0..n).filter(is_first).map(|row| row as u32).collect())
+            let mut first = Vec::new();
+            tree.intern_each(&RowBatch::new(data, size), |row, id, is_new| {
+                inverse[row] = id;
+                if is_new {
+                    first.push(row as u32);
+                }
+            })?;
+            Ok::<_, sdtree::Full>(first)
         })
         .map_err(full)?
     };

@@ -300,7 +300,9 @@ impl Census {
         id.resize(row.len(), 0);
         new.clear();
         new.resize(row.len(), false);
-        self.tree.intern(key, id, new).map_err(Failed::Full)?;
+        self.tree
+            .intern_each(key, |i, its, is_new| (id[i], new[i]) = (its, is_new))
+            .map_err(Failed::Full)?;
         for i in 0..row.len() {
             let page = base as usize + row[i] as usize;
             columns.ids[page].store(id[i], Ordering::Relaxed);

@@ -180,20 +180,19 @@ where
     for<'x> sdtree::Rows<'x>: Store,
 {
     fn insert(&self, range: std::ops::Range<usize>) -> usize {
-        let (mut ids, mut new) = (vec![0; range.len()], vec![false; range.len()]);
-        self.tree
-            .intern(&part(self.rows, &range), &mut ids, &mut new)
-            .expect("fewer than 2^32 rows");
+        let done = self.tree.intern(&part(self.rows, &range));
+        let new = done.expect("fewer than 2^32 rows").new;
         new.iter().filter(|&&n| n).count()
     }
     fn find(&self, other: Rows<'_>, range: std::ops::Range<usize>) -> usize {
-        let mut ids = vec![0; range.len()];
-        self.tree.find(&part(other, &range), &mut ids);
-        ids.iter().filter(|&&id| id >= 0).count()
+        self.tree
+            .find(&part(other, &range))
+            .iter()
+            .flatten()
+            .count()
     }
     fn remove(&self, range: std::ops::Range<usize>) -> Option<usize> {
-        let mut removed = vec![false; range.len()];
-        self.tree.remove(&part(self.rows, &range), &mut removed);
+        let removed = self.tree.remove(&part(self.rows, &range));
         Some(removed.iter().filter(|&&r| r).count())
     }
     fn bytes(&self) -> Option<usize> {

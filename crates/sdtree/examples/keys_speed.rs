@@ -9,7 +9,7 @@ fn main() {
             .map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15))
             .collect();
         let (mut ids, mut new) = (vec![0; n], vec![false; n]);
-        let mut found = vec![0; n];
+        let mut found = vec![None; n];
         for capacity in [0, n] {
             let tree = KeyTree::new(capacity, b"speed");
             let time = |name: &str, f: &mut dyn FnMut()| {
@@ -21,7 +21,8 @@ fn main() {
                 );
             };
             time("insert", &mut || {
-                tree.intern(&keys, &mut ids, &mut new).expect("room")
+                tree.intern_each(&keys, |i, id, is_new| (ids[i], new[i]) = (id, is_new))
+                    .expect("room")
             });
             println!(
                 "{:?} {:.1} bytes a key",
@@ -29,10 +30,13 @@ fn main() {
                 tree.stats().index_bytes as f64 / n as f64
             );
             time("intern again", &mut || {
-                tree.intern(&keys, &mut ids, &mut new).expect("room")
+                tree.intern_each(&keys, |i, id, is_new| (ids[i], new[i]) = (id, is_new))
+                    .expect("room")
             });
-            time("find", &mut || tree.find(&keys, &mut found));
-            time("remove", &mut || tree.remove(&keys, &mut new));
+            time("find", &mut || tree.find_each(&keys, |i, id| found[i] = id));
+            time("remove", &mut || {
+                tree.remove_each(&keys, |i, removed| new[i] = removed)
+            });
         }
     }
 }

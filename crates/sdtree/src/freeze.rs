@@ -66,12 +66,6 @@ mod tests {
     use std::collections::HashSet;
     use std::sync::Arc;
 
-    fn one(f: impl FnOnce(&mut [bool])) -> bool {
-        let mut result = [false];
-        f(&mut result);
-        result[0]
-    }
-
     /// A set of keys, of whatever kind.
     trait Set: Sync {
         fn insert(&self, key: u64) -> bool;
@@ -82,15 +76,13 @@ mod tests {
 
     impl Set for KeyTree {
         fn insert(&self, key: u64) -> bool {
-            one(|new| self.intern(&[key], &mut [0], new).expect("room"))
+            self.intern(&[key]).expect("room").new[0]
         }
         fn remove(&self, key: u64) -> bool {
-            one(|gone| KeyTree::remove(self, &[key], gone))
+            KeyTree::remove(self, &[key])[0]
         }
         fn find(&self, key: u64) -> bool {
-            let mut id = [0];
-            KeyTree::find(self, &[key], &mut id);
-            id[0] >= 0
+            KeyTree::find(self, &[key])[0].is_some()
         }
         fn count(&self) -> (usize, usize) {
             (self.items().len(), self.len())
@@ -121,18 +113,15 @@ mod tests {
     impl Set for SdTree<Fixed, Eights> {
         fn insert(&self, key: u64) -> bool {
             let key = key.to_le_bytes();
-            let row = RowBatch::new(&key, 8);
-            one(|new| self.intern(&row, &mut [0], new).expect("room"))
+            self.intern(&RowBatch::new(&key, 8)).expect("room").new[0]
         }
         fn remove(&self, key: u64) -> bool {
             let key = key.to_le_bytes();
-            one(|gone| SdTree::remove(self, &RowBatch::new(&key, 8), gone))
+            SdTree::remove(self, &RowBatch::new(&key, 8))[0]
         }
         fn find(&self, key: u64) -> bool {
             let key = key.to_le_bytes();
-            let mut id = [0];
-            SdTree::find(self, &RowBatch::new(&key, 8), &mut id);
-            id[0] >= 0
+            SdTree::find(self, &RowBatch::new(&key, 8))[0].is_some()
         }
         fn count(&self) -> (usize, usize) {
             (self.ids().len(), self.len())

@@ -1,11 +1,14 @@
 //! A tree of 64-bit keys: numbers them densely, finds them, gives the numbers of removed ones to new ones.
 
 use crate::arena::Arena;
+use crate::batch::pin_scopes;
 use crate::edge::PREFIX;
 use crate::epoch::Full;
 use crate::prefetch::prefetch;
 use crate::primitive::{AtomicU64, Ordering};
-use crate::trie::{classes::Run, space::Space, survey::Shape, warm::GROUP, Pin, Trie};
+use crate::results::{Interned, Stats};
+use crate::trie::{classes::PinScope, space::Space, warm::GROUP, Pin, Trie};
+use std::ops::Range;
 
 /// A set of `u64` keys with dense ids, for any number of threads, none of which waits for another.
 ///
@@ -14,14 +17,25 @@ use crate::trie::{classes::Run, space::Space, survey::Shape, warm::GROUP, Pin, T
 ///
 /// ```
 /// let tree = sdtree::KeyTree::new(0, b"a seed");
-/// let (mut ids, mut new) = ([0; 3], [false; 3]);
-/// tree.intern(&[7, 9, 7], &mut ids, &mut new)?;
-/// assert_eq!((ids, new), ([0, 1, 0], [true, true, false]));
+/// let done = tree.intern(&[7, 9, 7])?;
+/// assert_eq!(done.ids, [0, 1, 0]);
+/// assert_eq!(done.new, [true, true, false]);
+/// assert_eq!(tree.find(&[9, 8]), [Some(1), None]);
+/// assert_eq!(tree.remove(&[7, 8]), [true, false]);
 /// # Ok::<(), sdtree::Full>(())
 /// ```
 pub struct KeyTree {
     trie: Trie,
     space: Keys,
+}
+
+/// Says nothing of the secret.
+impl std::fmt::Debug for KeyTree {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KeyTree")
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// The keys by id, and the bijection.
@@ -121,24 +135,6 @@ impl Space for Keys {
     fn look_at(&self, _queries: &mut [Query], _pairs: &[(u16, u32)]) {}
 }
 
-/// Figures of a tree; see [`KeyTree::stats`] and [`crate::SdTree::stats`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Stats {
-    /// Objects in the tree.
-    pub objects: usize,
-    /// All ids ever given are below this.
-    pub id_bound: usize,
-    /// Bytes of the index: everything that was allocated, less the objects themselves.
-    pub index_bytes: usize,
-    /// Bytes allocated for the objects themselves, when the tree keeps copies.
-    pub object_bytes: usize,
-    /// The shape of the tree.
-    pub shape: Shape,
-}
-
-/// Rows worked on while seated once; then the seat is left, so that what was removed becomes free.
-pub(crate) const SITTING: usize = 4096;
-
 impl KeyTree {
     /// An empty set, with room for `capacity` keys before its table grows. `seed` makes the secret bijection.
     pub fn new(capacity: usize, seed: &[u8]) -> Self {
@@ -153,80 +149,99 @@ impl KeyTree {
         }
     }
 
-    /// Calls `f` with the queries one by one, in groups that are warm in the caches.
+    /// Calls `f` with the queries of a range one by one, in groups that are warm in the caches.
     fn each<'t, R: Fn(u32)>(
         &'t self,
         pin: &mut Pin<'t, R>,
         keys: &[u64],
-        mut f: impl FnMut(&mut Pin<'t, R>, &mut Run, usize, &mut Query),
+        range: Range<usize>,
+        mut f: impl FnMut(&mut Pin<'t, R>, &mut PinScope, usize, &mut Query),
     ) {
-        let mut run = self.trie.start(pin);
+        let mut scope = self.trie.start(pin);
         let mut group = [Query { key: 0, spread: 0 }; GROUP];
-        for (b, part) in keys.chunks(GROUP).enumerate() {
+        for start in range.clone().step_by(GROUP) {
+            let part = &keys[start..range.end.min(start + GROUP)];
             for (q, &key) in group.iter_mut().zip(part) {
                 *q = self.space.query(key);
                 self.trie.prefetch_place(pin, q.spread, None);
             }
             let group = &mut group[..part.len()];
-            self.trie.warm(&self.space, pin, group, &mut run);
-            for (i, q) in (b * GROUP..).zip(group) {
-                f(pin, &mut run, i, q);
+            self.trie.warm(&self.space, pin, group, &mut scope);
+            for (i, q) in (start..).zip(group) {
+                f(pin, &mut scope, i, q);
             }
         }
-        self.trie.end(&self.space, pin, &mut group[0], run);
+        self.trie.end(&self.space, pin, &mut group[0], scope);
     }
 
-    /// Puts each key into the set unless it is there; writes its id, and whether it is new. Equal keys of one call
-    /// are new once. Cost: about 50 ns a key in a set of a million.
+    /// Puts each key into the set unless it is there. Returns the ids, and which are new: of equal keys of one call the
+    /// first. Cost: about 50 ns a key in a set of a million.
     ///
-    /// # Panics
-    /// If the slices are not of one length.
-    pub fn intern(&self, keys: &[u64], ids: &mut [u32], new: &mut [bool]) -> Result<(), Full> {
-        assert!(
-            keys.len() == ids.len() && keys.len() == new.len(),
-            "slices of one length"
-        );
-        for (s, part) in keys.chunks(SITTING).enumerate() {
+    /// # Errors
+    /// [`Full`]: some keys could not be put in; the others are in the set.
+    pub fn intern(&self, keys: &[u64]) -> Result<Interned, Full> {
+        let mut interned = Interned::with_capacity(keys.len());
+        self.intern_each(keys, |_, id, new| interned.push(id, new))?;
+        Ok(interned)
+    }
+
+    /// As [`KeyTree::intern`], but calls `f` with the number in `keys` of each key, its id, and whether it is new, in the order
+    /// of the keys. Where the set is full, `f` is called for those keys that are in it. `f` may use the set, and should
+    /// be quick: while it runs, no id that others free is used again.
+    ///
+    /// # Errors
+    /// As [`KeyTree::intern`].
+    pub fn intern_each(
+        &self,
+        keys: &[u64],
+        mut f: impl FnMut(usize, u32, bool),
+    ) -> Result<(), Full> {
+        for range in pin_scopes(keys.len()) {
             let mut pin = self.trie.pin(&self.space);
-            let mut full = Ok(());
-            self.each(&mut pin, part, |pin, run, i, q| {
-                match self.trie.insert(&self.space, pin, q, run) {
-                    Ok(done) => (ids[s * SITTING + i], new[s * SITTING + i]) = done,
-                    Err(e) => full = Err(e),
+            let mut result = Ok(());
+            self.each(&mut pin, keys, range, |pin, scope, i, q| {
+                match self.trie.insert(&self.space, pin, q, scope) {
+                    Ok((id, new)) => f(i, id, new),
+                    Err(full) => result = Err(full),
                 }
             });
-            full?;
+            result?;
         }
         Ok(())
     }
 
-    /// Writes the id of each key, or -1 where it is not in the set.
-    ///
-    /// # Panics
-    /// If the slices are not of one length.
-    pub fn find(&self, keys: &[u64], ids: &mut [i64]) {
-        assert_eq!(keys.len(), ids.len(), "slices of one length");
-        for (s, part) in keys.chunks(SITTING).enumerate() {
+    /// The id of each key that is in the set.
+    pub fn find(&self, keys: &[u64]) -> Vec<Option<u32>> {
+        let mut found = Vec::with_capacity(keys.len());
+        self.find_each(keys, |_, id| found.push(id));
+        found
+    }
+
+    /// As [`KeyTree::find`], but calls `f` with the number in `keys` of each key and the id; see [`KeyTree::intern_each`].
+    pub fn find_each(&self, keys: &[u64], mut f: impl FnMut(usize, Option<u32>)) {
+        for range in pin_scopes(keys.len()) {
             let mut pin = self.trie.pin(&self.space);
-            self.each(&mut pin, part, |pin, _, i, q| {
-                let found = self.trie.find(&self.space, pin, q);
-                ids[s * SITTING + i] = found.map_or(-1, i64::from);
+            self.each(&mut pin, keys, range, |pin, _, i, q| {
+                f(i, self.trie.find(&self.space, pin, q));
             });
         }
     }
 
-    /// Takes keys out of the set; writes whether each was there. Their ids are given to keys that come later, once
+    /// Takes keys out of the set; returns whether each was there. Their ids are given to keys that come later, once
     /// no call that was under way can hold them.
-    ///
-    /// # Panics
-    /// If the slices are not of one length.
-    pub fn remove(&self, keys: &[u64], removed: &mut [bool]) {
-        assert_eq!(keys.len(), removed.len(), "slices of one length");
-        for (s, part) in keys.chunks(SITTING).enumerate() {
+    pub fn remove(&self, keys: &[u64]) -> Vec<bool> {
+        let mut removed = Vec::with_capacity(keys.len());
+        self.remove_each(keys, |_, was_there| removed.push(was_there));
+        removed
+    }
+
+    /// As [`KeyTree::remove`], but calls `f` with the number in `keys` of each key and whether it was there; see
+    /// [`KeyTree::intern_each`].
+    pub fn remove_each(&self, keys: &[u64], mut f: impl FnMut(usize, bool)) {
+        for range in pin_scopes(keys.len()) {
             let mut pin = self.trie.pin(&self.space);
-            self.each(&mut pin, part, |pin, run, i, q| {
-                let id = self.trie.remove(&self.space, pin, q, run);
-                removed[s * SITTING + i] = id.is_some();
+            self.each(&mut pin, keys, range, |pin, scope, i, q| {
+                f(i, self.trie.remove(&self.space, pin, q, scope).is_some());
             });
         }
     }

@@ -65,6 +65,13 @@ pub struct SampledMixed {
     places: [u32; SECRET_LINES],
 }
 
+/// Says nothing of the secret.
+impl std::fmt::Debug for SampledMixed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SampledMixed").finish_non_exhaustive()
+    }
+}
+
 impl SampledMixed {
     /// Makes the secret from `seed`: give at least 16 random bytes where an adversary may choose the objects.
     pub fn new(seed: &[u8]) -> Self {
@@ -140,6 +147,7 @@ unsafe impl Order for SampledMixed {
 
 /// Mixes all bytes for `first`, too: reads each object once, whole, and nothing of an object without a twin but it.
 /// For objects that are in the caches anyway.
+#[derive(Debug)]
 pub struct Mixed {
     first: Key,
     second: Key,
@@ -192,6 +200,7 @@ unsafe impl Order for Mixed {
 /// The bits of the object as they are, the order of the original SD tree. No secret, nothing mixed, the least read;
 /// but real data makes it deep, and an adversary makes it as deep as the object has bits. For measurements, and for
 /// keys that are mixed already.
+#[derive(Clone, Copy, Debug)]
 pub struct Raw;
 
 impl Raw {
@@ -225,6 +234,7 @@ unsafe impl Order for Raw {
 }
 
 /// An order chosen when the tree is made.
+#[derive(Debug)]
 pub enum AnyOrder {
     /// See [`SampledMixed`].
     Sampled(Box<SampledMixed>),

@@ -80,6 +80,14 @@ pub struct Fixed {
     data: Arena<u8>,
 }
 
+impl std::fmt::Debug for Fixed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fixed")
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Fixed {
     /// For objects of `size` bytes.
     ///
@@ -152,6 +160,12 @@ const HEADER: usize = 4;
 
 fn blob_layout(len: usize) -> Layout {
     Layout::from_size_align(HEADER + len, 4).expect("a length below MAX_OBJECT")
+}
+
+impl std::fmt::Debug for Variable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Variable").finish_non_exhaustive()
+    }
 }
 
 impl Variable {
@@ -269,6 +283,15 @@ pub struct Rows<'a> {
 unsafe impl Send for Rows<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Rows<'_> {}
+
+impl std::fmt::Debug for Rows<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rows")
+            .field("size", &self.size)
+            .field("count", &self.count)
+            .finish_non_exhaustive()
+    }
+}
 
 impl<'a> Rows<'a> {
     /// For the rows of `size` bytes in `data`.

@@ -40,8 +40,6 @@ fn mixed_operations_at_a_steady_size_keep_memory_flat() {
                 s.spawn(move || {
                     let mut rng = Rng((round << 8 | t).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
                     let mut rows = vec![0u8; SIZE * BATCH];
-                    let (mut ids, mut found) = (vec![0; BATCH], vec![0; BATCH]);
-                    let mut done = vec![false; BATCH];
                     for call in 0..operations / 2 / BATCH {
                         if call % MEETING == 0 {
                             meeting.wait();
@@ -55,14 +53,13 @@ fn mixed_operations_at_a_steady_size_keep_memory_flat() {
                         let count = |done: &[bool]| done.iter().filter(|&&d| d).count() as i64;
                         match rng.next() >> 62 {
                             0 | 1 => {
-                                tree.intern(&batch, &mut ids, &mut done).expect("room");
-                                there.fetch_add(count(&done), Ordering::Relaxed);
+                                let new = tree.intern(&batch).expect("room").new;
+                                there.fetch_add(count(&new), Ordering::Relaxed);
                             }
                             2 => {
-                                tree.remove(&batch, &mut done);
-                                there.fetch_sub(count(&done), Ordering::Relaxed);
+                                there.fetch_sub(count(&tree.remove(&batch)), Ordering::Relaxed);
                             }
-                            _ => tree.find(&batch, &mut found),
+                            _ => drop(tree.find(&batch)),
                         }
                     }
                 });
@@ -94,9 +91,8 @@ fn mixed_operations_at_a_steady_size_keep_memory_flat() {
         rows.extend(key.to_le_bytes());
         rows.extend((key ^ 99).to_le_bytes());
     }
-    let mut found = vec![0; UNIVERSE as usize];
-    tree.find(&RowBatch::new(&rows, SIZE), &mut found);
-    let count = found.iter().filter(|&&id| id >= 0).count();
+    let found = tree.find(&RowBatch::new(&rows, SIZE));
+    let count = found.iter().flatten().count();
     assert_eq!(count as i64, there.load(Ordering::Relaxed));
     assert_eq!(count, tree.ids().len());
 }

@@ -8,21 +8,8 @@ mod rng;
 use rng::Rng;
 
 fn intern(tree: &KeyTree, keys: &[u64]) -> (Vec<u32>, Vec<bool>) {
-    let (mut ids, mut new) = (vec![0; keys.len()], vec![false; keys.len()]);
-    tree.intern(keys, &mut ids, &mut new).expect("room");
-    (ids, new)
-}
-
-fn find(tree: &KeyTree, keys: &[u64]) -> Vec<i64> {
-    let mut ids = vec![0; keys.len()];
-    tree.find(keys, &mut ids);
-    ids
-}
-
-fn remove(tree: &KeyTree, keys: &[u64]) -> Vec<bool> {
-    let mut removed = vec![false; keys.len()];
-    tree.remove(keys, &mut removed);
-    removed
+    let done = tree.intern(keys).expect("room");
+    (done.ids, done.new)
 }
 
 #[test]
@@ -34,7 +21,7 @@ fn ids_of_one_thread_are_dense_and_in_first_seen_order() {
         assert_eq!(ids[i] as usize, i / 3);
         assert_eq!(new[i], i % 3 == 0);
     }
-    assert_eq!(find(&tree, &[0, 8, 9]), [0, 1, -1]);
+    assert_eq!(tree.find(&[0, 8, 9]), [Some(0), Some(1), None]);
 }
 
 #[test]
@@ -56,7 +43,7 @@ fn random_operations_agree_with_a_hash_map() {
                     }
                 }
                 1 => {
-                    let removed = remove(&tree, &keys);
+                    let removed = tree.remove(&keys);
                     for i in 0..keys.len() {
                         assert_eq!(
                             removed[i],
@@ -66,9 +53,9 @@ fn random_operations_agree_with_a_hash_map() {
                     }
                 }
                 _ => {
-                    let found = find(&tree, &keys);
+                    let found = tree.find(&keys);
                     for i in 0..keys.len() {
-                        assert_eq!(found[i], model.get(&keys[i]).map_or(-1, |&id| id as i64));
+                        assert_eq!(found[i], model.get(&keys[i]).copied());
                     }
                 }
             }
@@ -91,8 +78,11 @@ fn a_set_that_grows_from_nothing_keeps_every_key() {
     let tree = KeyTree::new(0, b"grow");
     let keys: Vec<u64> = (0..300_000).collect();
     intern(&tree, &keys);
-    let found = find(&tree, &keys);
-    assert!(found.iter().enumerate().all(|(i, &id)| id == i as i64));
+    let found = tree.find(&keys);
+    assert!(found
+        .iter()
+        .enumerate()
+        .all(|(i, &id)| id == Some(i as u32)));
     let shape = tree.stats().shape;
     assert_eq!(shape.objects, 300_000);
     assert!(shape.table_bits >= 17, "table of 2^{}", shape.table_bits);
@@ -108,7 +98,7 @@ fn ids_of_removed_keys_are_used_again_and_memory_stays_flat() {
     for round in 0..100u64 {
         let old: Vec<u64> = (round * 5000..(round + 1) * 5000).collect();
         let new: Vec<u64> = old.iter().map(|k| k + window).collect();
-        assert!(remove(&tree, &old).iter().all(|&r| r));
+        assert!(tree.remove(&old).iter().all(|&r| r));
         assert!(intern(&tree, &new).1.iter().all(|&n| n));
         assert_eq!(tree.len(), window as usize);
         if round == 10 {
@@ -217,7 +207,7 @@ fn threads_that_insert_and_remove_leave_exactly_what_the_counts_say() {
                                     .fetch_add(new as i64, std::sync::atomic::Ordering::Relaxed);
                             }
                         } else {
-                            for (k, gone) in keys.iter().zip(remove(tree, &keys)) {
+                            for (k, gone) in keys.iter().zip(tree.remove(&keys)) {
                                 balance[*k as usize]
                                     .fetch_sub(gone as i64, std::sync::atomic::Ordering::Relaxed);
                             }
@@ -227,11 +217,11 @@ fn threads_that_insert_and_remove_leave_exactly_what_the_counts_say() {
             }
         });
         let keys: Vec<u64> = (0..universe).collect();
-        let found = find(&tree, &keys);
+        let found = tree.find(&keys);
         let mut live = 0;
         for k in 0..universe as usize {
             let b = balance[k].load(std::sync::atomic::Ordering::Relaxed);
-            assert_eq!(b, (found[k] >= 0) as i64, "key {k} of {universe}");
+            assert_eq!(b, found[k].is_some() as i64, "key {k} of {universe}");
             live += b;
         }
         assert_eq!(tree.len() as i64, live);

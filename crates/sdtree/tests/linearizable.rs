@@ -85,12 +85,6 @@ fn the_checker_knows_good_histories_from_bad() {
     assert!(!linearizable(&[], false, true));
 }
 
-fn one(f: impl FnOnce(&mut [bool])) -> bool {
-    let mut result = [false];
-    f(&mut result);
-    result[0]
-}
-
 /// A set of keys, of whatever kind.
 trait Set: Sync {
     fn insert(&self, key: u64) -> bool;
@@ -101,15 +95,13 @@ trait Set: Sync {
 
 impl Set for KeyTree {
     fn insert(&self, key: u64) -> bool {
-        one(|new| self.intern(&[key], &mut [0], new).expect("room"))
+        self.intern(&[key]).expect("room").new[0]
     }
     fn remove(&self, key: u64) -> bool {
-        one(|gone| KeyTree::remove(self, &[key], gone))
+        KeyTree::remove(self, &[key])[0]
     }
     fn find(&self, key: u64) -> bool {
-        let mut id = [0];
-        KeyTree::find(self, &[key], &mut id);
-        id[0] >= 0
+        KeyTree::find(self, &[key])[0].is_some()
     }
     fn len(&self) -> usize {
         KeyTree::len(self)
@@ -141,20 +133,15 @@ unsafe impl Order for Classes {
 impl Set for SdTree<Fixed, Classes> {
     fn insert(&self, key: u64) -> bool {
         let key = key.to_le_bytes();
-        one(|new| {
-            self.intern(&RowBatch::new(&key, 8), &mut [0], new)
-                .expect("room")
-        })
+        self.intern(&RowBatch::new(&key, 8)).expect("room").new[0]
     }
     fn remove(&self, key: u64) -> bool {
         let key = key.to_le_bytes();
-        one(|gone| SdTree::remove(self, &RowBatch::new(&key, 8), gone))
+        SdTree::remove(self, &RowBatch::new(&key, 8))[0]
     }
     fn find(&self, key: u64) -> bool {
         let key = key.to_le_bytes();
-        let mut id = [0];
-        SdTree::find(self, &RowBatch::new(&key, 8), &mut id);
-        id[0] >= 0
+        SdTree::find(self, &RowBatch::new(&key, 8))[0].is_some()
     }
     fn len(&self) -> usize {
         SdTree::len(self)

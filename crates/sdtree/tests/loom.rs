@@ -30,21 +30,16 @@ fn model(f: impl Fn() + Sync + Send + 'static) {
 }
 
 fn insert(tree: &KeyTree, key: u64) -> (u32, bool) {
-    let (mut id, mut new) = ([0], [false]);
-    tree.intern(&[key], &mut id, &mut new).expect("room");
-    (id[0], new[0])
+    let done = tree.intern(&[key]).expect("room");
+    (done.ids[0], done.new[0])
 }
 
 fn remove(tree: &KeyTree, key: u64) -> bool {
-    let mut gone = [false];
-    tree.remove(&[key], &mut gone);
-    gone[0]
+    tree.remove(&[key])[0]
 }
 
-fn find(tree: &KeyTree, key: u64) -> i64 {
-    let mut id = [0];
-    tree.find(&[key], &mut id);
-    id[0]
+fn find(tree: &KeyTree, key: u64) -> Option<u32> {
+    tree.find(&[key])[0]
 }
 
 #[test]
@@ -71,7 +66,7 @@ fn inserts_of_different_keys_lose_none() {
         assert!(insert(&tree, 3).1);
         assert!(t.join().expect("no panic").1);
         for key in 1..=3 {
-            assert!(find(&tree, key) >= 0, "key {key}");
+            assert!(find(&tree, key).is_some(), "key {key}");
         }
     });
 }
@@ -86,8 +81,8 @@ fn an_insert_beside_a_removal_loses_nothing_and_brings_nothing_back() {
         let t = thread::spawn(move || remove(&other, 1));
         assert!(insert(&tree, 3).1);
         assert!(t.join().expect("no panic"));
-        assert_eq!(find(&tree, 1), -1);
-        assert!(find(&tree, 2) >= 0 && find(&tree, 3) >= 0);
+        assert_eq!(find(&tree, 1), None);
+        assert!(find(&tree, 2).is_some() && find(&tree, 3).is_some());
     });
 }
 
@@ -103,8 +98,8 @@ fn two_removals_of_one_key_succeed_once_and_of_two_keys_both() {
         let mine = remove(&tree, 1);
         let (first, second) = t.join().expect("no panic");
         assert!(mine != first && second);
-        assert_eq!((find(&tree, 1), find(&tree, 2)), (-1, -1));
-        assert!(find(&tree, 3) >= 0);
+        assert_eq!((find(&tree, 1), find(&tree, 2)), (None, None));
+        assert!(find(&tree, 3).is_some());
     });
 }
 
@@ -118,7 +113,7 @@ fn a_find_sees_what_was_there_before_whatever_is_inserted_meanwhile() {
             insert(&other, 2);
             insert(&other, 3);
         });
-        assert_eq!(find(&tree, 1), id as i64);
+        assert_eq!(find(&tree, 1), Some(id));
         t.join().expect("no panic");
     });
 }
@@ -144,22 +139,16 @@ fn class() -> Arc<Class> {
 }
 
 fn intern(tree: &Class, byte: u8) -> (u32, bool) {
-    let (mut id, mut new) = ([0], [false]);
-    tree.intern(&RowBatch::new(&[byte], 1), &mut id, &mut new)
-        .expect("room");
-    (id[0], new[0])
+    let done = tree.intern(&RowBatch::new(&[byte], 1)).expect("room");
+    (done.ids[0], done.new[0])
 }
 
 fn take(tree: &Class, byte: u8) -> bool {
-    let mut gone = [false];
-    tree.remove(&RowBatch::new(&[byte], 1), &mut gone);
-    gone[0]
+    tree.remove(&RowBatch::new(&[byte], 1))[0]
 }
 
 fn there(tree: &Class, byte: u8) -> bool {
-    let mut id = [0];
-    tree.find(&RowBatch::new(&[byte], 1), &mut id);
-    id[0] >= 0
+    tree.find(&RowBatch::new(&[byte], 1))[0].is_some()
 }
 
 #[test]
@@ -217,12 +206,10 @@ fn a_batch_that_holds_its_class_keeps_its_objects_beside_removals_that_would_kil
         intern(&tree, 2);
         let other = tree.clone();
         let removing = thread::spawn(move || (take(&other, 1), take(&other, 2)));
-        let (mut ids, mut new) = ([0; 3], [false; 3]);
-        tree.intern(&RowBatch::new(&[3, 4, 3], 1), &mut ids, &mut new)
-            .expect("room");
+        let done = tree.intern(&RowBatch::new(&[3, 4, 3], 1)).expect("room");
         assert_eq!(removing.join().expect("no panic"), (true, true));
-        assert_eq!(new, [true, true, false]);
-        assert_eq!(ids[0], ids[2]);
+        assert_eq!(done.new, [true, true, false]);
+        assert_eq!(done.ids[0], done.ids[2]);
         assert!(there(&tree, 3) && there(&tree, 4));
         assert!(!there(&tree, 1) && !there(&tree, 2));
         assert!(take(&tree, 3) && take(&tree, 4) && intern(&tree, 3).1);
@@ -274,21 +261,17 @@ unsafe impl Order for Byte {
 }
 
 fn run<O: Order>(tree: &SdTree<Fixed, O>, insert: bool, byte: u8) -> bool {
-    let mut done = [false];
     let row = [byte];
     let row = RowBatch::new(&row, 1);
     if insert {
-        tree.intern(&row, &mut [0], &mut done).expect("room");
+        tree.intern(&row).expect("room").new[0]
     } else {
-        tree.remove(&row, &mut done);
+        tree.remove(&row)[0]
     }
-    done[0]
 }
 
 fn has<O: Order>(tree: &SdTree<Fixed, O>, byte: u8) -> bool {
-    let mut id = [0];
-    tree.find(&RowBatch::new(&[byte], 1), &mut id);
-    id[0] >= 0
+    tree.find(&RowBatch::new(&[byte], 1))[0].is_some()
 }
 
 #[test]

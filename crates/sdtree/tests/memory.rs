@@ -47,12 +47,12 @@ fn an_object_costs_at_most_32_bytes_of_index_and_everything_is_given_back() {
             .flat_map(|i| [i, i.wrapping_mul(0x9e37_79b9_7f4a_7c15)])
             .flat_map(u64::to_le_bytes)
             .collect();
-        let (mut ids, mut new) = (vec![0; n], vec![false; n]);
+        let mut new = vec![false; n];
         for capacity in [0, n] {
             let before = LIVE.load(Ordering::Relaxed);
             // Rows that stay where they are: all that is allocated is index.
             let tree = SdTree::rows(&rows, 16, capacity, b"memory");
-            tree.intern(&RowBatch::new(&rows, 16), &mut ids, &mut new)
+            tree.intern_each(&RowBatch::new(&rows, 16), |i, _, is_new| new[i] = is_new)
                 .expect("room");
             assert!(new.iter().all(|&n| n));
             let bytes = (LIVE.load(Ordering::Relaxed) - before) as f64 / n as f64;
@@ -76,10 +76,9 @@ fn an_object_costs_at_most_32_bytes_of_index_and_everything_is_given_back() {
     // Copies of any length: the index is what is not the objects' own bytes.
     let n = 200_000;
     let strings: Vec<String> = (0..n).map(|i| format!("{i:020}")).collect();
-    let (mut ids, mut new) = (vec![0; n], vec![false; n]);
     let before = LIVE.load(Ordering::Relaxed);
     let tree = SdTree::variable(0, b"memory");
-    tree.intern(&strings[..], &mut ids, &mut new).expect("room");
+    tree.intern_each(&strings[..], |_, _, _| ()).expect("room");
     let bytes = (LIVE.load(Ordering::Relaxed) - before) as f64 / n as f64 - 20.0;
     assert!(
         bytes <= 32.0,

@@ -32,21 +32,8 @@ fn intern<S: Store, O: Order, B: Batch + ?Sized>(
     tree: &SdTree<S, O>,
     batch: &B,
 ) -> (Vec<u32>, Vec<bool>) {
-    let (mut ids, mut new) = (vec![0; batch.len()], vec![false; batch.len()]);
-    tree.intern(batch, &mut ids, &mut new).expect("room");
-    (ids, new)
-}
-
-fn find<S: Store, O: Order, B: Batch + ?Sized>(tree: &SdTree<S, O>, batch: &B) -> Vec<i64> {
-    let mut ids = vec![0; batch.len()];
-    tree.find(batch, &mut ids);
-    ids
-}
-
-fn remove<S: Store, O: Order, B: Batch + ?Sized>(tree: &SdTree<S, O>, batch: &B) -> Vec<bool> {
-    let mut removed = vec![false; batch.len()];
-    tree.remove(batch, &mut removed);
-    removed
+    let done = tree.intern(batch).expect("room");
+    (done.ids, done.new)
 }
 
 #[derive(Clone, Debug)]
@@ -92,12 +79,12 @@ fn agrees<S: Store, O: Order>(tree: &SdTree<S, O>, ops: &[Op]) {
                 }
             }
             Op::Find(batch) => {
-                for (s, id) in batch.iter().zip(find(tree, &batch[..])) {
-                    assert_eq!(id, model.get(s).map_or(-1, |&id| id as i64));
+                for (s, id) in batch.iter().zip(tree.find(&batch[..])) {
+                    assert_eq!(id, model.get(s).copied());
                 }
             }
             Op::Remove(batch) => {
-                for (s, gone) in batch.iter().zip(remove(tree, &batch[..])) {
+                for (s, gone) in batch.iter().zip(tree.remove(&batch[..])) {
                     assert_eq!(gone, model.remove(s).is_some());
                 }
             }
@@ -114,7 +101,7 @@ fn agrees<S: Store, O: Order>(tree: &SdTree<S, O>, ops: &[Op]) {
     want.sort_unstable();
     assert_eq!(ids, want);
     let (strings, ids): (Vec<_>, Vec<_>) = model.into_iter().unzip();
-    tree.get(&ids, |i, bytes| assert_eq!(bytes, Some(&strings[i][..])));
+    tree.get_each(&ids, |i, bytes| assert_eq!(bytes, Some(&strings[i][..])));
 }
 
 proptest! {
@@ -289,10 +276,8 @@ fn batches_of_every_length_are_read_to_their_last_object() {
         assert_eq!((&ids, new), (&want, vec![true; n]), "{n} pages");
         assert_eq!(intern(&mixed, batch).0, want, "{n} pages");
         assert_eq!(intern(&sampled, batch), (want, vec![false; n]), "{n} pages");
-        let there: Vec<i64> = (0..300)
-            .map(|i| if i < n as i64 { i } else { -1 })
-            .collect();
-        assert_eq!(find(&mixed, &pages[..]), there, "{n} pages");
+        let there: Vec<Option<u32>> = (0..300).map(|i| (i < n as u32).then_some(i)).collect();
+        assert_eq!(mixed.find(&pages[..]), there, "{n} pages");
     }
 }
 
@@ -327,9 +312,9 @@ fn rows_that_stay_where_they_are_are_found_by_row_number() {
 fn get_refuses_ids_that_are_not_in_use() {
     let tree = SdTree::variable(0, b"get");
     intern(&tree, &[&b"x"[..], b"y"][..]);
-    remove(&tree, &[&b"x"[..]][..]);
+    tree.remove(&[&b"x"[..]][..]);
     let mut got = Vec::new();
-    tree.get(&[0, 1, 2, 5_000_000, u32::MAX], |_, bytes| {
+    tree.get_each(&[0, 1, 2, 5_000_000, u32::MAX], |_, bytes| {
         got.push(bytes.map(<[u8]>::to_vec))
     });
     assert_eq!(got, [None, Some(b"y".to_vec()), None, None, None]);
@@ -347,8 +332,8 @@ fn classes_that_come_and_go_leave_nothing_behind() {
         let shape = tree.stats().shape;
         assert_eq!(shape.objects, 900);
         rows.rotate_left(round as usize % 900);
-        assert!(remove(&tree, &rows[..]).iter().all(|&gone| gone));
-        assert!(find(&tree, &rows[..]).iter().all(|&id| id == -1));
+        assert!(tree.remove(&rows[..]).iter().all(|&gone| gone));
+        assert!(tree.find(&rows[..]).iter().all(Option::is_none));
         assert!(tree.is_empty() && tree.ids().is_empty());
         let bytes = tree.stats().index_bytes;
         if round == 20 {
@@ -375,7 +360,7 @@ fn removal_frees_objects_nodes_and_ids() {
     for round in 0..60 {
         intern(&tree, &batch(round)[..]);
         let stats = tree.stats();
-        assert!(remove(&tree, &batch(round)[..]).iter().all(|&r| r));
+        assert!(tree.remove(&batch(round)[..]).iter().all(|&r| r));
         if round == 20 {
             flat = Some((stats.index_bytes, tree.id_bound()));
         } else if round > 20 {
@@ -411,7 +396,7 @@ fn threads_that_insert_remove_and_read_the_same_objects_agree() {
                     let batch: Vec<Vec<u8>> = keys.iter().map(|&k| object(k)).collect();
                     match rng.next() % 3 {
                         0 => {
-                            for (k, gone) in keys.iter().zip(remove(tree, &batch[..])) {
+                            for (k, gone) in keys.iter().zip(tree.remove(&batch[..])) {
                                 balance[*k as usize]
                                     .fetch_sub(gone as i64, std::sync::atomic::Ordering::Relaxed);
                             }
@@ -420,7 +405,7 @@ fn threads_that_insert_remove_and_read_the_same_objects_agree() {
                             // Whatever an id stands for, it is some object, whole.
                             let ids: Vec<u32> =
                                 (0..100).map(|_| (rng.next() % 700) as u32).collect();
-                            tree.get(&ids, |_, bytes| {
+                            tree.get_each(&ids, |_, bytes| {
                                 if let Some(bytes) = bytes {
                                     let k = u64::from_le_bytes(
                                         bytes[..8].try_into().expect("eight bytes"),
@@ -441,9 +426,9 @@ fn threads_that_insert_remove_and_read_the_same_objects_agree() {
         }
     });
     let all: Vec<Vec<u8>> = (0..universe).map(object).collect();
-    for (k, id) in find(&tree, &all[..]).into_iter().enumerate() {
+    for (k, id) in tree.find(&all[..]).into_iter().enumerate() {
         assert_eq!(
-            (id >= 0) as i64,
+            id.is_some() as i64,
             balance[k].load(std::sync::atomic::Ordering::Relaxed),
             "object {k}"
         );

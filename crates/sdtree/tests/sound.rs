@@ -26,8 +26,11 @@ fn intern<S: Store, O: Order>(
     tree: &SdTree<S, O>,
     batch: &(impl Batch + ?Sized),
 ) -> (String, Vec<u32>) {
-    let (mut ids, mut new) = (vec![77; batch.len()], vec![false; batch.len()]);
-    let said = panic_of(|| tree.intern(batch, &mut ids, &mut new).expect("room"));
+    let mut ids = Vec::new();
+    let said = panic_of(|| {
+        tree.intern_each(batch, |_, id, _| ids.push(id))
+            .expect("room")
+    });
     (said, ids)
 }
 
@@ -61,7 +64,7 @@ fn an_object_of_another_length_is_refused_before_anything_is_done() {
             said,
             format!("an object of {} bytes in a tree of 8", wrong.len())
         );
-        assert_eq!((ids, tree.len()), (vec![77; 3], 0));
+        assert_eq!((ids, tree.len()), (vec![], 0));
         assert_eq!(intern(&tree, &[[1; 8]][..]), (String::new(), vec![0]));
     }
 }
@@ -84,7 +87,7 @@ fn a_batch_that_changes_its_mind_about_a_length_is_refused() {
             "{said}"
         );
         refused += !said.is_empty() as usize;
-        tree.get(&[0], |_, got| assert!(got.is_none_or(|b| b == [1; 4096])));
+        tree.get_each(&[0], |_, got| assert!(got.is_none_or(|b| b == [1; 4096])));
         let tree = SdTree::variable(0, b"minds");
         let (said, _) = intern(&tree, &batch(16, MAX_OBJECT + 1));
         assert!(said.is_empty() || said.contains("at most"), "{said}");
@@ -158,22 +161,18 @@ fn what_is_of_another_length_is_not_there() {
         &two[..30],
         &[0; 5000],
     ];
-    let mut ids = [7; 6];
-    tree.find(&others[..], &mut ids);
-    assert_eq!(ids, [-1; 6]);
-    let mut removed = [true; 6];
-    tree.remove(&others[..], &mut removed);
-    assert_eq!((removed, tree.len()), ([false; 6], 2));
+    assert_eq!(tree.find(&others[..]), [None; 6]);
+    assert_eq!(tree.remove(&others[..]), [false; 6]);
+    assert_eq!(tree.len(), 2);
 }
 
 #[test]
 fn objects_of_no_bytes_are_all_one() {
     let tree = SdTree::fixed(0, 0, b"nothing");
     assert_eq!(intern(&tree, &[[0u8; 0]; 3][..]).1, [0; 3]);
-    tree.get(&[0, 1], |i, bytes| assert_eq!(bytes.is_some(), i == 0));
-    let mut removed = [false; 2];
-    tree.remove(&[[0u8; 0]; 2][..], &mut removed);
-    assert_eq!((removed, tree.len()), ([true, false], 0));
+    tree.get_each(&[0, 1], |i, bytes| assert_eq!(bytes.is_some(), i == 0));
+    assert_eq!(tree.remove(&[[0u8; 0]; 2][..]), [true, false]);
+    assert_eq!(tree.len(), 0);
 }
 
 #[test]
@@ -184,9 +183,9 @@ fn a_tree_may_be_asked_by_whoever_it_is_asking() {
             100
         }
         fn get(&self, i: usize) -> &[u8] {
-            let (mut removed, byte) = ([false], [i as u8]);
-            self.0.remove(&[&byte][..], &mut removed);
-            let _ = self.0.intern(&[&byte][..], &mut [0], &mut [false]);
+            let byte = [i as u8];
+            self.0.remove(&[&byte][..]);
+            let _ = self.0.intern(&[&byte][..]);
             b"the same"
         }
     }
@@ -195,9 +194,9 @@ fn a_tree_may_be_asked_by_whoever_it_is_asking() {
     assert_eq!(said, "");
     assert!(ids.iter().all(|id| *id == ids[0]));
     let mut seen = 0;
-    tree.get(&ids, |_, bytes| {
+    tree.get_each(&ids, |_, bytes| {
         assert_eq!(bytes, Some(&b"the same"[..]));
-        tree.get(&tree.ids(), |_, bytes| seen += bytes.is_some() as usize);
+        tree.get_each(&tree.ids(), |_, bytes| seen += bytes.is_some() as usize);
     });
     assert_eq!((seen, tree.len()), (100 * 101, 101));
 }

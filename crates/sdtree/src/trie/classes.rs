@@ -10,7 +10,7 @@ use crate::epoch::Kind;
 use crate::primitive::Ordering;
 
 /// What the operations of one pin keep from one to the next. Made by [`Trie::start`], given back by [`Trie::end`].
-pub(crate) struct Run {
+pub(crate) struct PinScope {
     /// The path of the search under way; kept here so that its memory is.
     pub(super) path: Vec<Step>,
     /// A class that was seen twice in succession, and the prefix of its objects: what has this prefix need not be
@@ -42,8 +42,8 @@ impl Trie {
     }
 
     /// What the operations under `pin` are given.
-    pub(crate) fn start<R: Fn(u32)>(&self, pin: &mut Pin<'_, R>) -> Run {
-        Run {
+    pub(crate) fn start<R: Fn(u32)>(&self, pin: &mut Pin<'_, R>) -> PinScope {
+        PinScope {
             path: std::mem::take(&mut pin.kept().path),
             class: edge::NONE,
             prefix: 0,
@@ -57,10 +57,10 @@ impl Trie {
         space: &S,
         pin: &mut Pin<'_, R>,
         q: &mut S::Query,
-        mut run: Run,
+        mut scope: PinScope,
     ) {
-        self.turn_to(space, pin, q, &mut run, (edge::NONE, 0));
-        pin.kept().path = run.path;
+        self.turn_to(space, pin, q, &mut scope, (edge::NONE, 0));
+        pin.kept().path = scope.path;
     }
 
     /// Makes `class` the one that is expected to come again; what is held of the one before is counted out.
@@ -69,33 +69,33 @@ impl Trie {
         space: &S,
         pin: &mut Pin<'_, R>,
         q: &mut S::Query,
-        run: &mut Run,
+        scope: &mut PinScope,
         class: (u32, u64),
     ) {
-        let before = (run.class, run.prefix);
-        (run.class, run.prefix) = class;
-        let held = std::mem::take(&mut run.held);
+        let before = (scope.class, scope.prefix);
+        (scope.class, scope.prefix) = class;
+        let held = std::mem::take(&mut scope.held);
         if held > 0 {
-            self.leave(space, pin, q, before, held as u64, &mut run.path);
+            self.leave(space, pin, q, before, held as u64, &mut scope.path);
         }
     }
 
     /// Counts an operation into the class `node`, which was seen under this pin, unless it is dead.
     #[inline]
-    pub(super) fn enter(&self, node: u32, run: &mut Run) -> bool {
-        let again = node == run.class;
-        if again && run.held > 0 {
-            run.held -= 1;
+    pub(super) fn enter(&self, node: u32, scope: &mut PinScope) -> bool {
+        let again = node == scope.class;
+        if again && scope.held > 0 {
+            scope.held -= 1;
             return true;
         }
         let operations = if again { HOLD } else { 1 };
         // SAFETY: the number of a class that was seen under this pin.
         if class::enter(unsafe { &self.nodes.get(node).0[0] }, operations) {
-            run.held += operations - 1;
+            scope.held += operations - 1;
             return true;
         }
         if again {
-            run.class = edge::NONE;
+            scope.class = edge::NONE;
         }
         false
     }

@@ -4,7 +4,7 @@
 //! reached is the first difference from all below that edge; and a removed node has both edges marked, so an edge found
 //! clean belongs to a node still in the tree. (The textbook second descent can end in another subtree, and loses keys.)
 
-use super::classes::Run;
+use super::classes::PinScope;
 use super::path::Step;
 use super::space::Space;
 use super::{Node, Pin, Trie, FIRST, SECOND};
@@ -39,7 +39,7 @@ impl Trie {
         space: &S,
         pin: &mut Pin<'_, R>,
         q: &mut S::Query,
-        run: &mut Run,
+        scope: &mut PinScope,
     ) -> Result<(u32, bool), Full> {
         let mut root = FIRST;
         // The class entered: its node and its prefix.
@@ -51,19 +51,19 @@ impl Trie {
                 if let Some(id) = self.first_of_class(space, q, unsafe { self.nodes.get(node) }) {
                     return Ok((id, false));
                 }
-                if self.enter(node, run) {
+                if self.enter(node, scope) {
                     (root, entered) = (SECOND, (node, space.prefix(q)));
                 }
             }
         }
         let mut spare = Spare::default();
         let done = loop {
-            let put = self.insert_below(space, pin, root, q, &mut run.path, &mut spare);
+            let put = self.insert_below(space, pin, root, q, &mut scope.path, &mut spare);
             if root == SECOND && !matches!(put, Ok(Put::Done(_, true))) {
-                if run.held > 0 && run.class == entered.0 {
-                    run.held += 1;
+                if scope.held > 0 && scope.class == entered.0 {
+                    scope.held += 1;
                 } else {
-                    self.leave(space, pin, q, entered, 1, &mut run.path);
+                    self.leave(space, pin, q, entered, 1, &mut scope.path);
                 }
                 root = FIRST;
             }

@@ -1,6 +1,6 @@
 //! Removing: the mark on the leaf's edge decides (`FLAG`: this is when the object is gone), the rest is cleaning up.
 
-use super::classes::Run;
+use super::classes::PinScope;
 use super::path::Step;
 use super::space::Space;
 use super::{Pin, Trie, FIRST, SECOND};
@@ -26,9 +26,9 @@ impl Trie {
         space: &S,
         pin: &mut Pin<'_, R>,
         q: &mut S::Query,
-        run: &mut Run,
+        scope: &mut PinScope,
     ) -> Option<u32> {
-        let path = &mut run.path;
+        let path = &mut scope.path;
         let gone = match self.remove_below(space, pin, FIRST, q, path) {
             Taken::Nothing => None,
             Taken::Object(id) => Some((id, FIRST)),

@@ -1,6 +1,6 @@
 //! Many searches in step, before each runs alone: memory answers them together. Nothing is decided here.
 
-use super::classes::Run;
+use super::classes::PinScope;
 use super::space::Space;
 use super::{Pin, Trie, FIRST, SECOND};
 use crate::edge::{self, UNINIT};
@@ -49,7 +49,7 @@ impl Trie {
         space: &S,
         pin: &mut Pin<'_, R>,
         queries: &mut [S::Query],
-        run: &mut Run,
+        scope: &mut PinScope,
     ) -> usize {
         debug_assert!(queries.len() <= GROUP);
         let mut walk = Walk {
@@ -63,8 +63,8 @@ impl Trie {
         let table = self.table(FIRST);
         for (i, q) in queries.iter().enumerate() {
             let key = space.prefix(q);
-            if S::CLASSES && key == run.prefix && run.class != edge::NONE {
-                walk.classes[walk.classes_n] = (i as u16, run.class);
+            if S::CLASSES && key == scope.prefix && scope.class != edge::NONE {
+                walk.classes[walk.classes_n] = (i as u16, scope.class);
                 walk.classes_n += 1;
                 continue;
             }
@@ -79,7 +79,7 @@ impl Trie {
                 let (i, node) = two[0];
                 let q = &mut queries[i as usize];
                 let prefix = space.prefix(q);
-                self.turn_to(space, pin, q, run, (node, prefix));
+                self.turn_to(space, pin, q, scope, (node, prefix));
             }
             let table = self.table(SECOND);
             let mine = walk.classes;
