@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from pageone._native import one as _one
 
-__all__ = ["Buffer", "SDTree"]
+__all__ = ["ArrowStrings", "Buffer", "Objects", "SDTree"]
 
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
+
+Order: TypeAlias = Literal["sampled", "mixed", "raw"]
 
 
 class Buffer(Protocol):
@@ -24,7 +26,36 @@ class Buffer(Protocol):
         """Return a view of the bytes."""
 
 
-def flat_rows(rows: Any, size: int) -> U8:
+class ArrowStrings(Protocol):
+    """An Arrow array of binary or string type, as pyarrow has it."""
+
+    @property
+    def type(self) -> Any:
+        """The Arrow type; its name decides."""
+
+    @property
+    def null_count(self) -> int:
+        """Nulls in the array."""
+
+    @property
+    def offset(self) -> int:
+        """The first element, within the buffers."""
+
+    def buffers(self) -> Sequence[Any]:
+        """Return validity, offsets and data."""
+
+    def __len__(self) -> int:
+        """Return the number of elements."""
+
+
+# Many objects: rows in an array, whole rows in a buffer, a sequence of byte strings, or an Arrow array.
+Objects: TypeAlias = U8 | Buffer | Sequence[Buffer] | ArrowStrings
+
+# What a tree gives back for ids: rows of one length in an array, or byte strings in a list.
+Got = TypeVar("Got", bound="U8 | list[bytes]", covariant=True)
+
+
+def flat_rows(rows: object, size: int) -> U8:
     """Return the bytes of ``rows`` end to end, ``(n * size,)`` uint8, without a copy.
 
     ``rows``: a C-contiguous ``(n, size)`` uint8 array, or a buffer of whole rows. Raises ``TypeError`` for what is
@@ -39,7 +70,8 @@ def flat_rows(rows: Any, size: int) -> U8:
             raise TypeError("rows must be C-contiguous; use numpy.ascontiguousarray(rows)")
         return cast(U8, rows.reshape(-1))
     try:
-        flat = np.frombuffer(rows, np.uint8) if memoryview(rows).nbytes else np.empty(0, np.uint8)
+        view = memoryview(cast(Buffer, rows))
+        flat = np.frombuffer(view, np.uint8) if view.nbytes else np.empty(0, np.uint8)
     except TypeError as error:
         raise TypeError(
             f"rows must be a uint8 array of shape (n, {size}) or a buffer, not {type(rows).__name__}"
@@ -49,10 +81,10 @@ def flat_rows(rows: Any, size: int) -> U8:
     return flat
 
 
-def strings(objects: Any) -> tuple[U8 | list[bytes], I64 | None]:
+def strings(objects: Objects) -> tuple[U8 | list[bytes], I64 | None]:
     """Return byte strings as the core takes them: an Arrow array's data and offsets, or a list of ``bytes``."""
     if hasattr(objects, "buffers") and hasattr(objects, "null_count"):
-        return _arrow(objects)
+        return _arrow(cast(ArrowStrings, objects))
     if isinstance(objects, (bytes, bytearray, memoryview, str)) or not isinstance(objects, Sequence):
         raise TypeError(
             f"objects of any length must be a list of bytes or an Arrow binary array, not {type(objects).__name__}"
@@ -63,10 +95,10 @@ def strings(objects: Any) -> tuple[U8 | list[bytes], I64 | None]:
 def _bytes(item: object) -> bytes:
     if isinstance(item, (int, str)):
         raise TypeError(f"objects must be bytes or buffers, not {type(item).__name__}")
-    return bytes(memoryview(cast(Any, item)))
+    return bytes(memoryview(cast(Buffer, item)))
 
 
-def _arrow(array: Any) -> tuple[U8, I64]:
+def _arrow(array: ArrowStrings) -> tuple[U8, I64]:
     """Return data and offsets of a pyarrow ``binary`` or ``large_binary`` (or string) array; no copy of the data."""
     width = {"binary": np.int32, "string": np.int32, "large_binary": np.int64, "large_string": np.int64}
     kind = str(array.type)
@@ -83,7 +115,7 @@ def _arrow(array: Any) -> tuple[U8, I64]:
     return body, at.astype(np.int64)
 
 
-class SDTree:
+class SDTree(Generic[Got]):
     r"""An exact set of byte strings that gives each a small, dense id: the SD tree.
 
     ``object_size``: bytes of each object (4096, a page, by default), or None for objects of any length up to
@@ -114,11 +146,29 @@ class SDTree:
 
     __slots__ = ("_native", "object_size")
 
+    @overload
+    def __init__(
+        self: SDTree[U8],
+        object_size: int = 4096,
+        *,
+        order: Order = "sampled",
+        capacity: int = 0,
+        seed: bytes | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: SDTree[list[bytes]],
+        object_size: None,
+        *,
+        order: Order = "sampled",
+        capacity: int = 0,
+        seed: bytes | None = None,
+    ) -> None: ...
     def __init__(
         self,
         object_size: int | None = 4096,
         *,
-        order: str = "sampled",
+        order: Order = "sampled",
         capacity: int = 0,
         seed: bytes | None = None,
     ) -> None:
@@ -129,7 +179,7 @@ class SDTree:
         self.object_size = object_size
         self._native = _one.SDTree(object_size, order, capacity, secrets.token_bytes(32) if seed is None else seed)
 
-    def _input(self, objects: Any) -> tuple[U8 | list[bytes], I64 | None]:
+    def _input(self, objects: Objects) -> tuple[U8 | list[bytes], I64 | None]:
         size = self.object_size
         if size is None:
             return strings(objects)
@@ -137,7 +187,7 @@ class SDTree:
             return strings(objects)
         return flat_rows(objects, size), None
 
-    def intern(self, objects: Any) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
+    def intern(self, objects: Objects) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
         """Put each object into the tree unless an equal one is there.
 
         ``objects``: of a fixed size, a C-contiguous ``(n, object_size)`` uint8 array or any buffer of whole rows
@@ -149,18 +199,27 @@ class SDTree:
         """
         return self._native.intern(*self._input(objects))
 
-    def find(self, objects: Any) -> I64:
-        """Return the id of the equal object for each, ``(n,)`` int64, -1 where there is none; see :meth:`intern`."""
+    def find(self, objects: Objects) -> I64:
+        """Return the id of the equal object for each, ``(n,)`` int64, -1 where there is none.
+
+        ``objects`` and what is raised: as for :meth:`intern`. Cost: a search each; what is there is read whole.
+        """
         return self._native.find(*self._input(objects))
 
-    def remove(self, objects: Any) -> npt.NDArray[np.bool_]:
-        """Take out the objects equal to those given; returns ``(n,)`` bool: whether each was there."""
+    def remove(self, objects: Objects) -> npt.NDArray[np.bool_]:
+        """Take out the objects equal to those given; returns ``(n,)`` bool: whether each was there.
+
+        ``objects`` and what is raised: as for :meth:`intern`. Cost: as :meth:`find`. Ids and memory are used
+        again when no call that was under way can hold them.
+        """
         return self._native.remove(*self._input(objects))
 
-    def get(self, ids: npt.ArrayLike) -> Any:
-        """Return the objects of ``ids``, ``(n,)`` integers: an ``(n, object_size)`` uint8 array, or a list of bytes.
+    def get(self, ids: npt.ArrayLike) -> Got:
+        """Return the objects of ``ids``, ``(n,)`` integers.
 
-        Raises ``KeyError`` for an id that is not in use.
+        Of a tree with an ``object_size``: an ``(n, object_size)`` uint8 array; of one without: a list of ``bytes``.
+        Raises ``KeyError`` for an id that is not in use, ``TypeError`` for what are no integers. Cost: a copy of each
+        object.
         """
         array = np.atleast_1d(np.asarray(ids))
         if array.ndim != 1 or (array.size and array.dtype.kind not in "ui"):
@@ -169,11 +228,11 @@ class SDTree:
             raise KeyError(int(array.min()) if int(array.min()) < 0 else int(array.max()))
         wanted = np.ascontiguousarray(array, np.uint32)
         if self.object_size is None:
-            return self._native.get_list(wanted)
-        return self._native.get_rows(wanted).reshape(-1, self.object_size)
+            return cast(Got, self._native.get_list(wanted))
+        return cast(Got, self._native.get_rows(wanted).reshape(-1, self.object_size))
 
     def clear(self) -> None:
-        """Take out all objects that are in the tree now."""
+        """Take out all objects that are in the tree now; those that other threads put in meanwhile may stay."""
         self._native.clear()
 
     def __len__(self) -> int:

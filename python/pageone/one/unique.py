@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -12,22 +12,90 @@ from pageone._native import one as _one
 
 __all__ = ["unique_rows"]
 
-I64 = npt.NDArray[np.int64]
-Arr = npt.NDArray[Any]
+I64: TypeAlias = npt.NDArray[np.int64]
+S = TypeVar("S", bound=np.generic)
 
 
 @overload
 def unique_rows(
-    a: Arr,
+    a: npt.NDArray[S],
     return_index: Literal[False] = False,
     return_inverse: Literal[False] = False,
     return_counts: Literal[False] = False,
-) -> Arr: ...
+) -> npt.NDArray[S]: ...
 @overload
 def unique_rows(
-    a: Arr, return_index: bool = False, return_inverse: bool = False, return_counts: bool = False
-) -> Any: ...
-def unique_rows(a: Arr, return_index: bool = False, return_inverse: bool = False, return_counts: bool = False) -> Any:
+    a: npt.NDArray[S],
+    return_index: Literal[False] = False,
+    return_inverse: Literal[False] = False,
+    *,
+    return_counts: Literal[True],
+) -> tuple[npt.NDArray[S], I64]: ...
+@overload
+def unique_rows(
+    a: npt.NDArray[S], return_index: Literal[False], return_inverse: Literal[False], return_counts: Literal[True]
+) -> tuple[npt.NDArray[S], I64]: ...
+@overload
+def unique_rows(
+    a: npt.NDArray[S],
+    return_index: Literal[False] = False,
+    *,
+    return_inverse: Literal[True],
+    return_counts: Literal[False] = False,
+) -> tuple[npt.NDArray[S], I64]: ...
+@overload
+def unique_rows(
+    a: npt.NDArray[S],
+    return_index: Literal[False],
+    return_inverse: Literal[True],
+    return_counts: Literal[False] = False,
+) -> tuple[npt.NDArray[S], I64]: ...
+@overload
+def unique_rows(
+    a: npt.NDArray[S],
+    return_index: Literal[False] = False,
+    *,
+    return_inverse: Literal[True],
+    return_counts: Literal[True],
+) -> tuple[npt.NDArray[S], I64, I64]: ...
+@overload
+def unique_rows(
+    a: npt.NDArray[S], return_index: Literal[False], return_inverse: Literal[True], return_counts: Literal[True]
+) -> tuple[npt.NDArray[S], I64, I64]: ...
+@overload
+def unique_rows(
+    a: npt.NDArray[S],
+    return_index: Literal[True],
+    return_inverse: Literal[False] = False,
+    return_counts: Literal[False] = False,
+) -> tuple[npt.NDArray[S], I64]: ...
+@overload
+def unique_rows(
+    a: npt.NDArray[S],
+    return_index: Literal[True],
+    return_inverse: Literal[False] = False,
+    *,
+    return_counts: Literal[True],
+) -> tuple[npt.NDArray[S], I64, I64]: ...
+@overload
+def unique_rows(
+    a: npt.NDArray[S], return_index: Literal[True], return_inverse: Literal[False], return_counts: Literal[True]
+) -> tuple[npt.NDArray[S], I64, I64]: ...
+@overload
+def unique_rows(
+    a: npt.NDArray[S], return_index: Literal[True], return_inverse: Literal[True], return_counts: Literal[False] = False
+) -> tuple[npt.NDArray[S], I64, I64]: ...
+@overload
+def unique_rows(
+    a: npt.NDArray[S], return_index: Literal[True], return_inverse: Literal[True], return_counts: Literal[True]
+) -> tuple[npt.NDArray[S], I64, I64, I64]: ...
+@overload
+def unique_rows(
+    a: npt.NDArray[S], return_index: bool = False, return_inverse: bool = False, return_counts: bool = False
+) -> npt.NDArray[S] | tuple[npt.NDArray[Any], ...]: ...
+def unique_rows(
+    a: npt.NDArray[S], return_index: bool = False, return_inverse: bool = False, return_counts: bool = False
+) -> npt.NDArray[S] | tuple[npt.NDArray[Any], ...]:
     """Return the distinct rows of ``a`` in first-seen order, as ``numpy.unique(a, axis=0)`` does in sorted order.
 
     ``a``: an array of shape ``(n, ...)``, C-contiguous (others are copied), of any dtype without object fields;
