@@ -27,13 +27,13 @@ type MapsTuple<'py> = (
 
 /// The secret that the keys of pages depend on. Boxed: it is aligned to 64 bytes, which Python's allocator is not.
 #[pyclass(module = "pageone._native.mem", frozen)]
-pub struct Key(pub(crate) Box<mix::Key>);
+pub struct Key(pub(crate) Box<keyhash::Key>);
 
 #[pymethods]
 impl Key {
     #[new]
     fn new(seed: &[u8]) -> Key {
-        Key(Box::new(mix::Key::from_seed(seed)))
+        Key(Box::new(keyhash::Key::from_seed(seed)))
     }
 }
 

@@ -1,10 +1,10 @@
 //! The count of equal pages: reads, keys, numbers and comparisons of a batch in one pass.
 //!
-//! For: `pageone.scan`. It calls `pagemem::read`, `mix` and the tree of keys; it changes no target, decides nothing
+//! For: `pageone.scan`. It calls `pagemem::read`, `keyhash` and the tree of keys; it changes no target, decides nothing
 //! about merging and knows nothing of Python. `bindings` calls it.
 //!
 //! Pages are read chunk by chunk into a buffer that stays in the cache. While a chunk is there, each page
-//! gets its key (a keyed mix of all its bytes), each key its number from the tree, and each page whose key is not new is
+//! gets its key (a keyed hash of all its bytes), each key its number from the tree, and each page whose key is not new is
 //! compared, all its bytes, with the first page that had this key: its *model*, read for the purpose. So a page is read
 //! once, and once more as a model for each duplicate of it. What could not be proven equal is handed back as a
 //! [`Doubt`]: the model has changed, or two contents share a key, or another thread has not named the model yet.
@@ -95,7 +95,7 @@ pub struct Census {
     /// By target: the number of its first page; then the number of all pages.
     base: Vec<u64>,
     page_size: usize,
-    key: Box<mix::Key>,
+    key: Box<keyhash::Key>,
     mask: u64,
     tree: KeyTree,
 }
@@ -171,7 +171,7 @@ impl Census {
             targets,
             base,
             page_size,
-            key: Box::new(mix::Key::from_seed(seed)),
+            key: Box::new(keyhash::Key::from_seed(seed)),
             mask,
             tree: KeyTree::new(pages, seed),
         }

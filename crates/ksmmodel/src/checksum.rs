@@ -52,7 +52,7 @@ fn jhash2(bytes: &[u8], initial: u32) -> u32 {
         b = b.wrapping_add(word(at + 4));
         c = c.wrapping_add(word(at + 8));
         for (round, shift) in [4, 6, 8, 16, 19, 4].into_iter().enumerate() {
-            // The six steps of `mix` are one step with the roles of a, b, c going round.
+            // The six steps of `keyhash` are one step with the roles of a, b, c going round.
             let (x, y, z) = match round % 3 {
                 0 => (&mut a, &mut c, &mut b),
                 1 => (&mut b, &mut a, &mut c),

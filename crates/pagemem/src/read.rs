@@ -20,7 +20,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
 
-use mix::Key;
+use keyhash::Key;
 
 use crate::hold;
 use crate::pagemap::{self, ENTRY_EXCLUSIVE, ENTRY_FILE, ENTRY_PRESENT, PAGE_SIZE};
@@ -451,16 +451,16 @@ pub fn keys_of_read(key: &Key, bytes: &[u8], page_size: usize, keys: &mut [u64],
     for ((page, key_out), code) in bytes.chunks_exact(page_size).zip(keys).zip(code) {
         *key_out = 0;
         if *code != CODE_GONE {
-            if mix::is_zero(page) {
+            if keyhash::is_zero(page) {
                 *code = CODE_ZERO;
             } else {
-                *key_out = mix::mix64(key, page);
+                *key_out = keyhash::hash64(key, page);
             }
         }
     }
 }
 
-/// Reads the pages at `at` and computes the key of each, a keyed mix of all its bytes (0 for zero and gone pages),
+/// Reads the pages at `at` and computes the key of each, a keyed hash of all its bytes (0 for zero and gone pages),
 /// and its code: `CODE_OK`, `CODE_ZERO` or `CODE_GONE`. The bytes are forgotten, or kept in `keep` (as `Source::read`
 /// leaves them) if it is given.
 ///
@@ -802,15 +802,15 @@ mod tests {
         let expected: Vec<u64> = bytes
             .chunks(PAGE)
             .map(|page| {
-                if mix::is_zero(page) {
+                if keyhash::is_zero(page) {
                     0
                 } else {
-                    mix::mix64(&key, page)
+                    keyhash::hash64(&key, page)
                 }
             })
             .collect();
         let zero = bytes.chunks(PAGE).map(|page| {
-            if mix::is_zero(page) {
+            if keyhash::is_zero(page) {
                 CODE_ZERO
             } else {
                 CODE_OK

@@ -138,8 +138,8 @@ impl Space for Keys {
 impl KeyTree {
     /// An empty set, with room for `capacity` keys before its table grows. `seed` makes the secret bijection.
     pub fn new(capacity: usize, seed: &[u8]) -> Self {
-        let key = mix::Key::from_seed(seed);
-        let secret = [b"xor", b"one", b"two"].map(|label| mix::mix64(&key, label));
+        let key = keyhash::Key::from_seed(seed);
+        let secret = [b"xor", b"one", b"two"].map(|label| keyhash::hash64(&key, label));
         KeyTree {
             trie: Trie::new(capacity),
             space: Keys {

@@ -1,6 +1,6 @@
 //! The SD tree: a lock-free index that finds equal binary objects among millions.
 //!
-//! For: ONE and PageONE. It may call `std` and `mix`; it knows neither Linux nor Python, does no I/O and makes no
+//! For: ONE and PageONE. It may call `std` and `keyhash`; it knows neither Linux nor Python, does no I/O and makes no
 //! system call. `bindings` calls it; `contenders` measures it.
 //!
 //! [`SdTree`] numbers byte strings, [`KeyTree`] 64-bit keys. `docs/sdtree.md` says how and how fast.

@@ -142,7 +142,7 @@ impl<S: Store, O: Order> Space for Objects<S, O> {
         // SAFETY: the id comes from a leaf edge, or a class, that was read under the pin.
         let theirs = unsafe { self.store.bytes(id) };
         let ours = Self::bytes_of(q);
-        ours.len() == theirs.len() && mix::first_diff(ours, theirs).is_none()
+        ours.len() == theirs.len() && keyhash::first_diff(ours, theirs).is_none()
     }
 
     #[inline]
@@ -206,7 +206,7 @@ impl<S: Store, O: Order> Space for Objects<S, O> {
         let theirs = unsafe { self.store.bytes(id) };
         // SAFETY: as in `bytes_of`; nothing below changes `q.bytes`.
         let ours = unsafe { &*q.bytes };
-        let differ = mix::first_diff(ours, theirs);
+        let differ = keyhash::first_diff(ours, theirs);
         if differ.is_none() && ours.len() == theirs.len() {
             return None;
         }
@@ -283,7 +283,7 @@ impl<S: Store, O: Order> Space for Objects<S, O> {
                 }
                 continue;
             }
-            let same = mix::equal_pairs([p, q], [theirs(*a), theirs(*b)]);
+            let same = keyhash::equal_pairs([p, q], [theirs(*a), theirs(*b)]);
             for (i, id, same) in [(i, a, same[0]), (j, b, same[1])] {
                 if same {
                     queries[*i as usize].same = *id;

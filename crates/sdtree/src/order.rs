@@ -11,7 +11,7 @@
 //! `first` and `whole` are functions of the bytes, so equal objects have equal keys; the bytes at the end make keys
 //! of different objects differ whatever the two functions do. `whole` is computed only where a search comes to it.
 
-use mix::Key;
+use keyhash::Key;
 
 /// What gives an object its first key bits. Replace it to order a tree otherwise.
 ///
@@ -53,10 +53,10 @@ const SECRET_LINES: usize = 1;
 /// Objects from this length on are read as streams, several side by side.
 pub(crate) const STREAM: usize = 1024;
 
-/// The default: `first` mixes a sample of the object (head, last line, a secret line), `whole` mixes all of it.
+/// The default: `first` hashes a sample of the object (head, last line, a secret line), `whole` all of it.
 ///
 /// An object that differs from all others in its sample costs a few cache lines; one that does not costs one pass at
-/// the speed of memory. Both functions are keyed with a secret of the tree (see [`mix`]): who does not know it
+/// the speed of memory. Both functions are keyed with a secret of the tree (see [`keyhash`]): who does not know it
 /// cannot make keys run into each other, and so not the tree deep.
 pub struct SampledMixed {
     first: Key,
@@ -76,10 +76,10 @@ impl SampledMixed {
     /// Makes the secret from `seed`: give at least 16 random bytes where an adversary may choose the objects.
     pub fn new(seed: &[u8]) -> Self {
         let key = Key::from_seed(seed);
-        let part = |label: &[u8]| Key::from_seed(&mix::mix64(&key, label).to_le_bytes());
+        let part = |label: &[u8]| Key::from_seed(&keyhash::hash64(&key, label).to_le_bytes());
         // Each key keeps all of the seed's randomness: the seed itself with a label in front.
         let derive = |label: u8| Key::from_seed(&[&[label], seed].concat());
-        let places = std::array::from_fn(|i| mix::mix64(&part(b"places"), &[i as u8]) as u32);
+        let places = std::array::from_fn(|i| keyhash::hash64(&part(b"places"), &[i as u8]) as u32);
         SampledMixed {
             first: derive(1),
             second: derive(2),
@@ -104,14 +104,14 @@ impl SampledMixed {
     }
 }
 
-// SAFETY: mixes of bytes chosen by their number, with a key that never changes.
+// SAFETY: hashes of bytes chosen by their number, with a key that never changes.
 unsafe impl Order for SampledMixed {
     #[inline]
     fn first(&self, bytes: &[u8]) -> u64 {
         if bytes.len() <= SMALL {
-            mix::mix64(&self.first, bytes)
+            keyhash::hash64(&self.first, bytes)
         } else {
-            mix::mix64_lines(&self.first, bytes, &self.sample(bytes.len()))
+            keyhash::hash64_lines(&self.first, bytes, &self.sample(bytes.len()))
         }
     }
 
@@ -119,7 +119,7 @@ unsafe impl Order for SampledMixed {
     fn first_four(&self, bytes: [&[u8]; 4]) -> [u64; 4] {
         let len = bytes[0].len();
         if len > SMALL && bytes.iter().all(|b| b.len() == len) {
-            mix::mix64_lines_four(&self.first, bytes, &self.sample(len))
+            keyhash::hash64_lines_four(&self.first, bytes, &self.sample(len))
         } else {
             bytes.map(|b| self.first(b))
         }
@@ -127,12 +127,12 @@ unsafe impl Order for SampledMixed {
 
     #[inline]
     fn whole(&self, bytes: &[u8]) -> u64 {
-        mix::mix64(&self.second, bytes)
+        keyhash::hash64(&self.second, bytes)
     }
 
     #[inline]
     fn whole_four(&self, bytes: [&[u8]; 4]) -> [u64; 4] {
-        mix::mix64_four(&self.second, bytes)
+        keyhash::hash64_four(&self.second, bytes)
     }
 
     #[inline]
@@ -164,26 +164,26 @@ impl Mixed {
     }
 }
 
-// SAFETY: mixes of all bytes, with a key that never changes.
+// SAFETY: hashes of all bytes, with a key that never changes.
 unsafe impl Order for Mixed {
     #[inline]
     fn first(&self, bytes: &[u8]) -> u64 {
-        mix::mix64(&self.first, bytes)
+        keyhash::hash64(&self.first, bytes)
     }
 
     #[inline]
     fn whole(&self, bytes: &[u8]) -> u64 {
-        mix::mix64(&self.second, bytes)
+        keyhash::hash64(&self.second, bytes)
     }
 
     #[inline]
     fn first_four(&self, bytes: [&[u8]; 4]) -> [u64; 4] {
-        mix::mix64_four(&self.first, bytes)
+        keyhash::hash64_four(&self.first, bytes)
     }
 
     #[inline]
     fn whole_four(&self, bytes: [&[u8]; 4]) -> [u64; 4] {
-        mix::mix64_four(&self.second, bytes)
+        keyhash::hash64_four(&self.second, bytes)
     }
 
     #[inline]

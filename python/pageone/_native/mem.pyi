@@ -90,7 +90,7 @@ def read_keys(
     threads: int = 1,
     keep: _U8 | None = None,
 ) -> tuple[_U64, _U8]:
-    """Read pages of a process: ``(keys, code)``, a keyed 64-bit mix and a ``ReadCode`` of each page.
+    """Read pages of a process: ``(keys, code)``, a keyed 64-bit hash and a ``ReadCode`` of each page.
 
     The key of a page that is zero or gone is 0. ``keep``, of ``4096 * len(addr)`` bytes, gets the pages
     themselves. Nothing is stopped: a page written meanwhile may be torn. ``PermissionError`` where the process

@@ -138,7 +138,7 @@ class TargetMemory(Protocol):
         """
 
     def read_keys(self, addr: U64) -> tuple[U64, U8]:
-        """Read pages and return a keyed 64-bit mix of each (a route, not an identity) and its :class:`ReadCode`.
+        """Read pages and return a keyed 64-bit hash of each (a route, not an identity) and its :class:`ReadCode`.
 
         Pages that other processes share are not read.
         """

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
-use mix::Key;
+use keyhash::Key;
 
 use super::{chunk_pages, entries_of, keys_of_read, with_scratch, Process, CODE_GONE, PAGE};
 use crate::hold;

@@ -1,8 +1,8 @@
-//! The fast paths against the portable one, and what a mix promises.
+//! The fast paths against the portable one, and what the hash promises.
 
-use mix::{
-    equal_pairs, first_diff, first_diff_bit, is_zero, mix64, mix64_four, mix64_lines_four,
-    mix64_lines_on, mix64_on, mix64_rows, Key, Path,
+use keyhash::{
+    equal_pairs, first_diff, first_diff_bit, hash64, hash64_four, hash64_lines_four,
+    hash64_lines_on, hash64_on, hash64_rows, is_zero, Key, Path,
 };
 
 /// A small generator, so that the crate needs no dependency (xorshift64*).
@@ -26,34 +26,38 @@ const LENGTHS: [usize; 24] = [
 ];
 
 #[test]
-fn every_path_gives_the_same_mix() {
+fn every_path_gives_the_same_hash() {
     let mut rng = Rng(1);
     let key = Key::from_seed(b"paths");
     for n in LENGTHS {
         for shift in 0..3 {
             let buffer = rng.bytes(n + shift);
             let data = &buffer[shift..];
-            let want = mix64_on(&key, data, Path::Portable);
-            assert_eq!(mix64_on(&key, data, Path::AesNi), want, "AES-NI, {n} bytes");
-            assert_eq!(mix64_on(&key, data, Path::Vaes), want, "VAES, {n} bytes");
-            assert_eq!(mix64(&key, data), want);
+            let want = hash64_on(&key, data, Path::Portable);
+            assert_eq!(
+                hash64_on(&key, data, Path::AesNi),
+                want,
+                "AES-NI, {n} bytes"
+            );
+            assert_eq!(hash64_on(&key, data, Path::Vaes), want, "VAES, {n} bytes");
+            assert_eq!(hash64(&key, data), want);
         }
     }
 }
 
 #[test]
-fn four_side_by_side_give_the_same_mixes_as_one_by_one() {
+fn four_side_by_side_give_the_same_hashes_as_one_by_one() {
     let mut rng = Rng(9);
     let key = Key::from_seed(b"four");
     for n in LENGTHS {
         let data: [Vec<u8>; 4] = std::array::from_fn(|_| rng.bytes(n));
-        let want = data.each_ref().map(|d| mix64(&key, d));
+        let want = data.each_ref().map(|d| hash64(&key, d));
         let four = data.each_ref().map(Vec::as_slice);
-        assert_eq!(mix64_four(&key, four), want, "{n} bytes");
+        assert_eq!(hash64_four(&key, four), want, "{n} bytes");
         // Of different lengths, too.
         let cut = [four[0], &four[1][n / 2..], four[2], &four[3][..n / 3]];
-        let want = cut.map(|d| mix64(&key, d));
-        assert_eq!(mix64_four(&key, cut), want, "{n} bytes, some cut");
+        let want = cut.map(|d| hash64(&key, d));
+        assert_eq!(hash64_four(&key, cut), want, "{n} bytes, some cut");
     }
 }
 
@@ -75,26 +79,26 @@ fn pairs_side_by_side_are_equal_where_every_byte_is() {
 }
 
 #[test]
-fn every_path_gives_the_same_mix_of_lines() {
+fn every_path_gives_the_same_hash_of_lines() {
     let mut rng = Rng(2);
     let key = Key::from_seed(b"lines");
     for n in [1usize, 63, 64, 65, 100, 4096, 5000] {
         let data = rng.bytes(n);
         let lines: Vec<u32> = (0..8).map(|_| (rng.next() % n as u64) as u32).collect();
-        let want = mix64_lines_on(&key, &data, &lines, Path::Portable);
-        assert_eq!(mix64_lines_on(&key, &data, &lines, Path::AesNi), want);
-        assert_eq!(mix64_lines_on(&key, &data, &lines, Path::Vaes), want);
+        let want = hash64_lines_on(&key, &data, &lines, Path::Portable);
+        assert_eq!(hash64_lines_on(&key, &data, &lines, Path::AesNi), want);
+        assert_eq!(hash64_lines_on(&key, &data, &lines, Path::Vaes), want);
         let others: [Vec<u8>; 3] = std::array::from_fn(|i| rng.bytes(n + i / 2));
         let four = [&data, &others[0], &others[1], &others[2]].map(Vec::as_slice);
-        let want = four.map(|d| mix64_lines_on(&key, d, &lines, Path::Portable));
+        let want = four.map(|d| hash64_lines_on(&key, d, &lines, Path::Portable));
         assert_eq!(
-            mix64_lines_four(&key, four, &lines),
+            hash64_lines_four(&key, four, &lines),
             want,
             "four, one longer"
         );
         let four = [four[0], four[1], four[1], four[0]];
         let want = [want[0], want[1], want[1], want[0]];
-        assert_eq!(mix64_lines_four(&key, four, &lines), want, "four");
+        assert_eq!(hash64_lines_four(&key, four, &lines), want, "four");
     }
 }
 
@@ -103,13 +107,16 @@ fn lines_that_are_not_asked_for_do_not_count_and_those_asked_for_do() {
     let key = Key::from_seed(b"lines");
     let mut data = vec![7u8; 4096];
     let lines = [0u32, 1024, 4032];
-    let before = mix64_lines_on(&key, &data, &lines, mix::path());
+    let before = hash64_lines_on(&key, &data, &lines, keyhash::path());
     data[500] ^= 1;
-    assert_eq!(mix64_lines_on(&key, &data, &lines, mix::path()), before);
+    assert_eq!(
+        hash64_lines_on(&key, &data, &lines, keyhash::path()),
+        before
+    );
     for at in [0usize, 63, 1024, 1087, 4032, 4095] {
         data[at] ^= 1;
         assert_ne!(
-            mix64_lines_on(&key, &data, &lines, mix::path()),
+            hash64_lines_on(&key, &data, &lines, keyhash::path()),
             before,
             "byte {at}"
         );
@@ -121,22 +128,22 @@ fn lines_that_are_not_asked_for_do_not_count_and_those_asked_for_do() {
 fn the_length_is_part_of_the_input() {
     let key = Key::from_seed(b"length");
     let zeros = vec![0u8; 10000];
-    let mut seen: Vec<u64> = (0..10000).map(|n| mix64(&key, &zeros[..n])).collect();
+    let mut seen: Vec<u64> = (0..10000).map(|n| hash64(&key, &zeros[..n])).collect();
     seen.sort_unstable();
     seen.dedup();
     assert_eq!(seen.len(), 10000);
 }
 
 #[test]
-fn every_single_bit_of_a_page_changes_the_mix_and_flips_half_of_it() {
+fn every_single_bit_of_a_page_changes_the_hash_and_flips_half_of_it() {
     let key = Key::from_seed(b"bits");
     let mut page = Rng(3).bytes(4096);
-    let base = mix64(&key, &page);
+    let base = hash64(&key, &page);
     let mut seen = vec![base];
     let mut flipped = 0u64;
     for bit in 0..32768 {
         page[bit / 8] ^= 0x80 >> (bit % 8);
-        let m = mix64(&key, &page);
+        let m = hash64(&key, &page);
         flipped += (m ^ base).count_ones() as u64;
         seen.push(m);
         page[bit / 8] ^= 0x80 >> (bit % 8);
@@ -156,7 +163,7 @@ fn swapped_blocks_and_moved_bytes_do_not_meet() {
     let key = Key::from_seed(b"swap");
     let mut rng = Rng(4);
     let page = rng.bytes(12288);
-    let base = mix64(&key, &page);
+    let base = hash64(&key, &page);
     for _ in 0..1000 {
         let (i, j) = ((rng.next() % 768) as usize, (rng.next() % 768) as usize);
         if i == j {
@@ -166,12 +173,12 @@ fn swapped_blocks_and_moved_bytes_do_not_meet() {
         for k in 0..16 {
             other.swap(16 * i + k, 16 * j + k);
         }
-        assert_ne!(mix64(&key, &other), base, "blocks {i} and {j} swapped");
+        assert_ne!(hash64(&key, &other), base, "blocks {i} and {j} swapped");
     }
 }
 
 #[test]
-fn prefixes_of_the_mix_spread_structured_inputs_like_random_ones() {
+fn prefixes_of_the_hash_spread_structured_inputs_like_random_ones() {
     // 65,536 counters in the tail of one page, thrown into 65,536 bins by the top 16 bits: the fullest bin of a
     // random throw holds 8 to 10.
     let key = Key::from_seed(b"spread");
@@ -179,7 +186,7 @@ fn prefixes_of_the_mix_spread_structured_inputs_like_random_ones() {
     let mut bins = vec![0u32; 65536];
     for v in 0..65536u64 {
         page[4088..].copy_from_slice(&v.to_be_bytes());
-        bins[(mix64(&key, &page) >> 48) as usize] += 1;
+        bins[(hash64(&key, &page) >> 48) as usize] += 1;
     }
     let fullest = bins.iter().max().copied().unwrap_or(0);
     assert!(fullest <= 13, "fullest bin {fullest}");
@@ -191,9 +198,9 @@ fn prefixes_of_the_mix_spread_structured_inputs_like_random_ones() {
 }
 
 #[test]
-fn another_seed_gives_another_mix_and_the_same_seed_the_same() {
+fn another_seed_gives_another_hash_and_the_same_seed_the_same() {
     let data = Rng(5).bytes(4096);
-    let of = |seed: &[u8]| mix64(&Key::from_seed(seed), &data);
+    let of = |seed: &[u8]| hash64(&Key::from_seed(seed), &data);
     assert_eq!(of(b"a"), of(b"a"));
     assert_ne!(of(b"a"), of(b"b"));
     assert_ne!(of(b"a"), of(b"a\0"));
@@ -201,13 +208,13 @@ fn another_seed_gives_another_mix_and_the_same_seed_the_same() {
 }
 
 #[test]
-fn rows_are_mixed_as_they_are_one_by_one() {
+fn rows_are_hashed_as_they_are_one_by_one() {
     let key = Key::from_seed(b"rows");
     let rows = Rng(6).bytes(100 * 77);
     let mut out = vec![0u64; 100];
-    mix64_rows(&key, &rows, 77, &mut out);
+    hash64_rows(&key, &rows, 77, &mut out);
     for (i, m) in out.iter().enumerate() {
-        assert_eq!(*m, mix64(&key, &rows[i * 77..(i + 1) * 77]));
+        assert_eq!(*m, hash64(&key, &rows[i * 77..(i + 1) * 77]));
     }
 }
 

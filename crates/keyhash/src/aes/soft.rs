@@ -1,4 +1,4 @@
-//! The mix in plain Rust: what the fast paths are tested against, and what machines without AES run.
+//! The hash in plain Rust: what the fast paths are tested against, and what machines without AES run.
 
 use crate::key::{length, BLOCKS};
 use crate::{Key, CHUNK};
@@ -101,7 +101,7 @@ fn finish(key: &Key, state: [u8; 16], len: usize) -> u64 {
     u64::from_le_bytes([x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]])
 }
 
-pub(crate) fn mix64(key: &Key, data: &[u8]) -> u64 {
+pub(crate) fn hash64(key: &Key, data: &[u8]) -> u64 {
     let mut state = [0u8; 16];
     let mut rest = data;
     while rest.len() > CHUNK {
@@ -115,7 +115,7 @@ pub(crate) fn mix64(key: &Key, data: &[u8]) -> u64 {
     finish(key, xor(state, sum(key, blocks(rest))), data.len())
 }
 
-pub(crate) fn mix64_lines(key: &Key, data: &[u8], lines: &[u32]) -> u64 {
+pub(crate) fn hash64_lines(key: &Key, data: &[u8], lines: &[u32]) -> u64 {
     let parts = lines.iter().flat_map(|&at| {
         let line = &data[at as usize..data.len().min(at as usize + 64)];
         let mut padded = [[0u8; 16]; 4];

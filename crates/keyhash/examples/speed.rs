@@ -1,7 +1,7 @@
 //! Prints ns per 4 KiB page of each kernel, for pages in the second-level cache and in memory.
-//! `cargo run --release -p mix --example speed`
+//! `cargo run --release -p keyhash --example speed`
 
-use mix::{first_diff, is_zero, mix64_lines, mix64_on, path, Key, Path};
+use keyhash::{first_diff, hash64_lines, hash64_on, is_zero, path, Key, Path};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -38,12 +38,12 @@ fn main() {
         let slice = |p: *const u8| unsafe { std::slice::from_raw_parts(p, 4096) };
         println!("{place}:");
         for p in [Path::Vaes, Path::AesNi] {
-            time(&format!("mix64 {p:?}"), pages, |i| {
-                black_box(mix64_on(&key, slice(page(&data, i)), p));
+            time(&format!("hash64 {p:?}"), pages, |i| {
+                black_box(hash64_on(&key, slice(page(&data, i)), p));
             });
         }
-        time("mix64_lines 4", pages, |i| {
-            black_box(mix64_lines(
+        time("hash64_lines 4", pages, |i| {
+            black_box(hash64_lines(
                 &key,
                 slice(page(&data, i)),
                 &[0, 64, 2048, 4032],

@@ -50,7 +50,7 @@ pub fn first_diff_bit(a: &[u8], b: &[u8]) -> Option<usize> {
 }
 
 /// Returns for each of two pairs of slices whether they are equal. Pairs of one length are read side by side, which from
-/// memory is faster than one after the other (see [`crate::mix64_four`]).
+/// memory is faster than one after the other (see [`crate::hash64_four`]).
 #[inline]
 pub fn equal_pairs(a: [&[u8]; 2], b: [&[u8]; 2]) -> [bool; 2] {
     #[cfg(target_arch = "x86_64")]

@@ -1,4 +1,4 @@
-//! The mix on each kind of machine: portable, AES-NI (128 bits), VAES (256 bits).
+//! The hash on each kind of machine: portable, AES-NI (128 bits), VAES (256 bits).
 
 pub(crate) mod soft;
 #[cfg(target_arch = "x86_64")]
@@ -6,7 +6,7 @@ mod x86;
 
 use crate::{Key, CHUNK};
 
-/// A way to compute the mix. All give the same result.
+/// A way to compute the hash. All give the same result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {
     /// Tables and shifts; any machine.
@@ -47,50 +47,50 @@ fn have(wanted: Path) -> bool {
 }
 
 #[inline]
-pub(crate) fn mix64(key: &Key, data: &[u8], path: Path) -> u64 {
+pub(crate) fn hash64(key: &Key, data: &[u8], path: Path) -> u64 {
     #[cfg(target_arch = "x86_64")]
     match path {
         // SAFETY: the features that the function is compiled for were just found on this machine.
-        Path::Vaes if have(path) => return unsafe { x86::mix64_vaes(key, data) },
+        Path::Vaes if have(path) => return unsafe { x86::hash64_vaes(key, data) },
         // SAFETY: as above.
-        Path::AesNi if have(path) => return unsafe { x86::mix64_aesni(key, data) },
+        Path::AesNi if have(path) => return unsafe { x86::hash64_aesni(key, data) },
         _ => {}
     }
     let _ = path;
-    soft::mix64(key, data)
+    soft::hash64(key, data)
 }
 
 #[inline]
-pub(crate) fn mix64_four(key: &Key, data: [&[u8]; 4]) -> [u64; 4] {
+pub(crate) fn hash64_four(key: &Key, data: [&[u8]; 4]) -> [u64; 4] {
     let path = path();
     #[cfg(target_arch = "x86_64")]
     {
         let len = data[0].len();
         if path == Path::Vaes && len <= CHUNK && data.iter().all(|d| d.len() == len) {
             // SAFETY: the features that the function is compiled for were just found on this machine.
-            return unsafe { x86::mix64_four(key, data) };
+            return unsafe { x86::hash64_four(key, data) };
         }
     }
-    data.map(|data| mix64(key, data, path))
+    data.map(|data| hash64(key, data, path))
 }
 
 #[inline]
-pub(crate) fn mix64_lines(key: &Key, data: &[u8], lines: &[u32], path: Path) -> u64 {
+pub(crate) fn hash64_lines(key: &Key, data: &[u8], lines: &[u32], path: Path) -> u64 {
     assert!(lines.len() * 64 <= CHUNK, "at most 64 lines");
     #[cfg(target_arch = "x86_64")]
     match path {
         // SAFETY: the features that the function is compiled for were just found on this machine.
-        Path::Vaes if have(path) => return unsafe { x86::mix64_lines_vaes(key, data, lines) },
+        Path::Vaes if have(path) => return unsafe { x86::hash64_lines_vaes(key, data, lines) },
         // SAFETY: as above.
-        Path::AesNi if have(path) => return unsafe { x86::mix64_lines_aesni(key, data, lines) },
+        Path::AesNi if have(path) => return unsafe { x86::hash64_lines_aesni(key, data, lines) },
         _ => {}
     }
     let _ = path;
-    soft::mix64_lines(key, data, lines)
+    soft::hash64_lines(key, data, lines)
 }
 
 #[inline]
-pub(crate) fn mix64_lines_four(key: &Key, data: [&[u8]; 4], lines: &[u32]) -> [u64; 4] {
+pub(crate) fn hash64_lines_four(key: &Key, data: [&[u8]; 4], lines: &[u32]) -> [u64; 4] {
     let path = path();
     #[cfg(target_arch = "x86_64")]
     {
@@ -102,8 +102,8 @@ pub(crate) fn mix64_lines_four(key: &Key, data: [&[u8]; 4], lines: &[u32]) -> [u
             && data.iter().all(|d| d.len() == len)
         {
             // SAFETY: the features that the function is compiled for were just found on this machine.
-            return unsafe { x86::mix64_lines_four(key, data, lines) };
+            return unsafe { x86::hash64_lines_four(key, data, lines) };
         }
     }
-    data.map(|data| mix64_lines(key, data, lines, path))
+    data.map(|data| hash64_lines(key, data, lines, path))
 }

@@ -1,9 +1,9 @@
-//! Keyed mixing of bytes to 64 bits, and the byte kernels that go with it.
+//! A keyed hash of bytes to 64 bits for routing, and the byte kernels that go with it.
 //!
-//! For: the SD tree (routing), page reading (keys of other processes' pages). It calls `std` only, makes no system
-//! call, and knows neither the tree nor Python.
+//! For indexes and for keys of memory pages. It calls `std` only, makes no system
+//! call, and knows neither its callers nor Python.
 //!
-//! # The mix
+//! # The hash
 //!
 //! The input is cut into blocks `m_i` of 16 bytes, the last padded with zeros. One *chunk* is up to 256 blocks:
 //!
@@ -21,7 +21,7 @@
 //!
 //! So for someone who does not know the key, no choice of two inputs makes them meet more often than about one key
 //! in 2^28, and random inputs meet one in 2^64. **It is a route, not an identity**: nothing may conclude that two
-//! inputs are equal because their mixes are. It is no message authentication code either.
+//! inputs are equal because their hashes are. It is no message authentication code either.
 //!
 //! The result is the same for the same key on every machine: the portable path computes what the AES-NI and VAES
 //! paths do. It is not stable between versions of this crate; do not store it.
@@ -42,21 +42,21 @@ pub const CHUNK: usize = 4096;
 /// Returns 64 keyed bits of `data`, whose length is part of the input. Cost: every byte is read once; 4 KiB in the
 /// second-level cache take about 50 ns with VAES, about 5 µs on the portable path.
 #[inline]
-pub fn mix64(key: &Key, data: &[u8]) -> u64 {
-    aes::mix64(key, data, path())
+pub fn hash64(key: &Key, data: &[u8]) -> u64 {
+    aes::hash64(key, data, path())
 }
 
-/// As [`mix64`], on a given path: for tests that compare the paths. A path that this machine lacks falls back to
+/// As [`hash64`], on a given path: for tests that compare the paths. A path that this machine lacks falls back to
 /// the portable one.
-pub fn mix64_on(key: &Key, data: &[u8], path: Path) -> u64 {
-    aes::mix64(key, data, path)
+pub fn hash64_on(key: &Key, data: &[u8], path: Path) -> u64 {
+    aes::hash64(key, data, path)
 }
 
-/// Mixes `rows` of `row_len` bytes each, laid end to end, into `out`, prefetching ahead.
+/// Hashes `rows` of `row_len` bytes each, laid end to end, into `out`, prefetching ahead.
 ///
 /// # Panics
 /// If `rows.len() != out.len() * row_len`.
-pub fn mix64_rows(key: &Key, rows: &[u8], row_len: usize, out: &mut [u64]) {
+pub fn hash64_rows(key: &Key, rows: &[u8], row_len: usize, out: &mut [u64]) {
     assert_eq!(
         rows.len(),
         out.len() * row_len,
@@ -64,16 +64,16 @@ pub fn mix64_rows(key: &Key, rows: &[u8], row_len: usize, out: &mut [u64]) {
     );
     let path = path();
     for (i, o) in out.iter_mut().enumerate() {
-        *o = aes::mix64(key, &rows[i * row_len..(i + 1) * row_len], path);
+        *o = aes::hash64(key, &rows[i * row_len..(i + 1) * row_len], path);
     }
 }
 
-/// As [`mix64`] of four inputs that are read side by side, if they are of one length and not longer than a [`CHUNK`].
+/// As [`hash64`] of four inputs that are read side by side, if they are of one length and not longer than a [`CHUNK`].
 /// From memory that takes two thirds of the time (measured 2026-11-23: 168 to 216 ns for 4 KiB, one after the other 300):
 /// the hardware follows four streams at once, and each begins anew at a page. Nothing need be prefetched; doing so costs.
 #[inline]
-pub fn mix64_four(key: &Key, data: [&[u8]; 4]) -> [u64; 4] {
-    aes::mix64_four(key, data)
+pub fn hash64_four(key: &Key, data: [&[u8]; 4]) -> [u64; 4] {
+    aes::hash64_four(key, data)
 }
 
 /// Returns 64 keyed bits of some 64-byte lines of `data`: those that start at the byte offsets `lines`, in that
@@ -82,17 +82,17 @@ pub fn mix64_four(key: &Key, data: [&[u8]; 4]) -> [u64; 4] {
 /// # Panics
 /// If there are more than 64 lines, or one starts past the end of `data`.
 #[inline]
-pub fn mix64_lines(key: &Key, data: &[u8], lines: &[u32]) -> u64 {
-    aes::mix64_lines(key, data, lines, path())
+pub fn hash64_lines(key: &Key, data: &[u8], lines: &[u32]) -> u64 {
+    aes::hash64_lines(key, data, lines, path())
 }
 
-/// As [`mix64_lines`] of four inputs at once, if they are of one length.
+/// As [`hash64_lines`] of four inputs at once, if they are of one length.
 #[inline]
-pub fn mix64_lines_four(key: &Key, data: [&[u8]; 4], lines: &[u32]) -> [u64; 4] {
-    aes::mix64_lines_four(key, data, lines)
+pub fn hash64_lines_four(key: &Key, data: [&[u8]; 4], lines: &[u32]) -> [u64; 4] {
+    aes::hash64_lines_four(key, data, lines)
 }
 
-/// As [`mix64_lines`], on a given path: for tests that compare the paths.
-pub fn mix64_lines_on(key: &Key, data: &[u8], lines: &[u32], path: Path) -> u64 {
-    aes::mix64_lines(key, data, lines, path)
+/// As [`hash64_lines`], on a given path: for tests that compare the paths.
+pub fn hash64_lines_on(key: &Key, data: &[u8], lines: &[u32], path: Path) -> u64 {
+    aes::hash64_lines(key, data, lines, path)
 }

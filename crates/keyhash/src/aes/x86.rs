@@ -1,4 +1,4 @@
-//! The mix with the AES instructions of x86-64.
+//! The hash with the AES instructions of x86-64.
 
 use crate::{Key, CHUNK};
 use std::arch::x86_64::*;
@@ -121,7 +121,7 @@ fn sum256(key: &Key, data: &[u8]) -> __m128i {
 }
 
 #[target_feature(enable = "aes")]
-pub(super) fn mix64_aesni(key: &Key, data: &[u8]) -> u64 {
+pub(super) fn hash64_aesni(key: &Key, data: &[u8]) -> u64 {
     let mut state = _mm_setzero_si128();
     let mut rest = data;
     while rest.len() > CHUNK {
@@ -133,7 +133,7 @@ pub(super) fn mix64_aesni(key: &Key, data: &[u8]) -> u64 {
 }
 
 #[target_feature(enable = "aes,avx2,vaes")]
-pub(super) fn mix64_vaes(key: &Key, data: &[u8]) -> u64 {
+pub(super) fn hash64_vaes(key: &Key, data: &[u8]) -> u64 {
     let mut state = _mm_setzero_si128();
     let mut rest = data;
     while rest.len() > CHUNK {
@@ -144,9 +144,9 @@ pub(super) fn mix64_vaes(key: &Key, data: &[u8]) -> u64 {
     finish(key, _mm_xor_si128(state, sum256(key, rest)), data.len())
 }
 
-/// See [`crate::mix64_four`]: `data` of one length, at most a chunk.
+/// See [`crate::hash64_four`]: `data` of one length, at most a chunk.
 #[target_feature(enable = "aes,avx2,vaes")]
-pub(super) fn mix64_four(key: &Key, data: [&[u8]; 4]) -> [u64; 4] {
+pub(super) fn hash64_four(key: &Key, data: [&[u8]; 4]) -> [u64; 4] {
     /// Bytes of each input in one turn: with four inputs, eight vectors, as in `sum256`.
     const TURN: usize = 64;
     let len = data[0].len();
@@ -171,21 +171,21 @@ pub(super) fn mix64_four(key: &Key, data: [&[u8]; 4]) -> [u64; 4] {
             }
         }
     }
-    let mut mixes = [0; 4];
-    for ((mix, acc), data) in mixes.iter_mut().zip(acc).zip(data) {
+    let mut hashes = [0; 4];
+    for ((hash, acc), data) in hashes.iter_mut().zip(acc).zip(data) {
         let a = _mm256_xor_si256(acc[0], acc[1]);
         let mut sum = _mm_xor_si128(_mm256_castsi256_si128(a), _mm256_extracti128_si256::<1>(a));
         if done < len {
             sum = _mm_xor_si128(sum, sum128(key, &data[done..], done / 16));
         }
-        *mix = finish(key, sum, len);
+        *hash = finish(key, sum, len);
     }
-    mixes
+    hashes
 }
 
-/// See [`crate::mix64_lines`].
+/// See [`crate::hash64_lines`].
 #[target_feature(enable = "aes")]
-pub(super) fn mix64_lines_aesni(key: &Key, data: &[u8], lines: &[u32]) -> u64 {
+pub(super) fn hash64_lines_aesni(key: &Key, data: &[u8], lines: &[u32]) -> u64 {
     let middle = key128(&key.middle[0]);
     let mut acc = [_mm_setzero_si128(); 4];
     for (&at, keys) in lines.iter().zip(key.block.as_chunks::<4>().0) {
@@ -198,9 +198,9 @@ pub(super) fn mix64_lines_aesni(key: &Key, data: &[u8], lines: &[u32]) -> u64 {
     finish(key, sum, data.len())
 }
 
-/// See [`crate::mix64_lines`].
+/// See [`crate::hash64_lines`].
 #[target_feature(enable = "aes,avx2,vaes")]
-pub(super) fn mix64_lines_vaes(key: &Key, data: &[u8], lines: &[u32]) -> u64 {
+pub(super) fn hash64_lines_vaes(key: &Key, data: &[u8], lines: &[u32]) -> u64 {
     // SAFETY: `middle` has 32 bytes; the load needs no alignment.
     let middle = unsafe { _mm256_loadu_si256(key.middle.as_ptr().cast()) };
     let zero = _mm256_setzero_si256();
@@ -228,9 +228,9 @@ pub(super) fn mix64_lines_vaes(key: &Key, data: &[u8], lines: &[u32]) -> u64 {
     finish(key, sum, data.len())
 }
 
-/// See [`crate::mix64_lines_four`]: `data` of one length, whole lines, as many as a chunk has at most.
+/// See [`crate::hash64_lines_four`]: `data` of one length, whole lines, as many as a chunk has at most.
 #[target_feature(enable = "aes,avx2,vaes")]
-pub(super) fn mix64_lines_four(key: &Key, data: [&[u8]; 4], lines: &[u32]) -> [u64; 4] {
+pub(super) fn hash64_lines_four(key: &Key, data: [&[u8]; 4], lines: &[u32]) -> [u64; 4] {
     let len = data[0].len();
     // SAFETY: `middle` has 32 bytes; the load needs no alignment.
     let middle = unsafe { _mm256_loadu_si256(key.middle.as_ptr().cast()) };

@@ -1,11 +1,11 @@
-//! The secret of a mix: one 128-bit word a block of a chunk, and the keys of the rounds around them.
+//! The secret of a hash: one 128-bit word a block of a chunk, and the keys of the rounds around them.
 
 use crate::aes::soft;
 
 /// Number of 16-byte blocks in a chunk.
 pub(crate) const BLOCKS: usize = crate::CHUNK / 16;
 
-/// The secret that a mix depends on: 4 KiB and a little, made from a seed. Share it by reference.
+/// The secret that a hash depends on: 4 KiB and a little, made from a seed. Share it by reference.
 #[derive(Clone)]
 #[repr(C, align(64))]
 pub struct Key {
