@@ -26,7 +26,8 @@
 //! The result is the same for the same key on every machine: the portable path computes what the AES-NI and VAES
 //! paths do. It is not stable between versions of this crate; do not store it.
 
-#![deny(missing_docs)]
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs, missing_debug_implementations)]
 
 mod aes;
 mod bytes;

@@ -1,10 +1,15 @@
-//! The SD tree: a lock-free index that finds equal binary objects among millions.
+//! The SD tree: an exact, lock-free set of byte strings with dense ids, which finds equal objects among millions.
 //!
-//! For: ONE and PageONE. It may call `std` and `keyhash`; it knows neither Linux nor Python, does no I/O and makes no
-//! system call. `bindings` calls it; `contenders` measures it.
+//! It may call `std` and `keyhash`; it knows neither Linux nor Python, does no I/O and makes no system call.
 //!
-//! [`SdTree`] numbers byte strings, [`KeyTree`] 64-bit keys. `docs/sdtree.md` says how and how fast.
-
+//! [`SdTree`] numbers byte strings, [`KeyTree`] 64-bit keys. Where the objects are is a [`Store`]: copies of one length
+//! ([`Fixed`]), of any ([`Variable`]), or rows that stay where they lie ([`Rows`]). What is read of an object first is
+//! an [`Order`]. Objects come in a [`Batch`].
+//!
+//! The modules, each of which uses only those before it: `primitive` (atomics, or loom's), `freeze` (where a test may suspend
+//! a thread), `edge`, `arena`, `prefetch`; `epoch` (when what was removed may be used again); `class`; `trie` (the tree);
+//! `order`, `store`, `batch`, `results`; `objects`, `groups`; `sdtree` and `keys`, which are public.
+#![doc = include_str!("../README.md")]
 #![deny(missing_docs, missing_debug_implementations)]
 
 mod arena;

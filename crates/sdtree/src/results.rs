@@ -25,7 +25,7 @@ impl Interned {
     }
 }
 
-/// Figures of a tree; see [`KeyTree::stats`] and [`crate::SdTree::stats`].
+/// Figures of a tree; see [`KeyTree::stats`](crate::KeyTree::stats) and [`SdTree::stats`](crate::SdTree::stats).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Stats {
     /// Objects in the tree.
