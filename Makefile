@@ -29,7 +29,7 @@ demo: build ## set everything up and merge the memory of real processes
 test: lint rust-test loom pytest ## everything that must pass: lint, types, Rust tests, Python tests
 	@$(BIN)/python tools/count_tests.py $(STAMPS)/rust-test.log $(STAMPS)/pytest.xml
 
-lint: $(STAMPS)/rustfmt $(STAMPS)/clippy $(STAMPS)/aarch64 $(STAMPS)/ruff $(STAMPS)/mypy ## formatters, linters and types, only where files have changed
+lint: $(STAMPS)/rustfmt $(STAMPS)/clippy $(STAMPS)/aarch64 $(STAMPS)/msrv $(STAMPS)/rustdoc $(STAMPS)/ruff $(STAMPS)/mypy ## formatters, linters and types, only where files have changed
 
 build: $(STAMPS)/native ## the virtual environment and the native core
 
@@ -50,6 +50,9 @@ loom: export LOOM_MAX_DURATION ?= 1
 loom: export LOOM_MAX_PREEMPTIONS ?= 2
 loom: ## models of the tree: every interleaving of two threads on the real code, within a bound
 	@RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test -q -p sdtree --release --test loom -- --test-threads 1
+
+crates: $(STAMPS)/msrv $(STAMPS)/rustdoc ## the crates that can be published, packed and built from their packages alone
+	cargo package --allow-dirty -p keyhash -p sdtree
 
 sanitize: ## the tests of the tree under the address and leak sanitizers (of the compiler that is there)
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR=target/asan cargo test -p sdtree \
@@ -140,6 +143,18 @@ $(STAMPS)/aarch64: $(STAMPS)/toolchain $(RUST_SRC)
 	    cargo check -q $(CRATES) && touch $@; \
 	else echo "not checked for $(CARGO_BUILD_TARGET): rustup target add $(CARGO_BUILD_TARGET)"; fi
 
+# The oldest compiler that the manifests promise, wherever rustup has it. What is younger in the standard library clippy
+# refuses in any case (incompatible_msrv).
+$(STAMPS)/msrv: $(STAMPS)/toolchain $(RUST_SRC)
+	@oldest=$$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml); \
+	if rustup run $$oldest rustc --version >/dev/null 2>&1; then \
+	    CARGO_TARGET_DIR=target/msrv cargo +$$oldest check -q -p keyhash -p sdtree && touch $@; \
+	else echo "not checked with Rust $$oldest: rustup toolchain install $$oldest"; fi
+
+$(STAMPS)/rustdoc: $(STAMPS)/toolchain $(RUST_SRC)
+	RUSTDOCFLAGS="-D warnings" cargo doc -q --no-deps -p keyhash -p sdtree
+	@touch $@
+
 $(STAMPS)/ruff: $(STAMPS)/venv $(PY_SRC)
 	$(BIN)/ruff check -q .
 	$(BIN)/ruff format -q --check .
@@ -149,4 +164,4 @@ $(STAMPS)/mypy: $(STAMPS)/venv $(PY_SRC)
 	$(BIN)/mypy
 	@touch $@
 
-.PHONY: help demo test lint build failpoints rust-test loom sanitize fuzz pytest soak realworld bench criterion clean
+.PHONY: help demo test lint build failpoints rust-test loom sanitize fuzz pytest soak realworld crates bench criterion clean
