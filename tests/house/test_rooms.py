@@ -113,10 +113,17 @@ def test_only_the_bindings_know_python() -> None:
     assert {c for c in crates if dependencies(c, dev=True) & PYTHON_CRATES} == {"bindings"}
 
 
-def test_the_peers_of_the_benchmark_are_not_in_the_shipped_wheel() -> None:
+@pytest.mark.parametrize(("crate", "module"), [("contenders", "contenders"), ("ksmmodel", "ksm")])
+def test_peers_and_models_are_not_in_the_shipped_wheel(crate: str, module: str) -> None:
     table = manifest("bindings")
-    assert table["dependencies"]["contenders"]["optional"] is True
-    assert "contenders" not in str(table.get("features", {}).get("default", []))
+    assert table["dependencies"][crate]["optional"] is True
+    assert [name for name, puts_in in table["features"].items() if f"dep:{crate}" in puts_in] == ["bench"]
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["maturin"]["features"]
+    assert not any("bench" in feature for feature in wheel)
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0] != "bench":
+            reach = re.search(rf"_native(\.| import .*\b){module}\b", path.read_text())
+            assert not reach, f"{path.relative_to(ROOT)} needs what only a checkout has: {reach}"
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS))

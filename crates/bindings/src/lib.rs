@@ -1,6 +1,7 @@
 //! `pageone._native`: PyO3 glue. Arrays in, arrays out, errors mapped; no logic lives here.
 //!
-//! One submodule a core crate: `one` (sdtree), `mem` (pagemem), `census`, `ksm` (ksmmodel), `queue` (crossbeam), `contenders` (bench only).
+//! One submodule a core crate: `one` (sdtree), `mem` (pagemem), `census`, `queue` (crossbeam); with the feature
+//! `bench` also `contenders`, and `ksm` (ksmmodel).
 //! Every call that may take longer than a few microseconds releases the GIL.
 
 use std::io;
@@ -11,6 +12,7 @@ use pyo3::prelude::*;
 mod census;
 #[cfg(feature = "bench")]
 mod contenders;
+#[cfg(feature = "bench")]
 mod ksm;
 mod mem;
 mod mem_live;
@@ -39,10 +41,12 @@ mod _native {
         one::register(m)?;
         mem::register(m)?;
         census::register(m)?;
-        ksm::register(m)?;
         queue::register(m)?;
         #[cfg(feature = "bench")]
-        contenders::register(m)?;
+        {
+            contenders::register(m)?;
+            ksm::register(m)?;
+        }
         Ok(())
     }
 }

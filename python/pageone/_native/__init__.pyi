@@ -1,4 +1,4 @@
-"""The native core. Private: use the public packages ``pageone.one``, ``pageone.live``, ``pageone.ksm``."""
+"""The native core. Private: use the public packages ``pageone.one``, ``pageone.live``."""
 
 from pageone._native import census as census
 from pageone._native import contenders as contenders

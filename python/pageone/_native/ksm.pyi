@@ -1,10 +1,10 @@
-"""Stubs of `pageone._native.ksm`."""
+"""Stubs of `pageone._native.ksm`: there only in a checkout, not in a wheel."""
 
 import numpy as np
 import numpy.typing as npt
 
 class Model:
-    """KSM's algorithm over pages; see :class:`pageone.ksm.Model`."""
+    """KSM's algorithm over pages; see :class:`pageone.bench.ksm.model.Model`."""
 
     def __init__(
         self, pages: int, checksum: str, smart_scan: bool, use_zero_pages: bool, max_page_sharing: int

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from pageone.errors import UnsupportedError, UsageError
+from pageone.bench import _checkout
+from pageone.errors import UsageError
 
 U8 = npt.NDArray[np.uint8]
 
@@ -34,13 +35,7 @@ REAL = ("files", "processes")
 
 def _core() -> Any:
     """Return the native module of the peers, or raise :class:`UnsupportedError` in an installed wheel."""
-    try:
-        from pageone._native import contenders
-    except ImportError as error:
-        raise UnsupportedError(
-            "the peers of this benchmark are not in the wheel; run it in a checkout, after `make build`"
-        ) from error
-    return contenders
+    return _checkout.native("contenders")
 
 
 def _pages(count: int) -> U8:

@@ -12,7 +12,6 @@ True
 """
 
 from pageone.ksm.control import driven, set_knob
-from pageone.ksm.model import CHECKSUMS, Model, ModelCounts, ModelScan
 from pageone.ksm.process import (
     ProcessFigures,
     madvise_mergeable,
@@ -36,13 +35,9 @@ from pageone.ksm.sysfs import (
 )
 
 __all__ = [
-    "CHECKSUMS",
     "KSM_DIR",
     "Counters",
     "Knobs",
-    "Model",
-    "ModelCounts",
-    "ModelScan",
     "ProcessFigures",
     "Status",
     "driven",

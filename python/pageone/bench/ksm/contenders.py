@@ -23,6 +23,7 @@ import psutil
 
 from pageone import ksm
 from pageone.bench.ksm import _engine_host
+from pageone.bench.ksm.model import Model
 from pageone.bench.processes import Image, Workers, cpu_s
 from pageone.errors import PageOneError
 
@@ -189,7 +190,7 @@ class KsmModel:
 
     def __init__(self, checksum: str, threads: int, image: Image) -> None:
         self.name, self.threads = f"ksm-model-{checksum}", threads
-        self.model = ksm.Model(image.count, checksum=checksum)
+        self.model = Model(image.count, checksum=checksum)
         self.bytes: U8 = image.pages()
 
     def settle(self) -> Settled:

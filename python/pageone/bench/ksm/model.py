@@ -1,18 +1,24 @@
 """KSM's algorithm in user space, on an array of pages: what the kernel would find, and with which checksum.
 
-For: the benchmarks and whoever wants to know what KSM would make of some pages, without root. The work is done by the
-crate ``ksmmodel``; its documentation says what is modelled and what is left out (page tables).
+For: :mod:`pageone.bench.ksm`, in a checkout: nobody's wheel has it. The work is done by the crate ``ksmmodel``; its
+documentation says what is modelled and what is left out (page tables).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from pageone._native import ksm as _native
+from pageone.bench import _checkout
 from pageone.errors import UsageError
+
+if TYPE_CHECKING:
+    from pageone._native import ksm as _native
+else:
+    _native = _checkout.native("ksm")
 
 #: Checksums by which the model tells that a page changed; "xxh64" is the kernel's since 5.0, "jhash2" before.
 CHECKSUMS = ("jhash2", "crc32c", "xxh64")

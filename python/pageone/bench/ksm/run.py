@@ -23,6 +23,7 @@ from pageone.bench.data import KINDS, DataSet
 from pageone.bench.floor import floor
 from pageone.bench.ksm import contenders as c
 from pageone.bench.ksm import machine, memory
+from pageone.bench.ksm.model import Model
 from pageone.bench.processes import Image, Workers
 from pageone.demo.measure import settled_available_bytes
 from pageone.errors import PageOneError, UsageError
@@ -93,7 +94,7 @@ def check(settings: Settings) -> list[str]:
 
 def _expected(pages: U8) -> tuple[int, int]:
     """Return how many pages need no memory of their own, and how many are empty, by comparing all bytes."""
-    model = ksm.Model(len(pages), smart_scan=False, max_page_sharing=1 << 31)
+    model = Model(len(pages), smart_scan=False, max_page_sharing=1 << 31)
     for _ in range(2):
         model.scan(pages)
     return model.counts().pages_sharing, int((~pages.any(axis=1)).sum())

@@ -5,6 +5,7 @@ import pytest
 
 from pageone import ksm
 from pageone.bench.data import KINDS, DataSet
+from pageone.bench.ksm.model import Model
 from pageone.bench.processes import Image, Workers
 from pageone.errors import UsageError
 
@@ -35,7 +36,7 @@ def kernel_counts(pages, scans, **knobs):
 
 
 def model_counts(pages, scans, threads=1, **knobs):
-    model = ksm.Model(len(pages), smart_scan=False, **{k: bool(v) if k[0] == "u" else v for k, v in knobs.items()})
+    model = Model(len(pages), smart_scan=False, **{k: bool(v) if k[0] == "u" else v for k, v in knobs.items()})
     for _ in range(scans):
         model.scan(pages, threads)
     counts = model.counts()
@@ -71,7 +72,7 @@ def test_the_model_gives_empty_pages_back_as_the_kernel_does():
 
 def test_pages_that_share_a_frame_of_the_model_are_equal_and_equal_pages_share():
     data = DataSet("tail", 5000)
-    model = ksm.Model(5000, checksum="crc32c")
+    model = Model(5000, checksum="crc32c")
     for _ in range(3):
         cost = model.scan(data.pages(), 2)
     frames = model.frames()
@@ -85,10 +86,10 @@ def test_pages_that_share_a_frame_of_the_model_are_equal_and_equal_pages_share()
 
 
 def test_wrong_shapes_and_knobs_are_usage_errors():
-    model = ksm.Model(4)
+    model = Model(4)
     for call in (
-        lambda: ksm.Model(4, checksum="md5"),
-        lambda: ksm.Model(4, max_page_sharing=1),
+        lambda: Model(4, checksum="md5"),
+        lambda: Model(4, max_page_sharing=1),
         lambda: model.scan(np.zeros((5, 4096), np.uint8)),
         lambda: model.scan(np.zeros((4, 4095), np.uint8)),
         lambda: model.scan(np.zeros((8, 4096), np.uint8)[::2]),
