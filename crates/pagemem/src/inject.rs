@@ -13,7 +13,9 @@ use crate::arch::{self, nr, Regs};
 use crate::process::Process;
 use crate::ptrace::{self, Events, List, Stopped, Tracer, Wait, Worker};
 use crate::remedies;
-use crate::sys::{all_are, read_remote, write_remote, Maps, Vma, PAGE, VMA_PRIVATE_RW};
+use crate::sys::{
+    all_are, read_remote, thread_ended, write_remote, Maps, Vma, PAGE, VMA_PRIVATE_RW,
+};
 use crate::transfers::{Room, SLOTS_SIZE};
 
 /// One operation of the loop: a system call (or a flagged copy) and its result.
@@ -316,11 +318,17 @@ impl Caller {
             remedies::leave_inside(tid);
             ptrace::to_next_call(tid)?;
             let started = Instant::now();
-            let mut stops = 0;
+            let (mut stops, mut spins) = (0, 0u32);
             loop {
                 match ptrace::poll(tid) {
                     Wait::Nothing if started.elapsed() > LIST_TIMEOUT => return Err(gone()),
-                    Wait::Nothing => std::thread::yield_now(),
+                    Wait::Nothing => {
+                        std::thread::yield_now();
+                        spins += 1;
+                        if spins % 64 == 0 && thread_ended(tid, tid) {
+                            return Err(gone());
+                        }
+                    }
                     Wait::Signal(ptrace::CALL_STOP) => {
                         stops += 1;
                         // On its way in, then on its way out.
@@ -606,6 +614,9 @@ impl Workshop {
                 Wait::Nothing => {
                     spins += 1;
                     if spins > 10 {
+                        if thread_ended(pid, tid) {
+                            return Err(gone());
+                        }
                         crate::changes::wait_for_change(
                             events.descriptor(),
                             Duration::from_millis(2),

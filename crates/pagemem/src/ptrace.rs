@@ -67,7 +67,8 @@ pub enum Wait {
     Event(i32),
 }
 
-/// Asks once what became of thread `tid`, without waiting.
+/// Asks once what became of thread `tid`, without waiting. The end of a process's first thread is not told before those of
+/// all others have been: where they are not asked for, [`thread_ended`] must be, too.
 pub fn poll(tid: i32) -> Wait {
     let mut status = 0;
     // SAFETY: writes one int into a live one.
@@ -779,9 +780,10 @@ impl Tracer {
             let Some((tid, mut list)) = stopped.unfinished() else {
                 continue;
             };
+            let ended = thread_ended(stopped.pid, tid);
             let through = match poll(tid) {
-                Wait::Nothing => Ok(false),
-                Wait::Ended => {
+                Wait::Nothing if !ended => Ok(false),
+                Wait::Nothing | Wait::Ended => {
                     stopped.worker.take();
                     Ok(true)
                 }
@@ -801,7 +803,8 @@ impl Tracer {
 
     /// The threads that are held outside of a stop.
     pub fn held(&self) -> Vec<i32> {
-        self.held.keys().copied().collect()
+        let stalled = self.stalled.iter().flat_map(|s| &s.tids);
+        self.held.keys().chain(stalled).copied().collect()
     }
 
     /// Looks after threads that are held outside of a stop. True while some is awaited soon.

@@ -780,12 +780,17 @@ impl Target {
 
     /// Adds write tracking to a target that so far was only guarded.
     pub fn complete(&mut self, tracer: &mut Tracer) -> io::Result<()> {
-        let stopped = self
+        let mut stopped = self
             .stop(tracer, Duration::from_secs(2), Strictness::All)
             .map_err(StopError::into_io)?;
-        let track = self
-            .fetch_uffd(tracer, &self.process, &stopped)
-            .and_then(|fd| Uffd::new(fd, Use::Track));
+        // What a thread discards meanwhile was let happen by the stop.
+        self.mend(tracer, &stopped);
+        let track = match stopped.only_mend.take() {
+            Some(e) => Err(e.into_io()),
+            None => self
+                .fetch_uffd(tracer, &self.process, &stopped)
+                .and_then(|fd| Uffd::new(fd, Use::Track)),
+        };
         tracer.release(stopped);
         self.track = Some(track?);
         Ok(())
