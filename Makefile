@@ -18,7 +18,14 @@ ABANDONED := -p pagemem --features failpoints --test abandoned
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 PYTEST_ARGS ?=
 # Tests that run at once; mostly they wait. Those that set the whole machine keep apart (tests/conftest.py).
-PYTEST_JOBS ?= 2
+PYTEST_JOBS ?= 3
+# In `make test` the Python tests alone show at once what they print (BESIDE is descriptor 9 then), and all else has what
+# they and their native core leave of the processors.
+ifdef BESIDE
+SHOW := >&9 2>&1
+AFTER := nice -n 19
+unexport MAKEFLAGS MFLAGS BESIDE
+endif
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -26,7 +33,13 @@ help: ## what can be made
 demo: build ## set everything up and merge the memory of real processes
 	$(BIN)/pageone demo $(DEMO_ARGS)
 
-test: lint rust-test loom pytest ## everything that must pass: lint, types, Rust tests, Python tests
+# All at once. What is not the Python tests is shown after them, each part in one piece; no failure hides another.
+test: ## everything that must pass: lint, types, Rust tests, Python tests
+	@mkdir -p $(STAMPS); failed=0; \
+	$(MAKE) -j8 -k --output-sync=target --no-print-directory BESIDE=9 lint rust-test loom pytest \
+	    9>&1 >$(STAMPS)/beside.log 2>&1 || failed=$$?; \
+	cat $(STAMPS)/beside.log; \
+	if test $$failed != 0; then echo "failed, see above:"; grep '\*\*\* \[' $(STAMPS)/beside.log; exit $$failed; fi
 	@$(BIN)/python tools/count_tests.py $(STAMPS)/rust-test.log $(STAMPS)/pytest.xml
 
 lint: $(STAMPS)/rustfmt $(STAMPS)/clippy $(STAMPS)/aarch64 $(STAMPS)/msrv $(STAMPS)/rustdoc $(STAMPS)/ruff $(STAMPS)/mypy ## formatters, linters and types, only where files have changed
@@ -35,21 +48,22 @@ build: $(STAMPS)/native ## the virtual environment and the native core
 
 failpoints: $(STAMPS)/failpoints ## a second native core whose remedies can be switched off, for tests of tests alone
 
-rust-test: $(STAMPS)/venv ## the tests of the crates, and the examples in their documentation
+rust-test: $(STAMPS)/toolchain ## the tests of the crates, and the examples in their documentation
 	@if cargo nextest --version >/dev/null 2>&1; then \
-	    cargo nextest run $(CRATES) --no-tests=pass 2>&1 | tee $(STAMPS)/rust-test.log; \
-	    cargo nextest run $(ABANDONED) 2>&1 | tee -a $(STAMPS)/rust-test.log; \
-	    cargo test $(CRATES) --doc 2>&1 | tee -a $(STAMPS)/rust-test.log; \
+	    $(AFTER) cargo nextest run $(CRATES) --no-tests=pass 2>&1 | tee $(STAMPS)/rust-test.log; \
+	    $(AFTER) cargo nextest run $(ABANDONED) 2>&1 | tee -a $(STAMPS)/rust-test.log; \
+	    $(AFTER) cargo test $(CRATES) --doc 2>&1 | tee -a $(STAMPS)/rust-test.log; \
 	else \
-	    cargo test $(CRATES) 2>&1 | tee $(STAMPS)/rust-test.log; \
-	    cargo test $(ABANDONED) 2>&1 | tee -a $(STAMPS)/rust-test.log; \
+	    $(AFTER) cargo test $(CRATES) 2>&1 | tee $(STAMPS)/rust-test.log; \
+	    $(AFTER) cargo test $(ABANDONED) 2>&1 | tee -a $(STAMPS)/rust-test.log; \
 	fi
 
 # Seconds for each model and preemptions in it; `make soak` gives more of both.
 loom: export LOOM_MAX_DURATION ?= 1
 loom: export LOOM_MAX_PREEMPTIONS ?= 2
-loom: ## models of the tree: every interleaving of two threads on the real code, within a bound
-	@RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test -q -p sdtree --release --test loom -- --test-threads 1
+loom: $(STAMPS)/toolchain ## models of the tree: every interleaving of two threads on the real code, within a bound
+	@RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom $(AFTER) \
+	    cargo test -q -p sdtree --profile models --test loom -- --test-threads 1
 
 crates: $(STAMPS)/msrv $(STAMPS)/rustdoc ## the crates that can be published, packed and built from their packages alone
 	cargo package --allow-dirty -p keyhash -p sdtree
@@ -70,7 +84,8 @@ fuzz: ## the tree against a BTreeMap on inputs that a fuzzer makes, for FUZZ_SEC
 	    -max_total_time=$${FUZZ_SECONDS:-60} -max_len=512 -timeout=30 -artifact_prefix=target/fuzz/ -print_final_stats=1
 
 pytest: $(STAMPS)/native $(STAMPS)/failpoints ## the Python tests
-	$(BIN)/python -m pytest -q -n $(PYTEST_JOBS) --dist loadgroup --junitxml=$(STAMPS)/pytest.xml -m "not soak and not realworld" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(PYTEST_JOBS) --dist loadgroup --junitxml=$(STAMPS)/pytest.xml \
+	    -m "not soak and not realworld" $(PYTEST_ARGS) $(SHOW)
 
 soak: build $(STAMPS)/failpoints ## the long form of the tests: minutes each
 	$(BIN)/python -m pytest -m soak --timeout 0 $(PYTEST_ARGS)
@@ -90,7 +105,7 @@ bench: build ## tree, engine and KSM in their short form (`pageone bench NAME` i
 	$(BIN)/pageone bench ksm --pages 8192 --rounds 1 -d random -d unique -d tail -d memory $(BENCH_ARGS)
 
 criterion: $(STAMPS)/venv ## the Criterion benchmarks of the tree and its peers (BENCH_ARGS: a name, or options of Criterion)
-	cargo bench -p contenders --bench tree -- --warm-up-time 0.5 --measurement-time 2 $(BENCH_ARGS)
+	cargo bench -p contenders --features criterion --bench tree -- --warm-up-time 0.5 --measurement-time 2 $(BENCH_ARGS)
 
 clean: ## remove everything that was made
 	rm -rf $(VENV) $(STAMPS) target .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -132,15 +147,15 @@ $(STAMPS)/rustfmt: $(STAMPS)/toolchain $(RUST_SRC)
 	@touch $@
 
 $(STAMPS)/clippy: $(STAMPS)/venv $(RUST_SRC)
-	cargo clippy -q --workspace --all-targets --features pageone-bindings/bench -- -D warnings
-	cargo clippy -q -p pagemem --all-targets --features failpoints -- -D warnings
+	$(AFTER) cargo clippy -q --workspace --all-targets --features pageone-bindings/bench,contenders/criterion -- -D warnings
+	$(AFTER) cargo clippy -q -p pagemem --all-targets --features failpoints -- -D warnings
 	@touch $@
 
 # AArch64 is written, and compiled wherever its target has been installed; nothing here can run it.
 $(STAMPS)/aarch64: export CARGO_BUILD_TARGET = aarch64-unknown-linux-gnu
 $(STAMPS)/aarch64: $(STAMPS)/toolchain $(RUST_SRC)
 	@if test -d "$$(rustc --print target-libdir --target $(CARGO_BUILD_TARGET) 2>/dev/null)"; then \
-	    cargo check -q $(CRATES) && touch $@; \
+	    $(AFTER) cargo check -q $(CRATES) && touch $@; \
 	else echo "not checked for $(CARGO_BUILD_TARGET): rustup target add $(CARGO_BUILD_TARGET)"; fi
 
 # The oldest compiler that the manifests promise, wherever rustup has it. What is younger in the standard library clippy
@@ -161,7 +176,7 @@ $(STAMPS)/ruff: $(STAMPS)/venv $(PY_SRC)
 	@touch $@
 
 $(STAMPS)/mypy: $(STAMPS)/venv $(PY_SRC)
-	$(BIN)/mypy
+	$(AFTER) $(BIN)/mypy
 	@touch $@
 
 .PHONY: help demo test lint build failpoints rust-test loom sanitize fuzz pytest soak realworld crates bench criterion clean

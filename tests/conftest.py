@@ -397,6 +397,30 @@ class OrdinaryUser:
 
 
 @pytest.fixture(scope="session")
+def compiled() -> Iterator[Callable[..., Path]]:
+    """Compile a C program of the tests, ``compiled(source, *options)``, once; every user can run what it returns."""
+    folder: Path | None = None
+    made: dict[tuple[Path, tuple[str, ...]], Path] = {}
+
+    def compile_it(source: Path, *options: str) -> Path:
+        nonlocal folder
+        # Not tmp_path: pytest's folders are closed to other users.
+        folder = folder or folder_for_all("pageone-programs-")
+        if (source, options) not in made:
+            program = folder / f"{len(made)}-{source.stem}"
+            subprocess.run(["gcc", "-O2", "-pthread", "-w", *options, "-o", program, source], check=True)
+            program.chmod(0o755)
+            made[source, options] = program
+        return made[source, options]
+
+    try:
+        yield compile_it
+    finally:
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
 def as_user() -> Iterator[OrdinaryUser]:
     # Not tmp_path: pytest's folders are closed to other users.
     folder = folder_for_all("pageone-user-")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,24 +126,15 @@ finally:
 """
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("discards") / "discards"
-    subprocess.run(["gcc", "-O2", "-pthread", "-o", str(made), str(SOURCE)], check=True)
-    return made
+@pytest.fixture
+def program(compiled: Callable[..., Path]) -> Path:
+    return compiled(SOURCE)
 
 
 def _do(todo: list[str], tracer: str, program: Path, as_user: Any, root: bool) -> dict[str, Any]:
     if root and not as_user.is_other:
         pytest.skip("needs root")
-    options: dict[str, Any] = {}
-    if root:
-        options = {"user": None, "group": None, "extra_groups": None}
-    else:
-        copy = as_user.folder / "discards"
-        shutil.copy2(program, copy)
-        copy.chmod(0o755)
-        program = copy
+    options: dict[str, Any] = {"user": None, "group": None, "extra_groups": None} if root else {}
     done = as_user.run("-c", DRIVER, str(program), tracer, *todo, timeout=150, **options)
     assert done.returncode == 0, done.stderr
     merged, told = json.loads(done.stdout)

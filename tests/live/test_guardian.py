@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -29,12 +28,9 @@ CHILDREN = int(os.environ.get("PAGEONE_CHILDREN", "300"))
 DESCRIPTORS = int(os.environ.get("PAGEONE_DESCRIPTORS", "150"))
 
 
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    built = tmp_path_factory.mktemp("forks") / "forks"
-    source = Path(__file__).with_name("forks.c")
-    subprocess.run(["gcc", "-O2", "-o", str(built), str(source)], check=True)
-    return built
+@pytest.fixture
+def forks(compiled: Callable[..., Path]) -> Path:
+    return compiled(Path(__file__).with_name("forks.c"))
 
 
 #: Merges two programs, one of which has many children; without the right to raise its own hard limit.
@@ -83,10 +79,7 @@ def test_as_many_children_as_a_program_likes_live_discard_and_read_zeros(
         argv = [sys.executable, "-c", FORKING, str(forks), *numbers]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=100)
     else:
-        copy = as_user.folder / "forks"
-        shutil.copy2(forks, copy)
-        copy.chmod(0o755)
-        done = as_user.run("-c", FORKING, str(copy), *numbers, timeout=100)
+        done = as_user.run("-c", FORKING, str(forks), *numbers, timeout=100)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     print(told)
@@ -100,12 +93,9 @@ def test_as_many_children_as_a_program_likes_live_discard_and_read_zeros(
 HOSTILITIES = ("workshop", "vfork", "threads", "forks", "stops", "discards")
 
 
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    built = tmp_path_factory.mktemp("hostile") / "hostile"
-    source = Path(__file__).with_name("hostile.c")
-    subprocess.run(["gcc", "-O2", "-pthread", "-w", "-o", str(built), str(source)], check=True)
-    return built
+@pytest.fixture
+def hostile(compiled: Callable[..., Path]) -> Path:
+    return compiled(Path(__file__).with_name("hostile.c"))
 
 
 def discards_beside(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -69,12 +68,9 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("kinds") / "kinds"
-    source = Path(__file__).parent / "programs" / "kinds.c"
-    subprocess.run(["gcc", "-O1", "-Wall", "-Wextra", "-o", path, source], check=True)
-    return path
+@pytest.fixture
+def program(compiled: Callable[..., Path]) -> Path:
+    return compiled(Path(__file__).parent / "programs" / "kinds.c")
 
 
 def told(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -91,10 +87,7 @@ def drive(request: Any, program: Path) -> Callable[[str, str], dict[str, Any]]:
         as_user = request.getfixturevalue("as_user")
         if not as_user.is_other:
             pytest.skip("this is an ordinary user")
-        its = as_user.folder / "kinds"
-        shutil.copy2(program, its)
-        its.chmod(0o755)
-        return lambda kind, when: told(as_user.run("-c", DRIVER, str(its), kind, when))
+        return lambda kind, when: told(as_user.run("-c", DRIVER, str(program), kind, when))
     argv = [sys.executable, "-c", DRIVER, str(program)]
     return lambda kind, when: told(
         subprocess.run([*argv, kind, when], capture_output=True, text=True, timeout=60, check=False)

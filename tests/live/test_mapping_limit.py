@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +60,9 @@ limit.kill()
 """
 
 
-@pytest.fixture(scope="module")
-def limit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("limit") / "limit"
-    subprocess.run(["gcc", "-O2", "-pthread", "-o", str(program), str(SOURCE)], check=True)
-    return program
+@pytest.fixture
+def limit(compiled: Callable[..., Path]) -> Path:
+    return compiled(SOURCE)
 
 
 @pytest.mark.timeout(120)
@@ -76,13 +73,8 @@ def test_no_page_is_lost_near_the_limit_of_mappings(root: bool, margin: int, lim
         pytest.skip("needs root")
     seed = random.randrange(1 << 30)
     print("seed", seed)
-    program = limit
-    if not root:
-        program = as_user.folder / "limit"
-        shutil.copy2(limit, program)
-        program.chmod(0o755)
     options: dict[str, Any] = {"user": None, "group": None, "extra_groups": None} if root and as_user.is_other else {}
-    done = as_user.run("-c", DRIVER, str(program), str(seed), str(margin), timeout=100, **options)
+    done = as_user.run("-c", DRIVER, str(limit), str(seed), str(margin), timeout=100, **options)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["ended"] is None

@@ -20,6 +20,9 @@ pytestmark = [
     pytest.mark.skipif(platform.machine() != "x86_64", reason="asks for the thread's own data as x86-64 has it"),
 ]
 
+#: How long something is waited for that takes no time but on a very busy machine.
+PATIENCE_S = 40
+
 #: Tells where the kernel keeps its part of restartable sequences: at an offset from the thread's own data, by glibc.
 SLEEPER = """
 import ctypes, sys
@@ -48,8 +51,8 @@ def backend() -> Iterator[LiveBackend]:
 def _wait_until_at_rest(memory: TargetMemory, page: int) -> None:
     """Look until the page has been written no more: the kernel writes it when the thread wakes, too."""
     start, end = np.array([page], np.uint64), np.array([page + PAGE_SIZE], np.uint64)
-    unwritten = 0
-    for _ in range(1000):
+    unwritten, deadline = 0, time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
         unwritten = 0 if len(memory.written(start, end).start) else unwritten + 1
         if unwritten == 3:
             return
@@ -72,7 +75,8 @@ def _merge(backend: LiveBackend, process: subprocess.Popen[str], *passing: PageC
     regions = memory.regions()
     assert ((regions.start <= page) & (page < regions.end)).any(), "no mapping that is tracked holds the page"
     address, frame = np.array([page], np.uint64), np.array([0], np.uint32)
-    for _ in range(200):
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
         _wait_until_at_rest(memory, page)
         assert backend.fill(frame, memory, address)[0] == 0
         code = PageCode(int(memory.merge(address, np.array([1], np.uint32), frame).code[0]))

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ LINUX = tuple(int(n) for n in platform.release().split("-")[0].split(".")[:2])
 DRIVER = """
 import subprocess, sys, threading, time
 from pathlib import Path
+from typing import Any
 from pageone.engine import Engine
 Path("/proc/sys/kernel/pid_max").write_text("700")
 
@@ -61,10 +63,9 @@ for one in programs:
 
 
 @pytest.mark.skipif(LINUX < (6, 14), reason="needs a limit of process ids for each PID namespace (Linux 6.14)")
-def test_a_process_in_a_targets_memory_is_found_after_process_ids_have_begun_anew(tmp_path: Path) -> None:
+def test_a_process_in_a_targets_memory_is_found_after_process_ids_have_begun_anew(compiled: Any) -> None:
     before = Path("/proc/sys/kernel/pid_max").read_text()
-    program = tmp_path / "sharer"
-    subprocess.run(["gcc", "-O1", "-Wall", "-Wextra", "-o", program, SOURCE], check=True)
+    program = compiled(SOURCE)
     argv = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", DRIVER, str(program)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert Path("/proc/sys/kernel/pid_max").read_text() == before

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -53,11 +52,8 @@ def backend() -> Iterator[LiveBackend]:
 
 
 @pytest.fixture(scope="session")
-def transfers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("transfers") / "transfers"
-    source = Path(__file__).with_name("programs") / "transfers.c"
-    subprocess.run(["gcc", "-O2", "-pthread", "-w", "-o", str(program), str(source)], check=True)
-    return program
+def transfers(compiled: Callable[..., Path]) -> Path:
+    return compiled(Path(__file__).with_name("programs") / "transfers.c")
 
 
 #: Merges the program's pages at rest and lets them go again, until it ends, or ends it when it has been stopped often
@@ -124,10 +120,7 @@ def test_no_transfer_of_any_kind_is_cut_short_or_interrupted(transfers: Path, tm
 
 @pytest.mark.needs("gcc")
 def test_nor_under_the_engine_of_an_ordinary_user(transfers: Path, as_user: Any) -> None:
-    program = as_user.folder / "transfers"
-    shutil.copy2(transfers, program)
-    program.chmod(0o755)
-    argv = _arguments(program, as_user.folder / "home", 0, BYTES)
+    argv = _arguments(transfers, as_user.folder / "home", 0, BYTES)
     _verdict(as_user.run("-c", DRIVER, "0.01", str(SECONDS), str(STOPS), *argv, timeout=100), STOPS)
 
 

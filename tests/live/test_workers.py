@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +19,9 @@ pytestmark = pytest.mark.needs("merge", "gcc")
 KINDS = ("mapped", "unmapped", "own")
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    built = tmp_path_factory.mktemp("workers") / "workers"
-    source = Path(__file__).with_name("workers.c")
-    subprocess.run(["gcc", "-O2", "-o", str(built), str(source)], check=True)
-    return built
+@pytest.fixture
+def program(compiled: Callable[..., Path]) -> Path:
+    return compiled(Path(__file__).with_name("workers.c"))
 
 
 @pytest.fixture
@@ -61,11 +57,11 @@ def test_a_program_with_a_worker_of_the_kernel_is_attached_and_goes_on(
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_merged_before_the_worker_came_is_discarded_to_zeros(
-    kind: str, pair: list[subprocess.Popen[str]], ask: Callable[..., str]
+    kind: str, pair: list[subprocess.Popen[str]], ask: Callable[..., str], merge_at_least: Callable[..., None]
 ) -> None:
     with Engine() as engine:
         targets = [engine.attach(one.pid) for one in pair]
-        assert engine.merge_once(0.2).merged_pages >= 500
+        merge_at_least(engine, 500)
         begin(kind, pair[0], ask)
         assert ask(pair[0], "discard") == "0"
         engine.merge_once(0.2)
@@ -79,11 +75,11 @@ def test_what_was_merged_before_the_worker_came_is_discarded_to_zeros(
 
 @pytest.mark.timeout(60)
 def test_what_a_worker_discards_is_zeros_when_it_says_so(
-    pair: list[subprocess.Popen[str]], ask: Callable[..., str]
+    pair: list[subprocess.Popen[str]], ask: Callable[..., str], merge_at_least: Callable[..., None]
 ) -> None:
     with Engine() as engine:
         targets = [engine.attach(one.pid) for one in pair]
-        assert engine.merge_once(0.2).merged_pages >= 500
+        merge_at_least(engine, 500)
         begin("mapped", pair[1], ask)  # skips where there is no io_uring
         assert ask(pair[0], "madvise") == "0"
         assert engine.targets == targets
@@ -117,10 +113,7 @@ print(json.dumps(told))
 
 @pytest.mark.timeout(120)
 def test_the_same_for_an_ordinary_user_who_stays_traced(as_user: Any, program: Path) -> None:
-    copy = as_user.folder / "workers"
-    shutil.copy2(program, copy)
-    copy.chmod(0o755)
-    done = as_user.run("-c", DRIVER, str(copy), *KINDS, timeout=100)
+    done = as_user.run("-c", DRIVER, str(program), *KINDS, timeout=100)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     if not told:

@@ -813,7 +813,11 @@ impl Target {
             unstopped: self.unstopped,
         };
         tracer.transfers.know(self.pid, self.workshop.room());
-        tracer.stop(&self.process, timeout, strictness, &mut watch)
+        let stopped = tracer.stop(&self.process, timeout, strictness, &mut watch);
+        if matches!(stopped, Err(ref e) if !matches!(e, StopError::Gone)) {
+            self.watch_what_was_read();
+        }
+        stopped
     }
 
     /// Does `work` for batches of `runs` inside stops sized to the pause budget.
@@ -858,6 +862,12 @@ impl Target {
             }
             let pages: usize = batch.iter().map(|r| r.pages as usize).sum();
             let mut codes = vec![Code::Done as u8; pages];
+            if self.is_unstopped() {
+                // Since a stop of this request has failed. Frames mapped now would be taken for discarded ones.
+                out.codes
+                    .resize(out.codes.len() + pages, Code::Timeout as u8);
+                continue;
+            }
             match self.stop(tracer, self.limits.stop_timeout, Strictness::All) {
                 Err(StopError::Timeout) => codes.fill(Code::Timeout as u8),
                 Err(StopError::Gone) => codes.fill(Code::Gone as u8),

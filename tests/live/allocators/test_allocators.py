@@ -2,7 +2,7 @@
 
 Two processes of one program run at once and are merged every 0.05 s, so that they share frames; each checks every byte
 that it was given. ``make test`` runs each alone for about a second, so that a failure is soon found, and all side by
-side for 30 seconds (``PAGEONE_FIRE_SECONDS``); ``make soak`` does that for ten minutes (``PAGEONE_SOAK_SECONDS``). Go
+side for 15 seconds (``PAGEONE_FIRE_SECONDS``); ``make soak`` does that for ten minutes (``PAGEONE_SOAK_SECONDS``). Go
 and Java, which take seconds to compile and to warm up, belong to ``make realworld``.
 """
 
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pageone.engine import Engine
 from pageone.live import LiveBackend
 
 SECONDS = 1.2
-FIRE_SECONDS = float(os.environ.get("PAGEONE_FIRE_SECONDS", "30"))
+FIRE_SECONDS = float(os.environ.get("PAGEONE_FIRE_SECONDS", "15"))
 SOAK_SECONDS = float(os.environ.get("PAGEONE_SOAK_SECONDS", "600"))
 REALWORLD_SECONDS = float(os.environ.get("PAGEONE_REALWORLD_SECONDS", "30"))
 PERIOD = 0.05
@@ -65,12 +65,9 @@ def _library(name: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def allocate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("allocate") / "allocate"
+def allocate(compiled: Callable[..., Path]) -> Path:
     # Without the compiler's own knowledge of malloc: what calloc returns is to be looked at.
-    options = ["-O2", "-pthread", "-fno-builtin", "-o", str(program)]
-    subprocess.run(["gcc", *options, str(HERE / "allocate.c")], check=True)
-    return program
+    return compiled(HERE / "allocate.c", "-fno-builtin")
 
 
 #: A program, the arguments before its seconds and seed, and what is added to its environment.

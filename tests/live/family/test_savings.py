@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,25 +23,18 @@ Run = Callable[[str], dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    built = tmp_path_factory.mktemp("family") / "family"
-    subprocess.run(["gcc", "-O2", "-o", str(built), str(HERE / "family.c")], check=True)
-    return built
+def program(compiled: Callable[..., Path]) -> Path:
+    return compiled(HERE / "family.c")
 
 
 @pytest.fixture(params=["this user", "ordinary user"])
 def run(request: pytest.FixtureRequest, program: Path, spawn: Any) -> Run:
     """Run a scenario behind the driver and return what it has told."""
     user = request.getfixturevalue("as_user") if request.param == "ordinary user" else None
-    path = program
-    if user is not None:
-        path = user.folder / "family"
-        shutil.copy2(program, path)
-        path.chmod(0o755)
 
     def go(scenario: str) -> dict[str, Any]:
         python, options = (sys.executable, {}) if user is None else (user.python, user.identity)
-        process = spawn([python, "-c", DRIVER + scenario, str(path)], **options)
+        process = spawn([python, "-c", DRIVER + scenario, str(program)], **options)
         out, err = process.communicate(timeout=100)
         assert process.returncode == 0, err
         told: dict[str, Any] = json.loads(out.splitlines()[-1])

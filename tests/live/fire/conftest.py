@@ -12,11 +12,8 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def fire(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("fire") / "fire"
-    source = Path(__file__).with_name("fire.c")
-    subprocess.run(["gcc", "-O2", "-pthread", "-w", "-o", str(program), str(source)], check=True)
-    return program
+def fire(compiled: Callable[..., Path]) -> Path:
+    return compiled(Path(__file__).with_name("fire.c"))
 
 
 class Fire:

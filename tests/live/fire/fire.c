@@ -501,7 +501,7 @@ static void orphans(void) {
     for (unsigned i = 0; i < expected; i++) {
         struct pollfd p = {.fd = report[0], .events = POLLIN};
         char c;
-        if (poll(&p, 1, 10000) != 1) wrong("orphan %u of %u hangs or has died", i, expected);
+        if (poll(&p, 1, 40000) != 1) wrong("orphan %u of %u hangs or has died", i, expected);
         MUST(read(report[0], &c, 1) == 1 && c == 'k');
     }
     check_range(0, PAGES);

@@ -1,7 +1,7 @@
 """Programs under fire: real threads write and check at full speed while the engine merges every 0.05 s.
 
 Each scenario of ``fire.c`` is one hazard. Several run side by side under one engine, and share frames: so each gets
-its 30 seconds in ``make test`` (``PAGEONE_FIRE_SECONDS``) and its ten minutes in ``make soak``
+its 15 seconds in ``make test`` (``PAGEONE_FIRE_SECONDS``) and its ten minutes in ``make soak``
 (``PAGEONE_SOAK_SECONDS``) without taking hours together. A failure names the scenario.
 """
 
@@ -24,7 +24,7 @@ from pageone.engine import Engine
 from pageone.errors import PageOneError
 from pageone.live import LiveBackend, LiveTarget
 
-SECONDS = float(os.environ.get("PAGEONE_FIRE_SECONDS", "30"))
+SECONDS = float(os.environ.get("PAGEONE_FIRE_SECONDS", "15"))
 SOAK_SECONDS = float(os.environ.get("PAGEONE_SOAK_SECONDS", "600"))
 PERIOD = 0.05
 MERGED = 300  #: a scenario of which no more pages were merged has shown nothing

@@ -95,7 +95,11 @@ impl Target {
                 }
                 Err(StopError::Refused(_) | StopError::Shared) => break,
                 // It was a child that was told of, and its parent waits for it.
-                Err(StopError::Timeout) if !self.pending() && !self.needs_mending() => return,
+                Err(StopError::Timeout)
+                    if !self.pending() && !self.needs_mending() && !self.is_unstopped() =>
+                {
+                    return
+                }
                 Err(StopError::Timeout) => {}
             }
         }

@@ -130,9 +130,21 @@ impl Target {
         }
     }
 
+    /// To be called when a stop has failed: what was let happen in it must be zero from now on, for its threads run on. It is
+    /// no business of a later stop, before which the program may have written there.
+    pub(super) fn watch_what_was_read(&mut self) {
+        let read = !self.discarded.is_empty() || !self.moved.is_empty();
+        if read && !remedies::without("outside") {
+            self.watch_closely();
+        }
+    }
+
     /// Watches all frames closely from now on.
     fn watch_closely(&mut self) {
         if std::mem::replace(&mut self.unstopped, true) {
+            // Taken note of when it was read.
+            self.discarded.clear();
+            self.moved.clear();
             return;
         }
         if self.for_life {
@@ -257,7 +269,9 @@ impl Target {
         let Ok(stopped) = self.stop(tracer, STOP_TIMEOUT, Strictness::NoUserCode) else {
             return false;
         };
-        let settled = !tracer.shared(&self.process) && !self.pending();
+        // A thread that has not stopped may be in the middle of a fork: its child would have what is not filled yet.
+        let all = self.process.thread_count() == stopped.tids.len();
+        let settled = all && !tracer.shared(&self.process) && !self.pending();
         self.mend(tracer, &stopped);
         if settled {
             self.settle(&stopped);
