@@ -35,6 +35,8 @@ PAGES = 64
 LARGE = 1 << 20
 #: Stops that a run must have made to have shown something, however busy the machine is.
 STOPS = 10
+#: How long a run may take: some 20 s, but on a very busy machine most stops of the threads, 70 and more, come too late.
+RUN_S = 240
 #: How long something is waited for that takes no time but on a very busy machine.
 PATIENCE_S = 60
 
@@ -110,18 +112,20 @@ def _arguments(program: Path, folder: Path, wanted: int, size: int) -> list[str]
     return [str(a) for a in (program, folder, LONG_S, wanted, size, seed)]
 
 
+@pytest.mark.timeout(RUN_S + 30)
 @pytest.mark.needs("gcc")
 def test_no_transfer_of_any_kind_is_cut_short_or_interrupted(transfers: Path, tmp_path: Path, spawn: Any) -> None:
     argv = _arguments(transfers, tmp_path, 0, BYTES)
     process = spawn.python(DRIVER, "0.01", str(SECONDS), str(STOPS), *argv)
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=RUN_S)
     _verdict(subprocess.CompletedProcess(argv, process.returncode, out, err), STOPS)
 
 
+@pytest.mark.timeout(RUN_S + 30)
 @pytest.mark.needs("gcc")
 def test_nor_under_the_engine_of_an_ordinary_user(transfers: Path, as_user: Any) -> None:
     argv = _arguments(transfers, as_user.folder / "home", 0, BYTES)
-    _verdict(as_user.run("-c", DRIVER, "0.01", str(SECONDS), str(STOPS), *argv, timeout=100), STOPS)
+    _verdict(as_user.run("-c", DRIVER, "0.01", str(SECONDS), str(STOPS), *argv, timeout=RUN_S), STOPS)
 
 
 @pytest.mark.soak
