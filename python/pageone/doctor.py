@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pageone import procfs
+
 __all__ = ["Diagnosis", "Finding", "diagnose"]
 
 State = Literal["ok", "limited", "missing"]
@@ -60,7 +62,6 @@ _UFFD_NEEDED = ("PAGEFAULT_FLAG_WP", "EVENT_REMOVE", "WP_HUGETLBFS_SHMEM", "WP_U
 _PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg), 12 words of 8 bytes
 _PAGE_IS_PRESENT = 1 << 3
 
-_CAP_SYS_PTRACE = 19
 _CAP_SYS_ADMIN = 21
 
 #: Below this many mappings a target soon runs out of them: merging splits mappings.
@@ -131,7 +132,7 @@ def diagnose() -> Diagnosis:
         machine=platform.machine(),
         uid=os.geteuid(),
         merge_own=own,
-        merge_any=own and _capable(_CAP_SYS_PTRACE),
+        merge_any=own and procfs.capable(procfs.CAP_SYS_PTRACE),
         findings=findings,
     )
 
@@ -141,13 +142,6 @@ def _read(path: str) -> str | None:
         return Path(path).read_text().strip()
     except OSError:
         return None
-
-
-def _capable(capability: int) -> bool:
-    for line in (_read("/proc/self/status") or "").splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> capability & 1)
-    return False
 
 
 def _syscall(number: int, *args: Any) -> int:
@@ -277,7 +271,7 @@ def _userfaultfd() -> Finding:
 def _ptrace_scope() -> Finding:
     name = "ptrace scope"
     text = _read("/proc/sys/kernel/yama/ptrace_scope")
-    privileged = _capable(_CAP_SYS_PTRACE)
+    privileged = procfs.capable(procfs.CAP_SYS_PTRACE)
     who = "processes of every user" if privileged else "processes of this user"
     if text is None:
         return Finding(name, "ok", "no Yama", f"{who} can be merged")
@@ -318,9 +312,7 @@ def _stop_and_read() -> Finding:
     step = ""
     try:
         step = "process_vm_readv"
-        with open(f"/proc/{child.pid}/maps") as maps:
-            address = int(maps.readline().split("-")[0], 16)
-        _read_remote(child.pid, address)
+        _read_remote(child.pid, procfs.first_mapping(child.pid))
         step = "ptrace"
         _ptrace(_PTRACE_SEIZE, child.pid)
         _ptrace(_PTRACE_INTERRUPT, child.pid)
@@ -503,13 +495,10 @@ def _overcommit() -> Finding:
 def _proc_visible() -> Finding:
     """Whether every process's maps can be seen: the proof that a frame is free rests on it."""
     name = "processes visible"
-    for line in (_read("/proc/self/mounts") or "").splitlines():
-        fields = line.split()
-        if fields[1] == "/proc" and fields[2] == "proc":
-            hidden = [
-                o for o in fields[3].split(",") if o.startswith("hidepid=") and o not in ("hidepid=0", "hidepid=off")
-            ]
-            if hidden and not _capable(_CAP_SYS_PTRACE):
+    for kind, _, place, options in procfs.mounts():
+        if place == "/proc" and kind == "proc":
+            hidden = [o for o in options if o.startswith("hidepid=") and o not in ("hidepid=0", "hidepid=off")]
+            if hidden and not procfs.capable(procfs.CAP_SYS_PTRACE):
                 return Finding(
                     name,
                     "limited",

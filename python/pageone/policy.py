@@ -1,12 +1,14 @@
 """What is worth doing: the arithmetic of planning and the constants behind it, for all who plan or promise.
 
-For: the engine, which acts on it, ``scan``, which promises what the engine does, and ``bench``. Pure functions of
-numbers and numpy arrays, tested with numbers typed by hand; knows neither a process nor the system. ``group`` numbers
-contents from 0.
+For: the engine and its backend, which act on it, ``scan``, which promises what they do, and ``bench``. Pure functions
+of numbers, names and numpy arrays, tested with values typed by hand; knows neither a process nor the system.
 """
 
 from __future__ import annotations
 
+import bisect
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +18,9 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-__all__ = ["HUGE_SHARE", "MAPPINGS_PER_RUN", "MAPPING_BYTES", "MAP_SHARE", "MAX_SHARING", "MIN_RUN", "PAGES_PER_HUGE"]
-__all__ += ["REPEAT_SHARE", "Limits", "afford", "frames_wanted", "spread", "worth_splitting"]
+__all__ = ["FLAGS_REPEATED", "HUGE_SHARE", "MAPPINGS_PER_RUN", "MAPPING_BYTES", "MAP_SHARE", "MAX_SHARING", "MIN_RUN"]
+__all__ += ["PAGES_PER_HUGE", "REPEAT_SHARE", "Limits", "advice", "afford", "flags_at", "frames_wanted"]
+__all__ += ["left_for_flags", "left_for_name", "placed_apart", "spread", "worth_splitting"]
 
 #: Pages that may share one frame: KSM's default, too. The kernel walks over all of them.
 MAX_SHARING = 256
@@ -35,6 +38,14 @@ MAPPINGS_PER_RUN = 2
 MAPPING_BYTES = 256
 #: x86-64 and aarch64 with 4 KiB pages: 2 MiB.
 PAGES_PER_HUGE = 512
+#: Mappings that are never merged, by name: grown or written by the kernel.
+_NAMES_LEFT = re.compile(r"^\[(stack|vdso|vvar|vvar_vclock|vsyscall|uprobes)")
+#: Flags, as smaps has them, whose meaning a merged mapping would not keep: locked, wiped in children, of a device (io,
+#: pf, mm), huge pages of hugetlbfs, growing down, a shadow stack, and (``key``) under a protection key.
+_FLAGS_LEFT = frozenset(("lo", "wf", "io", "pf", "ht", "mm", "gd", "ss", "key"))
+#: Flags that new mappings are given again, and the bit that asks for it: don't fork, don't dump, huge pages wanted, not
+#: wanted, KSM may merge.
+FLAGS_REPEATED = {"dc": 1, "dd": 2, "hg": 4, "nh": 8, "mg": 16}
 
 
 @dataclass(frozen=True)
@@ -98,3 +109,40 @@ def worth_splitting(candidates: I64, limits: Limits) -> Bools:
     ``candidates``: pages of each that are zero or have an equal page.
     """
     return candidates > limits.huge_share * PAGES_PER_HUGE
+
+
+# --- what is left alone ---------------------------------------------------------------------------------------
+
+
+def left_for_name(names: Sequence[str]) -> Bools:
+    """Tell which names are those of mappings that are never merged."""
+    return np.array([bool(_NAMES_LEFT.match(its)) for its in names], np.bool_)
+
+
+def flags_at(flags: Mapping[int, frozenset[str]], starts: U64) -> list[frozenset[str]]:
+    """Return the flags of the mapping that each address is in; a mapping that was not told counts as a device's."""
+    ascending = sorted(flags)
+    return [flags.get(_at_or_below(ascending, at), frozenset(("io",))) for at in starts.tolist()]
+
+
+def left_for_flags(flags: Sequence[frozenset[str]]) -> Bools:
+    """Tell which mappings are left alone for their flags."""
+    return np.array([bool(its & _FLAGS_LEFT) for its in flags], np.bool_)
+
+
+def advice(flags: Sequence[frozenset[str]]) -> U64:
+    """Return the bits of what is to be asked for again of the mappings that take the place of these."""
+    return np.array([sum(bit for flag, bit in FLAGS_REPEATED.items() if flag in its) for its in flags], np.uint64)
+
+
+def placed_apart(policies: Mapping[int, str], usual: str, starts: U64) -> Bools:
+    """Tell which mappings have a memory policy of their own (``mbind``), not the process's: frames have none."""
+    ascending = sorted(policies)
+    its = [policies.get(_at_or_below(ascending, at), usual) for at in starts.tolist()]
+    return np.array([policy != usual for policy in its], np.bool_)
+
+
+def _at_or_below(ascending: list[int], value: int) -> int:
+    """Return the last of ``ascending`` that is not above ``value``; -1 where all are."""
+    at = bisect.bisect_right(ascending, value)
+    return ascending[at - 1] if at else -1

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pageone import doctor
+from pageone import doctor, procfs
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -79,7 +79,7 @@ def test_each_ptrace_scope_is_judged_by_what_it_lets_this_user_do(
     monkeypatch: pytest.MonkeyPatch, scope: str | None, privileged: bool, state: str
 ) -> None:
     monkeypatch.setattr(doctor, "_read", lambda path: scope)
-    monkeypatch.setattr(doctor, "_capable", lambda capability: privileged)
+    monkeypatch.setattr(procfs, "capable", lambda capability: privileged)
     assert doctor._ptrace_scope().state == state
 
 

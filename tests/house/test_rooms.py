@@ -38,7 +38,7 @@ ROOMS: dict[str, set[str]] = {
 }
 
 # Files right under pageone, and what of pageone each may import.
-FILES: dict[str, set[str]] = {"errors": set(), "policy": {"errors"}, "doctor": set()}
+FILES: dict[str, set[str]] = {"errors": set(), "procfs": set(), "policy": {"errors"}, "doctor": {"procfs"}}
 
 # Modules of another room that a room may import, where it may not import all of it.
 PARTS: dict[tuple[str, str], set[str]] = {("live", "engine"): {"backend", "arrays", "clock"}}
@@ -154,12 +154,34 @@ def test_every_room_is_in_the_rule() -> None:
     assert rooms - set(ROOMS) == set(), "say in ROOMS which rooms it may import"
 
 
-def test_doctor_needs_nothing_but_the_standard_library() -> None:
-    for node in ast.walk(ast.parse((PACKAGE / "doctor.py").read_text())):
+@pytest.mark.parametrize("file", ["doctor", "procfs"])
+def test_it_needs_nothing_but_the_standard_library(file: str) -> None:
+    for node in ast.walk(ast.parse((PACKAGE / f"{file}.py").read_text())):
         if isinstance(node, ast.Import):
             assert all(a.name.split(".")[0] in sys.stdlib_module_names for a in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert (node.module or "").split(".")[0] in sys.stdlib_module_names
+            assert (node.module or "").split(".")[0] in {*sys.stdlib_module_names, "pageone"}
+
+
+# Files of /proc/PID that are text to parse; mappings and pages are read by the native core. (``live/shown.py`` compares
+# the name of one, and hands it to the native core.)
+PARSED = r"/proc/(self|\{\})/(task/\{\}/)?(stat|status|maps|smaps|smaps_rollup|numa_maps|cgroup|cmdline|comm|schedstat"
+PARSED += r"|mountinfo|mounts|children|syscall|fdinfo|ksm_\w+)$"
+
+
+def test_the_files_of_processes_are_parsed_in_one_place() -> None:
+    found: list[str] = []
+    for path in sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "procfs.py", PACKAGE / "live" / "shown.py"}):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                text = "".join(str(v.value) if isinstance(v, ast.Constant) else "{}" for v in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = node.value
+            else:
+                continue
+            if re.fullmatch(PARSED, text):
+                found.append(f"{path.relative_to(ROOT)} reads {text}")
+    assert not found
 
 
 def test_every_crate_and_room_opens_with_what_it_is_for() -> None:

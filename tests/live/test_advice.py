@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.conftest import WITH_LIBC
 
+from pageone import procfs
 from pageone.engine import Engine
 from pageone.live import backend
 
@@ -140,7 +141,7 @@ def flags_at(pid: int, at: int) -> tuple[str, frozenset[str]]:
     """Return the name of the mapping at an address, and its flags."""
     text = Path(f"/proc/{pid}/smaps").read_text()
     names = {int(line[: line.index("-")], 16): line for line in text.splitlines() if " rw-p " in line}
-    return names[at].split(maxsplit=5)[-1] if len(names[at].split()) > 5 else "", backend.flags_in(text)[at]
+    return names[at].split(maxsplit=5)[-1] if len(names[at].split()) > 5 else "", procfs.mapping_flags_in(text)[at]
 
 
 def test_memory_meant_for_ksm_stays_so(spawn: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pageone import procfs
 from pageone.engine import Engine
 from pageone.engine.backend import U64
 from pageone.engine.pages import address
@@ -112,8 +113,8 @@ def test_the_flags_of_new_mappings_are_read_as_often_as_their_share_of_the_time_
     spawn: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = []
-    ask = backend._smaps_flags
-    monkeypatch.setattr(backend, "_smaps_flags", lambda pid: reads.append(pid) or ask(pid))
+    ask = procfs.mapping_flags
+    monkeypatch.setattr(procfs, "mapping_flags", lambda pid: reads.append(pid) or ask(pid))
     process = spawn.python(MAPPER)
 
     def map_more() -> None:
@@ -275,5 +276,5 @@ VmFlags: rd wr mr mw me lo ac
 def test_a_mapping_with_a_protection_key_is_told_from_others() -> None:
     plain = {"rd", "wr", "mr", "mw", "me", "ac"}
     for first, its in (("0", plain | {"sd"}), ("3", plain | {"sd", "key"})):
-        found = backend.flags_in(SMAPS.format(first=first))
+        found = procfs.mapping_flags_in(SMAPS.format(first=first))
         assert found == {0x7F0000000000: frozenset(its), 0x7F0000005000: frozenset(plain | {"lo"})}

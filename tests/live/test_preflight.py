@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pageone import doctor
+from pageone import doctor, procfs
 from pageone.errors import BadTargetError, TargetError, UnsupportedError
 from pageone.live import preflight
 
@@ -55,7 +55,7 @@ sys.stdin.read()
 
 
 def state_of(pid: int) -> str:
-    return preflight._stat(pid)[0]
+    return procfs.stat(pid).state
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -102,8 +102,8 @@ def test_a_zombie_is_refused(spawn: Any) -> None:
 def test_a_kernel_thread_is_refused() -> None:
     for entry in sorted(int(p) for p in os.listdir("/proc") if p.isdigit()):
         try:
-            is_kernel = int(preflight._stat(entry)[6]) & 0x00200000
-        except TargetError:
+            is_kernel = procfs.stat(entry).kernel
+        except OSError:
             continue
         if is_kernel:
             with pytest.raises(BadTargetError, match="thread of the kernel"):
@@ -197,12 +197,12 @@ def test_a_32_bit_program_is_refused(spawn: Any, tmp_path: Path) -> None:
 def test_ptrace_scope_decides_for_a_user_without_the_capability(
     monkeypatch: pytest.MonkeyPatch, scope: int, declared: bool, words: str | None
 ) -> None:
-    monkeypatch.setattr(preflight, "_ptrace_scope", lambda: scope)
-    monkeypatch.setattr(preflight, "_privileged", lambda: False)
+    monkeypatch.setattr(procfs, "ptrace_scope", lambda: scope)
+    monkeypatch.setattr(procfs, "capable", lambda capability: False)
     parent = os.getppid()
-    if preflight._status(parent)["Uid"] != preflight._status(os.getpid())["Uid"]:
+    if procfs.status(parent)["Uid"] != procfs.status(os.getpid())["Uid"]:
         pytest.skip("the parent of this process is another user's")
-    status = preflight._status(parent)
+    status = procfs.status(parent)
     if words is None:
         preflight._check_rights(parent, "x", status, declared=declared)
     else:
@@ -211,8 +211,8 @@ def test_ptrace_scope_decides_for_a_user_without_the_capability(
 
 
 def test_a_child_may_be_merged_under_ptrace_scope_1(spawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "_ptrace_scope", lambda: 1)
-    monkeypatch.setattr(preflight, "_privileged", lambda: False)
+    monkeypatch.setattr(procfs, "ptrace_scope", lambda: 1)
+    monkeypatch.setattr(procfs, "capable", lambda capability: False)
     pid = ready(spawn.python(SLEEP))
     assert preflight.check(pid).pid == pid
 
@@ -283,9 +283,9 @@ def test_where_sharers_of_memory_cannot_be_told_nothing_is_merged() -> None:
 
 def test_a_thread_with_a_shadow_stack_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     # No processor here has any: the line is as the kernel writes it on those that have.
-    parse = preflight._parse
+    told = procfs.thread_status
     line = {"x86_Thread_features": "shstk wrss"}
-    monkeypatch.setattr(preflight, "_parse", lambda text: parse(text) | line)
+    monkeypatch.setattr(procfs, "thread_status", lambda pid, thread: told(pid, thread) | line)
     with pytest.raises(UnsupportedError, match="shadow stack"):
         preflight._check_threads(os.getpid(), "x", ())
     line["x86_Thread_features"] = ""

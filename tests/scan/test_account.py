@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pageone.errors import UsageError
+from pageone.policy import MAPPING_BYTES
 from pageone.scan import ScanReport, account, scan
 
 PAGE = 4096
@@ -35,7 +36,7 @@ def test_runs_of_duplicates_need_a_mapping_or_two_each(tmp_path: Path) -> None:
         {"from": 1, "to": 1, "runs": 2, "pages": 2},
         {"from": 2, "to": 3, "runs": 2, "pages": 6},
     ]
-    assert report.pageone["net_bytes"] == 4 * PAGE - 8 * account.MAPPING_BYTES
+    assert report.pageone["net_bytes"] == 4 * PAGE - 8 * MAPPING_BYTES
 
 
 def test_runs_shorter_than_asked_for_are_left_out_and_what_that_leaves_alone_too(tmp_path: Path) -> None:
@@ -99,13 +100,6 @@ def test_ranges_of_files_mapped_more_than_once_are_counted_like_a_set() -> None:
                 pages += [(device, inode, page) for page in range(low, high)]
             rows.append(np.array(table, np.uint64).reshape(-1, 4))
         assert account.page_cache_shared(rows, PAGE) == (len(pages) - len(set(pages))) * PAGE
-
-
-def test_frames_needed_follow_the_engine() -> None:
-    from pageone.policy import Limits, frames_wanted
-
-    pages = np.arange(1, 5000)
-    assert np.array_equal(account.frames_needed(pages), frames_wanted(pages, Limits()))
 
 
 def test_a_report_survives_json_and_another_version_is_refused(tmp_path: Path) -> None:

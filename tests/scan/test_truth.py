@@ -65,6 +65,40 @@ def test_pageone_frees_what_the_scan_promised_within_two_percent(spawn: Spawner)
     assert after.saveable_bytes < 0.05 * promised.saveable_bytes
 
 
+# Twins of 500 pages in a mapping of their own, asked for something that a merged mapping would not keep.
+FLAGGED = """
+import ctypes, mmap, sys
+import numpy as np
+libc = ctypes.CDLL(None, use_errno=True)
+m = mmap.mmap(-1, 1000 * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+m.madvise(15)
+v = np.frombuffer(m, dtype=np.uint64).reshape(2, 500, 512)
+v[:] = 0
+v[:, :, 3] = np.arange(7_000_001, 7_000_501)
+at, size = ctypes.c_void_p(v.ctypes.data), ctypes.c_size_t(1000 * 4096)
+assert (libc.mlock(at, size) if sys.argv[1] == "locked" else libc.madvise(at, size, 18)) == 0
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.needs("merge")
+@pytest.mark.parametrize("what", ["locked", "wiped in children"])
+def test_memory_that_the_engine_leaves_alone_for_its_flags_is_not_promised(spawn: Spawner, what: str) -> None:
+    from pageone.engine import Engine
+
+    process = spawn.python(FLAGGED, what)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "\n", process.stderr.read() if process.stderr else ""
+    promised = scan(pids=[process.pid])
+    assert promised.pageone["not_mergeable_pages"] >= 1000
+    with Engine() as engine:
+        engine.attach(process.pid)
+        merged = engine.merge_once(quiet_s=0.3)
+    assert merged.merged_pages < 500
+    assert promised.pageone["merged_pages"] < 500
+
+
 @pytest.mark.needs("root", "ksm")
 def test_the_kernels_ksm_frees_what_the_scan_promised_within_five_percent(spawn: Spawner) -> None:
     from pageone import ksm

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from pageone import procfs
 from pageone.errors import PageOneError, UsageError
 
 GIB_PAGES = 1 << 18
@@ -59,8 +60,7 @@ class VictimProcess:
 
     def cpu_s(self) -> float:
         """CPU-seconds of the process until now."""
-        threads = Path(f"/proc/{self.pid}/task")
-        return sum(int((t / "schedstat").read_text().split()[0]) for t in threads.iterdir()) / 1e9
+        return sum(procfs.cpu_s(thread) for thread in procfs.threads(self.pid))
 
     def close(self) -> None:
         """End it."""
@@ -89,13 +89,8 @@ def victims(kind: str, pages: int, count: int = 1, **spec: Any) -> Iterator[list
 
 def machine() -> dict[str, Any]:
     """Describe the machine."""
-    name = ""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            name = line.partition(":")[2].strip()
-            break
     return {
-        "cpu": name,
+        "cpu": procfs.cpuinfo("model name"),
         "cpus": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "kernel": platform.release(),

@@ -18,6 +18,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pageone import procfs
+
 __all__ = ["measure", "register"]
 
 WRITE_S = 4.0  #: seconds for which a sharer writes in each phase
@@ -32,14 +34,6 @@ def _timed(action: Any) -> float:
 
 def _compact() -> None:
     Path("/proc/sys/vm/compact_memory").write_text("1")
-
-
-def _counter(name: str) -> int:
-    for line in Path("/proc/vmstat").read_text().splitlines():
-        key, _, value = line.partition(" ")
-        if key == name:
-            return int(value)
-    return 0
 
 
 def _one(pages: int, processes: int, max_sharing: int, tell: Any) -> dict[str, Any]:
@@ -92,17 +86,17 @@ def _one(pages: int, processes: int, max_sharing: int, tell: Any) -> dict[str, A
             return float(np.percentile(slow, 99.9)) * 1e6 if slow else 0.0, seconds
 
         result["write_p999_us_alone"], _ = churn(0.05)
-        moved = _counter("pgmigrate_success")
+        moved = procfs.vmstat("pgmigrate_success")
         try:
             result["write_p999_us_compacting"], result["compact_s"] = churn(0.05, _compact)
-            result["migrated_pages"] = _counter("pgmigrate_success") - moved
+            result["migrated_pages"] = procfs.vmstat("pgmigrate_success") - moved
         except PermissionError:
             result["compact_s"] = None  # needs root
         result["reclaim_s"] = None  # needs root and zram
         if group is not None:
-            paged = _counter("pswpout")
+            paged = procfs.vmstat("pswpout")
             result["write_p999_us_reclaiming"], result["reclaim_s"] = churn(0.05, lambda: reclaim(group))
-            result["paged_out"] = _counter("pswpout") - paged
+            result["paged_out"] = procfs.vmstat("pswpout") - paged
         wrong = sum(int(t.ask("check")["wrong"]) for t in targets)
         result["wrong_pages"] = wrong
         assert wrong == 0, "a byte has changed"

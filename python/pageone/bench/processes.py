@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pageone import procfs
 from pageone.bench import _worker
 from pageone.errors import PageOneError, TargetError
 
@@ -134,8 +135,8 @@ class Worker:
         """Return the CPU-seconds of the process without those of its victim."""
         total = cpu_s(self.pid)
         if self.victim:
-            with contextlib.suppress(OSError), open(f"/proc/{self.pid}/task/{self.victim}/schedstat") as file:
-                total -= int(file.read().split()[0]) * 1e-9
+            with contextlib.suppress(OSError):
+                total -= procfs.cpu_s(self.victim)
         return total
 
     def close(self) -> None:

@@ -111,10 +111,11 @@ def reclaim(group: Path) -> None:
 
 
 def _group_of(pid: int, root: Path, first: bool) -> Path:
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if ("memory" in controllers.split(",")) if first else not controllers:
-            return root / path.lstrip("/")
+    from pageone import procfs  # late: the watcher needs the standard library only
+
+    for its in procfs.groups(pid):
+        if ("memory" in its.controllers) if first else not its.controllers:
+            return root / its.path.lstrip("/")
     return root
 
 

@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
+from pageone import procfs
+from pageone._native import mem
 from pageone.bench import _checkout
 from pageone.errors import UsageError
 
@@ -87,11 +89,12 @@ def process_pages(limit: int, workers: int = 4) -> U8:
             assert child.stdout is not None
             child.stdout.readline()
             with open(f"/proc/{child.pid}/mem", "rb", buffering=0) as memory:
-                for line in Path(f"/proc/{child.pid}/maps").read_text().splitlines():
-                    span, rights, *_ = line.split()
-                    start, end = (int(x, 16) for x in span.split("-"))
-                    if not rights.startswith("rw-p") or n >= limit:
-                        continue
+                starts, ends, perms, *_ = mem.maps(child.pid)
+                private = (perms & (mem.PERM_EXEC | mem.PERM_SHARED)) == 0
+                writable = private & ((perms & mem.PERM_WRITE) != 0) & ((perms & mem.PERM_READ) != 0)
+                for start, end in zip(starts[writable].tolist(), ends[writable].tolist(), strict=True):
+                    if n >= limit:
+                        break
                     memory.seek(start)
                     part = np.frombuffer(memory.read(min(end - start, (limit - n) * PAGE_SIZE)), np.uint8)
                     parts.append(part[: part.size // PAGE_SIZE * PAGE_SIZE])
@@ -151,14 +154,7 @@ def measure(rows: U8, contenders: list[str], threads: int, rounds: int) -> tuple
 
 def machine() -> dict[str, Any]:
     """Return what a figure depends on: processor, cores, load, kernel."""
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
+    model = procfs.cpuinfo("model name") or platform.processor()
     return {
         "cpu": model,
         "cores": os.cpu_count(),

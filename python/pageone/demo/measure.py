@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+from pageone import procfs
+
 __all__ = ["available_bytes", "pause_ms", "pss_bytes", "resting_bytes", "settled_available_bytes", "stolen_s"]
 
 
@@ -26,12 +28,7 @@ _STEADY_S = 3.0
 
 def pss_bytes(pids: Iterable[int]) -> int:
     """Return the sum of the proportional set sizes of processes, in bytes. Cost: one walk of their page tables."""
-    total = 0
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1]) * 1024
-    return total
+    return sum(procfs.memory_bytes(pid, "Pss") or 0 for pid in pids)
 
 
 def available_bytes() -> int:

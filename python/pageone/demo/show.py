@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pageone import procfs
 from pageone.demo.measure import pause_ms, pss_bytes, settled_available_bytes, stolen_s
 from pageone.demo.workers import Worker, WorkerSpec, start_workers
 from pageone.engine import Engine, MergeReport
@@ -71,12 +72,7 @@ class DemoResult:
 
 def machine() -> dict[str, Any]:
     """Return what a figure must be read with: processor, number of them, kernel."""
-    model = platform.machine()
-    try:
-        with open("/proc/cpuinfo") as lines:
-            model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
+    model = procfs.cpuinfo("model name") or platform.machine()
     return {"cpu": model, "cpus": os.cpu_count(), "kernel": platform.release()}
 
 

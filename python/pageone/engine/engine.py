@@ -20,10 +20,10 @@ import importlib
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import cast
 
+from pageone import procfs
 from pageone.engine import find, free, merge, plan, scan
 from pageone.engine.accounting import Accounting
 from pageone.engine.backend import Backend
@@ -101,7 +101,7 @@ class Engine:
         budget = CpuBudget(cpu_share(cpu))
         self.period = period
         self.domain = domain
-        mappings = int(map_share * (max_map_count or _max_map_count()))
+        mappings = int(map_share * (max_map_count or procfs.max_map_count()))
         limits = Limits(max_sharing or 1 << 31, repeat_share, huge_share, min_run, mappings)
         self._nice, self._idle = nice, idle
         self._workers = Workers(workers, budget, nice, idle)
@@ -180,7 +180,7 @@ class Engine:
                 self.accounting,
                 self.backend,
                 target,
-                available_bytes or _available_bytes,
+                available_bytes or procfs.available_bytes,
                 functools.partial(progress or _silent, "unmerge"),
                 stop or (lambda: False),
             )
@@ -361,24 +361,9 @@ def _silent(phase: str, done: int, total: int) -> None:
     """Tell nobody."""
 
 
-def _max_map_count() -> int:
-    try:
-        return int(Path("/proc/sys/vm/max_map_count").read_text())
-    except (OSError, ValueError):
-        return 65530  # the kernel's default
-
-
-def _available_bytes() -> int:
-    """Return the memory that the system could give out now (``MemAvailable``), bytes."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise PageOneError("cannot find MemAvailable in /proc/meminfo")
-
-
 def _owner(pid: int) -> int:
     """Return the user whom a process belongs to. Raises :class:`TargetError` when there is none."""
     try:
-        return Path(f"/proc/{pid}").stat().st_uid
+        return procfs.user(pid)
     except OSError:
         raise TargetError(f"process {pid}: no such process") from None

@@ -6,12 +6,14 @@ call that turns KSM on in another process.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pageone import procfs
 from pageone.errors import TargetError, UnsupportedError
 
 PR_SET_MEMORY_MERGE = 67
@@ -36,19 +38,18 @@ class ProcessFigures:
     smaps_bytes: int | None  #: bytes of KSM pages by smaps, zero pages not counted; None without the right to read
 
 
-def _lines(path: Path, pid: int) -> Iterator[list[str]]:
+@contextlib.contextmanager
+def _told(pid: int) -> Iterator[None]:
+    """Say what is in the way of reading a file of a process; one that this kernel does not have is passed over."""
     try:
-        text = path.read_text()
+        yield
     except ProcessLookupError:
         raise TargetError(f"process {pid} has ended: give the PID of a running process") from None
     except FileNotFoundError:
         if not Path(f"/proc/{pid}").exists():
             raise TargetError(f"no process {pid}: give the PID of a running process") from None
-        return
     except PermissionError:
         raise TargetError(f"process {pid} belongs to another user: run as that user or as root") from None
-    for line in text.splitlines():
-        yield line.split()
 
 
 def process_figures(pid: int) -> ProcessFigures:
@@ -57,9 +58,12 @@ def process_figures(pid: int) -> ProcessFigures:
     Raises ``TargetError`` when there is no such process or it may not be looked at. Cost: three small reads and
     one walk of the process's page tables (``smaps_rollup``).
     """
-    proc = Path(f"/proc/{pid}")
-    stat = {line[0].rstrip(":"): line[-1] for line in _lines(proc / "ksm_stat", pid) if line}
-    merging = next((int(line[0]) for line in _lines(proc / "ksm_merging_pages", pid)), None)
+    stat: dict[str, str] = {}
+    merging: int | None = None
+    with _told(pid):
+        stat = procfs.ksm_stat(pid)
+    with _told(pid):
+        merging = procfs.ksm_merging_pages(pid)
 
     def number(name: str) -> int | None:
         return int(stat[name]) if name in stat else None
@@ -68,8 +72,8 @@ def process_figures(pid: int) -> ProcessFigures:
         return stat[name] == "yes" if name in stat else None
 
     try:
-        smaps = next((int(ln[1]) * 1024 for ln in _lines(proc / "smaps_rollup", pid) if ln[0] == "KSM:"), None)
-    except TargetError:
+        smaps = procfs.memory_bytes(pid, "KSM")
+    except OSError:
         smaps = None
     return ProcessFigures(
         pid=pid,
@@ -88,15 +92,9 @@ def smaps_ksm_bytes(pid: int, start: int, end: int) -> int:
 
     Raises ``TargetError`` as :func:`process_figures`. Cost: a walk of the process's page tables.
     """
-    total = 0
-    inside = False
-    for line in _lines(Path(f"/proc/{pid}/smaps"), pid):
-        if not line[0].endswith(":"):
-            low, _, high = line[0].partition("-")
-            inside = int(low, 16) < end and int(high, 16) > start
-        elif inside and line[0] == "KSM:":
-            total += int(line[1]) * 1024
-    return total
+    with _told(pid):
+        return sum(its.get("KSM", 0) for low, high, its in procfs.smaps(pid) if low < end and high > start)
+    return 0
 
 
 def memory_merge(enable: bool = True) -> None:

@@ -6,12 +6,12 @@ follow the kernel's documentation, https://docs.kernel.org/admin-guide/mm/ksm.ht
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pageone import procfs
 from pageone.errors import UnsupportedError
 
 KSM_DIR = Path("/sys/kernel/mm/ksm")
@@ -117,17 +117,13 @@ def read_counters(root: Path = KSM_DIR) -> Counters:
 @cache
 def ksmd_pid() -> int | None:
     """Return the process number of the kernel thread ``ksmd``, or None where it is not visible (a container)."""
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
+    for pid in procfs.processes():
         try:
-            stat = Path(f"/proc/{entry}/stat").read_text()
+            its = procfs.stat(pid)
         except OSError:
             continue
-        name, _, rest = stat.partition("(")[2].rpartition(")")
-        # Kernel threads are the children of kthreadd, process 2.
-        if name == "ksmd" and rest.split()[1] == "2":
-            return int(entry)
+        if its.name == "ksmd" and its.kernel:
+            return pid
     return None
 
 
@@ -140,11 +136,7 @@ def ksmd_cpu_s() -> float:
     pid = ksmd_pid()
     if pid is None:
         raise UnsupportedError("ksmd is not visible: no KSM in this kernel, or this is a PID namespace of its own")
-    text = _read(Path(f"/proc/{pid}/schedstat"))
-    if text is not None:
-        return int(text.split()[0]) * 1e-9
-    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+    return procfs.cpu_s(pid)
 
 
 def metadata_bytes() -> int | None:

@@ -6,21 +6,19 @@ is asked of the guardian. Holds no policy: which pages, when and where is decide
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import functools
 import os
-import re
 import secrets
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import psutil
 
+from pageone import policy, procfs
 from pageone._native import mem
 from pageone.engine.arrays import coalesce, requests
 from pageone.engine.backend import (
@@ -71,23 +69,12 @@ GROUP_S = 1.0
 #: ends processes.
 ROOM_LEFT = 8 << 20
 
-#: Mappings that are never touched, by name: grown or written by the kernel.
-_LEFT_ALONE = re.compile(r"^\[(stack|vdso|vvar|vvar_vclock|vsyscall|uprobes)")
-
-#: Mappings of frames, of this engine's pool or another's.
-_POOL_NAME = "/memfd:pageone (deleted)"
-
 #: CPU time that looking at what a process has open may take, as a share of all time: with ten thousand connections a
 #: look takes some 40 ms. It is looked again in any case before something is merged.
 KINDS_SHARE = 0.02
 
-#: Flags (:func:`flags_in`) of mappings whose meaning a merged mapping would not keep.
-_FLAGS_LEFT_ALONE = frozenset(("lo", "wf", "io", "pf", "ht", "mm", "gd", "ss", "key"))
 #: Whether it matters where memory is.
-_SEVERAL_NODES = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) > 1
-
-#: smaps flags that new mappings are given again: don't fork, don't dump, huge pages wanted, not wanted, KSM may merge.
-_FLAGS_REPEATED = {"dc": 1, "dd": 2, "hg": 4, "nh": 8, "mg": 16}
+_SEVERAL_NODES = procfs.memory_nodes() > 1
 
 T = TypeVar("T")
 
@@ -99,7 +86,7 @@ class LiveTarget:
         self.pid = pid
         self._backend = backend
         self._guardian = backend.guardian
-        self._identity = process.identity(pid)
+        self._identity = procfs.identity(pid)
         self._workshop = self._guardian.attach(pid, follow_forks=backend.follow_forks)
         try:
             self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -132,7 +119,7 @@ class LiveTarget:
 
     def alive(self) -> bool:
         """Whether the process exists and still runs the program that was attached."""
-        return process.identity(self.pid) == self._identity and self._has_workshop()
+        return procfs.identity(self.pid) == self._identity and self._has_workshop()
 
     def _look(self, work: Callable[..., T], *args: Any, **options: Any) -> T:
         """Look at it as long as that does not take for ever."""
@@ -166,7 +153,7 @@ class LiveTarget:
             special = np.ones(len(start), bool)
         else:
             self._close_ends(end[:-1][merged[:-1] & (start[1:] != end[:-1])])
-            special = np.array([bool(_LEFT_ALONE.match(n)) for n in names] or [False])[name]
+            special = policy.left_for_name(names or [""])[name]
         private_rw = (perms & 15) == (_READ | _WRITE)
         if self._backend.limited(self.pid) is not None:
             private_rw[:] = False  # nothing more of it is merged
@@ -229,14 +216,13 @@ class LiveTarget:
             unusable[new] = True  # the same
         elif len(new):
             began = cpu_s()
-            flags = self._look(_smaps_flags, self.pid)
+            flags = self._mapping_flags()
             self.flags_due = time.monotonic() + (cpu_s() - began) / FLAGS_SHARE
-            starts = sorted(flags)
-            its = [flags.get(_at_or_below(starts, address), frozenset(("io",))) for address in start[new].tolist()]
-            left_alone = np.array([bool(f & _FLAGS_LEFT_ALONE) for f in its])
-            advice = np.array([sum(bit for flag, bit in _FLAGS_REPEATED.items() if flag in f) for f in its], np.uint64)
-            if _SEVERAL_NODES:
-                left_alone |= self._look(_placed, self.pid, start[new])
+            its = policy.flags_at(flags, start[new])
+            left_alone, advice = policy.left_for_flags(its), policy.advice(its)
+            told = self._look(procfs.policies, self.pid) if _SEVERAL_NODES else None
+            if told is not None:
+                left_alone |= policy.placed_apart(*told, start[new])
             unusable[new[left_alone]] = True
             usable, advice = new[~left_alone], advice[~left_alone]
             if len(usable):
@@ -247,6 +233,12 @@ class LiveTarget:
         self._armed = start[at[~bad]], end[at[~bad]]
         self._refused = start[at[refused]], end[at[refused]]
         return unusable
+
+    def _mapping_flags(self) -> dict[int, frozenset[str]]:
+        try:
+            return self._look(procfs.mapping_flags, self.pid)
+        except OSError as error:
+            raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
 
     def _scan(self, start: U64, end: U64, mask: int) -> tuple[U64, U64, U64]:
         """Return ranges with all categories of ``mask``, of no zero pages, and their categories; writes show anew."""
@@ -397,7 +389,7 @@ class LiveBackend:
         size = pool_bytes or psutil.virtual_memory().total
         self.frames_max = min(size // PAGE_SIZE, 2**32 - 1)
         self.key = mem.Key(secrets.token_bytes(64))
-        self.follow_forks = process.may_follow_forks()
+        self.follow_forks = procfs.capable(procfs.CAP_SYS_PTRACE)
         self.guardian = Guardian(self.frames_max, pause_s=pause_s, stop_timeout_s=stop_timeout_s)
         self.pool = self.guardian.pool
         self.targets: dict[int, LiveTarget] = {}
@@ -464,7 +456,7 @@ class LiveBackend:
             start, end, _, _, device, inode, name, names = patience.look(pid, mem.maps, thread)
         except (OSError, patience.HeldUpError):  # the latter is refused right after this
             return {}
-        frames = np.array([n == _POOL_NAME for n in names] or [False])[name] & ~self.is_pool(device, inode)
+        frames = np.array([n == preflight.POOL_NAME for n in names] or [False])[name] & ~self.is_pool(device, inode)
         found: dict[tuple[int, int], list[tuple[U64, U32]]] = {}
         for file in {(int(d), int(i)) for d, i in zip(device[frames], inode[frames], strict=True)}:
             its = frames & (device == np.uint64(file[0])) & (inode == np.uint64(file[1]))
@@ -577,49 +569,6 @@ def _pieces(known: tuple[U64, U64], cuts: U64, start: U64, end: U64) -> npt.NDAr
     inside &= (starts[at] == start) | np.isin(start, cuts)
     inside &= (ends[at] == end) | np.isin(end, cuts)
     return inside
-
-
-def _at_or_below(ascending: list[int], value: int) -> int:
-    """Return the last of ``ascending`` that is not above ``value``; -1 where all are."""
-    at = bisect.bisect_right(ascending, value)
-    return ascending[at - 1] if at else -1
-
-
-def _smaps_flags(pid: int) -> dict[int, frozenset[str]]:
-    """Return the flags of each mapping by its start, from smaps. Cost: 0.3 µs a resident page, by the kernel."""
-    try:
-        text = Path(f"/proc/{pid}/smaps").read_text(errors="replace")
-    except OSError as error:
-        raise TargetError(f"process {pid} has ended or cannot be read: {error.strerror}") from error
-    return flags_in(text)
-
-
-def _placed(pid: int, starts: U64) -> npt.NDArray[np.bool_]:
-    """Tell which mappings have a memory policy of their own (``mbind``), another than the process's: frames have none.
-
-    Cost: as that of smaps.
-    """
-    try:
-        lines = [line.split(maxsplit=2) for line in Path(f"/proc/{pid}/numa_maps").read_text().splitlines()]
-    except OSError:
-        return np.zeros(len(starts), bool)  # a kernel without policies; or it has ended
-    policies = {int(line[0], 16): line[1] for line in lines}
-    its = next((line[1] for line in lines if " stack" in f" {line[-1]}"), "default")
-    ascending = sorted(policies)
-    return np.array([policies.get(_at_or_below(ascending, at), its) != its for at in starts.tolist()], bool)
-
-
-def flags_in(text: str) -> dict[int, frozenset[str]]:
-    """Return the flags of each mapping by its start from the text of smaps; ``key`` where a protection key is set."""
-    # A mapping begins with a line of its addresses and ends with that of its flags.
-    flags: dict[int, frozenset[str]] = {}
-    head, *parts = text.split("\nVmFlags: ")
-    for part in parts:
-        its, _, behind = part.partition("\n")
-        key = head.rpartition("\nProtectionKey:")[2] if "\nProtectionKey:" in head else "0"
-        flags[int(head.partition("-")[0], 16)] = frozenset(its.split() + ["key"] * (key.strip() != "0"))
-        head = behind
-    return flags
 
 
 __all__ = ["LiveBackend", "LiveTarget"]

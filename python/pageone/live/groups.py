@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from pageone import procfs
+
 __all__ = ["Groups", "Hierarchy", "available_bytes", "difference", "headroom"]
 
 #: No limit in version 1: the largest number of bytes, a page less.
@@ -73,17 +75,16 @@ class Groups:
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
-        self._hierarchies = list(_mounted((proc / "self/mountinfo").read_text()))
+        self._hierarchies = list(_mounted(proc))
 
     def of(self, pid: int) -> tuple[int, str]:
         """Return the version of the hierarchy that limits memory and the group of a process in it."""
         group = ""
-        for line in (self._proc / str(pid) / "cgroup").read_text().splitlines():
-            number, controllers, path = line.split(":", 2)
-            if "memory" in controllers.split(","):
-                return 1, path
-            if number == "0":
-                group = path
+        for its in procfs.groups(pid, self._proc):
+            if "memory" in its.controllers:
+                return 1, its.path
+            if its.hierarchy == 0:
+                group = its.path
         return 2, group
 
     def limits(self, pid: int, below: str | None = None) -> Iterator[tuple[Hierarchy, str, int]]:
@@ -106,12 +107,10 @@ class Groups:
             group = group.rpartition("/")[0]
 
 
-def _mounted(mountinfo: str) -> Iterator[Hierarchy]:
-    for line in mountinfo.splitlines():
-        before, _, behind = line.partition(" - ")
-        fields, (kind, _, options) = before.split(), behind.split(" ", 2)
-        if kind == "cgroup2" or (kind == "cgroup" and "memory" in options.split(",")):
-            yield Hierarchy(2 if kind == "cgroup2" else 1, fields[3], Path(fields[4]))
+def _mounted(proc: Path) -> Iterator[Hierarchy]:
+    for kind, root, mount, options in procfs.mounts(proc):
+        if kind == "cgroup2" or (kind == "cgroup" and "memory" in options):
+            yield Hierarchy(2 if kind == "cgroup2" else 1, root, Path(mount))
 
 
 @functools.lru_cache(1)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import psutil
 
 import pageone._native as native
+from pageone import procfs
 from pageone.engine.backend import U32, U64, Outcome
 from pageone.errors import PageOneError, TargetError
 from pageone.live import patience
@@ -218,7 +219,7 @@ def _reason(error: OSError) -> str:
 def is_guardian(pid: int) -> bool:
     """Return whether a process is a guardian, this engine's or another's."""
     try:
-        words = patience.look(pid, Path(f"/proc/{pid}/cmdline").read_bytes).split(b"\0")
+        words = patience.look(pid, procfs.arguments, pid)
     except (OSError, patience.HeldUpError):
         return False
     return len(words) > 3 and words[1:3] == [b"-I", b"-S"] and words[3].endswith(b"/" + _SCRIPT.name.encode())

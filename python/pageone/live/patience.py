@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from pageone import procfs
 from pageone.engine import clock
 from pageone.errors import TargetError
-from pageone.live import process
 
 __all__ = ["HeldUpError", "look", "spare"]
 
@@ -148,10 +148,10 @@ def spare(pid: int, work: Callable[..., Any], *args: Any) -> None:
 
 def _of(pid: int) -> _Held:
     """Return what is known of a process. The lock must be held."""
-    identity = process.identity(pid)
+    identity = procfs.identity(pid)
     held = _held.get(pid)
     if held is None or (identity is not None and held.identity != identity and not held.is_stuck()):
-        for gone in [p for p, h in _held.items() if not h.is_stuck() and process.identity(p) != h.identity]:
+        for gone in [p for p, h in _held.items() if not h.is_stuck() and procfs.identity(p) != h.identity]:
             del _held[gone]
         held = _held[pid] = _Held(identity)
     return held

@@ -10,8 +10,10 @@ import os
 import platform
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+import numpy as np
+
+from pageone import procfs
 from pageone._native import mem
 from pageone.doctor import diagnose
 from pageone.errors import BadTargetError, TargetError, UnsupportedError
@@ -19,11 +21,8 @@ from pageone.live import groups, patience
 
 __all__ = ["Facts", "TracedError", "check", "check_system"]
 
-_CAP_SYS_PTRACE = 19
-_PF_KTHREAD = 0x00200000
-_STAT_FLAGS = 6  #: place of the flags in /proc/PID/stat, counted after the name
-_STAT_START = 19  #: place of the start time, likewise
-_POOL_NAME = b" /memfd:pageone (deleted)\n"
+#: Mappings of frames, of this engine's pool or another's.
+POOL_NAME = "/memfd:pageone (deleted)"
 _ELF_CLASS_64 = 2
 _ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 
@@ -94,7 +93,7 @@ def _check(pid: int, ours: Collection[int], declared: bool, pool: tuple[int, int
     if status["State"].startswith(("Z", "X")):
         raise BadTargetError(f"{who}: is a zombie: it has ended and waits for its parent {status['PPid']}")
     stat = _stat(pid)
-    if int(stat[_STAT_FLAGS]) & _PF_KTHREAD:
+    if stat.kernel:
         raise BadTargetError(f"{who}: is a thread of the kernel, which has no memory of its own")
     if pid == os.getpid() or pid in ours:
         raise BadTargetError(f"{who}: is PageONE itself, which cannot stop itself")
@@ -104,7 +103,7 @@ def _check(pid: int, ours: Collection[int], declared: bool, pool: tuple[int, int
         _check_pool(pid, who, pool)
     tracer = _tracer(status)
     if tracer and tracer not in ours:
-        raise TracedError(f"{who}: is traced by PID {tracer} ({_name(tracer)}); try again when it has let go", tracer)
+        raise TracedError(f"{who}: is traced by {_named(tracer)}; try again when it has let go", tracer)
     _check_threads(pid, who, ours)
     _check_pinned(pid, who)
     _check_group(pid, who, charged)
@@ -113,7 +112,7 @@ def _check(pid: int, ours: Collection[int], declared: bool, pool: tuple[int, int
         name=name,
         uid=int(status["Uid"].split()[0]),
         threads=int(status["Threads"]),
-        start_ticks=int(stat[_STAT_START]),
+        start_ticks=stat.start_ticks,
     )
 
 
@@ -121,25 +120,20 @@ def _gone(pid: int) -> BadTargetError:
     return BadTargetError(f"PID {pid}: there is no such process")
 
 
-def _parse(text: str) -> dict[str, str]:
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
-
-
 def _status(pid: int) -> dict[str, str]:
     try:
-        return _parse(Path(f"/proc/{pid}/status").read_text())
+        return procfs.status(pid)
     except (FileNotFoundError, ProcessLookupError):
         raise _gone(pid) from None
     except PermissionError:
         raise TargetError(f"PID {pid}: may not be looked at by this user; run as its user or as root") from None
 
 
-def _stat(pid: int) -> list[str]:
+def _stat(pid: int) -> procfs.Stat:
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        return procfs.stat(pid)
     except (FileNotFoundError, ProcessLookupError):
         raise _gone(pid) from None
-    return text[text.rindex(")") + 2 :].split()
 
 
 def _tracer(status: Mapping[str, str]) -> int:
@@ -151,21 +145,14 @@ def _tracer(status: Mapping[str, str]) -> int:
         return thread
 
 
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return "gone"
-
-
-def _privileged() -> bool:
-    return bool(int(_status(os.getpid())["CapEff"], 16) >> _CAP_SYS_PTRACE & 1)
+def _named(pid: int) -> str:
+    return f"PID {pid} ({procfs.name(pid) or 'gone'})"
 
 
 def _check_rights(pid: int, who: str, status: Mapping[str, str], *, declared: bool) -> None:
     """As the kernel's ptrace check: same user through and through, or the capability; then Yama."""
-    privileged = _privileged()
-    scope = _ptrace_scope()
+    privileged = procfs.capable(procfs.CAP_SYS_PTRACE)
+    scope = procfs.ptrace_scope()
     if not privileged:
         uids, gids = set(status["Uid"].split()[:3]), set(status["Gid"].split()[:3])
         if uids != {str(os.geteuid())} or gids != {str(os.getegid())}:
@@ -173,7 +160,7 @@ def _check_rights(pid: int, who: str, status: Mapping[str, str], *, declared: bo
                 f"{who}: belongs to another user or group (user {'/'.join(sorted(uids))}, "
                 f"group {'/'.join(sorted(gids))}); run as that user, or as root"
             )
-        if os.stat(f"/proc/{pid}/maps").st_uid != os.geteuid():
+        if procfs.held_by(pid) != os.geteuid():
             raise TargetError(f"{who}: protects itself from being traced (it is not dumpable); run as root")
         if scope == 1 and not declared and os.getpid() not in _ancestors(pid):
             raise TargetError(
@@ -184,13 +171,6 @@ def _check_rights(pid: int, who: str, status: Mapping[str, str], *, declared: bo
             raise TargetError(f"{who}: ptrace scope is 2; sysctl kernel.yama.ptrace_scope=0, or run as root")
     if scope == 3:
         raise UnsupportedError(f"{who}: ptrace scope is 3, which forbids everybody until the next boot")
-
-
-def _ptrace_scope() -> int:
-    try:
-        return int(Path("/proc/sys/kernel/yama/ptrace_scope").read_text())
-    except OSError:
-        return 0  # no Yama
 
 
 def _ancestors(pid: int) -> set[int]:
@@ -218,38 +198,31 @@ def _check_architecture(pid: int, who: str) -> None:
 def _check_pool(pid: int, who: str, pool: tuple[int, int]) -> None:
     """Frames of another engine, also of one that was killed, are guarded by that one's guardian."""
     try:
-        with open(f"/proc/{pid}/maps", "rb") as maps:
-            others = [line for line in maps if line.endswith(_POOL_NAME) and _file_of(line) != pool]
+        _, _, _, _, device, inode, which, names = mem.maps(pid)
     except OSError:
         return  # what else is in the way says so below
-    if others:
+    frames = np.array([its == POOL_NAME for its in names] or [False])[which]
+    if (frames & ((device != np.uint64(pool[0])) | (inode != np.uint64(pool[1])))).any():
         raise TargetError(
             f"{who}: shares memory of another engine, which may have been killed: it goes on unharmed and can be "
             "merged by this one when it has been started anew"
         )
 
 
-def _file_of(line: bytes) -> tuple[int, int]:
-    """Device and inode of a line of maps; the major number of the device stands in the upper half."""
-    fields = line.split()
-    major, minor = (int(part, 16) for part in fields[3].split(b":"))
-    return major << 32 | minor, int(fields[4])
-
-
 def _check_threads(pid: int, who: str, ours: Collection[int]) -> None:
     """Seccomp and tracers belong to threads, not to processes."""
     try:
-        threads = os.listdir(f"/proc/{pid}/task")
+        threads = procfs.threads(pid)
     except FileNotFoundError:
         raise _gone(pid) from None
     for thread in threads:
         try:
-            status = _parse(Path(f"/proc/{pid}/task/{thread}/status").read_text())
+            status = procfs.thread_status(pid, thread)
         except (FileNotFoundError, ProcessLookupError):
             continue  # a thread that has ended meanwhile
         tracer = _tracer(status)
         if tracer and tracer not in ours:
-            raise TracedError(f"{who}: thread {thread} is traced by PID {tracer} ({_name(tracer)})", tracer)
+            raise TracedError(f"{who}: thread {thread} is traced by {_named(tracer)}", tracer)
         if "shstk" in status.get("x86_Thread_features", "").split():
             raise UnsupportedError(f"{who}: has a shadow stack, past which calls made in it could not return")
         mode = status.get("Seccomp", "0")
@@ -292,11 +265,4 @@ def _pinned(pid: int) -> str | None:
 
 def _registered_buffers(pid: int) -> bool:
     """Whether a ring of the process says that it has registered buffers."""
-    for info in Path(f"/proc/{pid}/fdinfo").glob("*"):
-        try:
-            found = _parse(info.read_text(errors="replace"))
-        except OSError:
-            continue  # closed meanwhile
-        if found.get("UserBufs", "0") not in ("", "0"):
-            return True
-    return False
+    return any(found.get("UserBufs", "0") not in ("", "0") for found in procfs.descriptor_fields(pid))

@@ -28,6 +28,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from pageone import procfs
 from pageone._native import mem
 from pageone.engine.backend import PAGE_SIZE, U32, U64
 from pageone.engine.clock import cpu_s
@@ -58,7 +59,7 @@ class Uses:
     def __init__(self, is_pool: Callable[[U64, U64], npt.NDArray[np.bool_]], guardian: int) -> None:
         self._is_pool = is_pool
         self._guardian = guardian
-        self._since = process.identity(os.getpid()) or 0
+        self._since = procfs.identity(os.getpid()) or 0
         #: Start time of each process that has been a target and may map frames for as long as it lives.
         self._once: dict[int, int | None] = {}
         #: Start time of each process that was seen without frames, and so never has any: it can inherit none any more.
@@ -67,7 +68,7 @@ class Uses:
 
     def remember(self, pid: int) -> None:
         """Look at a process for as long as it lives: it has become a target."""
-        self._once[pid] = process.identity(pid)
+        self._once[pid] = procfs.identity(pid)
         self._clean.pop(pid, None)
 
     def look(self) -> tuple[U32, U32, bool]:
@@ -94,11 +95,11 @@ class Uses:
         hidden: Counter[int] = Counter()
         clean: dict[int, int] = {}
         listed_before = False
-        last_id = process.last_id()
+        last_id = procfs.last_id()
         for _ in range(LISTS_MAX):
-            began = process.last_id()
+            began = procfs.last_id()
             listed = self._processes()
-            if not last_id <= began <= process.last_id():
+            if not last_id <= began <= procfs.last_id():
                 known, listed_before = set(), False  # ids came again: one that is known may be another process
             new = listed - known
             settled = listed_before and not new
@@ -117,7 +118,7 @@ class Uses:
 
     def _processes(self) -> set[int]:
         """Return the ids of all processes, read in ascending order, with those of former targets that are not shown."""
-        listed = {int(name) for name in os.listdir("/proc") if name.isdecimal()}
+        listed = set(procfs.processes())
         listed.update(pid for pid, since in self._once.items() if pid not in listed and process.lives(pid, since))
         return listed
 
@@ -128,7 +129,7 @@ class Uses:
         """
         if pid == self._guardian:
             return True
-        identity = process.identity(pid)
+        identity = procfs.identity(pid)
         if identity is not None and self._clean.get(pid) == identity:
             clean[pid] = identity
             return True
@@ -141,7 +142,7 @@ class Uses:
         if memory is None:
             if not process.cannot_map_pool(pid, self._since) and not shown.maps_none(pid, self._is_pool):
                 return False
-        elif not memory and not process.is_kernel_thread(pid):
+        elif not memory and not _is_kernel_thread(pid):
             return True  # it is ending, or a zombie
         uses = False
         for start, end, offset, ours in memory or ():
@@ -149,7 +150,7 @@ class Uses:
                 uses = True
                 first, pages = offset[ours] // PAGE_SIZE, (end - start)[ours] // PAGE_SIZE
                 self._found.append((first.astype(np.uint32), pages.astype(np.uint32)))
-        if not uses and pid not in self._once and identity is not None and process.identity(pid) == identity:
+        if not uses and pid not in self._once and identity is not None and procfs.identity(pid) == identity:
             clean[pid] = identity
         return True
 
@@ -168,7 +169,7 @@ class Uses:
                     again = self._read(thread) if once[3].any() or pid in self._once else None
                     return [once] if again is None else [once, again]
             try:
-                threads = [t for t in map(int, os.listdir(f"/proc/{pid}/task")) if t not in seen]
+                threads = [t for t in procfs.threads(pid) if t not in seen]
             except OSError as error:
                 if error.errno not in _GONE:
                     raise
@@ -185,3 +186,10 @@ class Uses:
                 return None
             raise
         return (start, end, offset, self._is_pool(device, inode)) if len(start) else None
+
+
+def _is_kernel_thread(pid: int) -> bool:
+    try:
+        return procfs.stat(pid).kernel
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return False

@@ -9,11 +9,21 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from pageone import procfs
+from pageone.policy import (
+    MAP_SHARE,
+    MAPPING_BYTES,
+    MAPPINGS_PER_RUN,
+    PAGES_PER_HUGE,
+    Limits,
+    afford,
+    frames_wanted,
+    worth_splitting,
+)
 from pageone.scan.census import UNSTABLE, ZERO, Census
 from pageone.scan.report import ScanReport
 
@@ -24,19 +34,8 @@ I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-#: Pages that may share one frame: the default of the engine and of KSM.
-MAX_SHARING = 256
-#: The engine gives a content repeated very often a frame for each so many pages, so that runs need few mappings.
-PAGES_PER_REPEAT_FRAME = 128
-#: A huge page is split only when more than this share of it can be given back.
-HUGE_SHARE = 0.5
-#: A target's mappings may grow to this share of vm.max_map_count.
-MAP_SHARE = 0.5
-#: What the kernel needs for a mapping (vm_area_struct and its place in the maple tree).
-MAPPING_BYTES = 256
 #: What KSM needs for each page that it may merge (ksm_rmap_item) and for each frame (ksm_stable_node).
 KSM_PAGE_BYTES, KSM_FRAME_BYTES = 64, 64
-HUGE_PAGES = 512
 #: Targets in the matrix of pairs, contents and bytes of each that are shown.
 PAIRS, CONTENTS, PREVIEW = 32, 12, 32
 #: Pages accounted for at once, so that what is needed for a while stays small.
@@ -52,19 +51,6 @@ class _Duplicates:
     extent: U32  # across all sources
     first_extent: I64  # of each source
     count: I64  # by content: pages
-
-
-def frames_needed(pages: I64) -> I64:
-    """Return how many frames the engine would give contents of so many pages."""
-    capped = -(-pages // MAX_SHARING)
-    return np.maximum(np.maximum(capped, pages // PAGES_PER_REPEAT_FRAME), 1)
-
-
-def max_map_count() -> int:
-    """Return ``vm.max_map_count``."""
-    with contextlib.suppress(OSError, ValueError):
-        return int(Path("/proc/sys/vm/max_map_count").read_text())
-    return 65530
 
 
 def mapcounts(frame: U64) -> U64:
@@ -112,6 +98,7 @@ def account(census: Census, changed: Bools | None = None, min_run: int = 1) -> S
 
     Cost: about 0.1 µs a duplicate page, less for others.
     """
+    limits = Limits(min_run=min_run, mappings=int(MAP_SHARE * procfs.max_map_count()))
     report = ScanReport(page_size=census.sources[0].page_size if census.sources else 4096)
     size = report.page_size
     zero = np.flatnonzero(census.ids == ZERO).astype(np.uint32)
@@ -126,7 +113,7 @@ def account(census: Census, changed: Bools | None = None, min_run: int = 1) -> S
     report.sharing = frames.sharing
     _targets(census, duplicates, zero, report)
     _sharing(census, frames, report)
-    saved, saved_zero = _savings(census, duplicates, zero, frames, report, min_run)
+    saved, saved_zero = _savings(census, duplicates, zero, frames, report, limits)
     _regions(census, duplicates, zero, saved, saved_zero, report)
     _pairs(census, duplicates, report)
     _contents(census, duplicates, report)
@@ -270,7 +257,7 @@ def _targets(census: Census, duplicates: _Duplicates, zero: U32, report: ScanRep
                 "repeated_pages": int(dup_pages[number]),
                 "unique_pages": high - low - int(zero_pages[number]) - int(dup_pages[number]) - unstable,
                 "unstable_pages": unstable,
-                "huge_pages": int(source.pages[source.huge].sum()) // HUGE_PAGES,
+                "huge_pages": int(source.pages[source.huge].sum()) // PAGES_PER_HUGE,
                 "swapped_pages": source.swapped,
                 "hole_pages": source.holes,
                 "tail_bytes": source.tail_bytes,
@@ -291,7 +278,7 @@ def _sharing(census: Census, frames: _Frames, report: ScanReport) -> None:
 
 
 def _savings(
-    census: Census, duplicates: _Duplicates, zero: U32, frames: _Frames, report: ScanReport, min_run: int
+    census: Census, duplicates: _Duplicates, zero: U32, frames: _Frames, report: ScanReport, limits: Limits
 ) -> tuple[F64, F64]:
     """Fill in what PageONE and KSM would save; returns the frames saved by each duplicate page and each zero page."""
     size = report.page_size
@@ -303,11 +290,11 @@ def _savings(
 
     # KSM takes any private page; zero pages share frames too, as use_zero_pages is off unless switched on.
     freed = np.bincount(content, weights=frees, minlength=contents).astype(np.int64)
-    ksm_saved = np.maximum(0, freed - -(-duplicates.count // MAX_SHARING))
+    ksm_saved = np.maximum(0, freed - -(-duplicates.count // limits.max_sharing))
     zero_freed = int(np.count_nonzero(zero_frees))
-    ksm_zero = max(0, zero_freed - -(-len(zero) // MAX_SHARING)) if len(zero) else 0
+    ksm_zero = max(0, zero_freed - -(-len(zero) // limits.max_sharing)) if len(zero) else 0
     worth = ksm_saved > 0
-    stable = int((-(-duplicates.count[worth] // MAX_SHARING)).sum()) + -(-len(zero) // MAX_SHARING)
+    stable = int((-(-duplicates.count[worth] // limits.max_sharing)).sum()) + -(-len(zero) // limits.max_sharing)
     ksm_cost = report.pages * KSM_PAGE_BYTES + stable * KSM_FRAME_BYTES
     ksm_bytes = (int(ksm_saved.sum()) + ksm_zero) * size
     report.ksm = {
@@ -323,7 +310,7 @@ def _savings(
     zero_able = mergeable[zero_extent] & zero_own
     all_page = np.r_[duplicates.page[able], zero[zero_able]]
     all_extent = np.r_[extent[able], zero_extent[zero_able]]
-    whole, split = _whole_huge(census, all_page, all_extent, huge)
+    whole, split = _whole_huge(census, all_page, all_extent, huge, limits)
     kept = int(np.count_nonzero(whole))
     first_zero = int(np.count_nonzero(able))
     able[np.flatnonzero(able)[whole[:first_zero]]] = False
@@ -332,12 +319,12 @@ def _savings(
     left_out = left_short = 0
     while True:
         count = np.bincount(content[able], minlength=contents)
-        needed = np.where(count > 1, frames_needed(count), 0)
+        needed = np.where(count > 1, frames_wanted(count, limits), 0)
         saved = np.where(count > 1, np.maximum(0, count - needed), 0)
         taken = able & (saved > 0)[content]
         runs = _Runs(census, duplicates, taken, np.where(saved > 0, needed, 0))
-        short = runs.length < min_run
-        over = runs.over_budget() if not short.any() else np.zeros(len(short), bool)
+        short = runs.length < limits.min_run
+        over = runs.over_budget(limits) if not short.any() else np.zeros(len(short), bool)
         if not short.any() and not over.any():
             break
         # What is left out may leave others of its content alone: count again without it.
@@ -381,7 +368,7 @@ def _huge_index(census: Census, page: U32, extent: U32, huge: Bools) -> tuple[I6
     for number in np.unique(owner).tolist():
         mine = owner == number
         at = census.sources[number].positions(page[rows[mine]].astype(np.int64) - census.base[number])
-        unit[mine] = at // np.uint64(HUGE_PAGES * 4096) | np.uint64(number << 40)
+        unit[mine] = at // np.uint64(PAGES_PER_HUGE * 4096) | np.uint64(number << 40)
     return rows, unit
 
 
@@ -389,14 +376,14 @@ def _huge_units(census: Census, page: U32, extent: U32, huge: Bools) -> int:
     return len(np.unique(_huge_index(census, page, extent, huge)[1]))
 
 
-def _whole_huge(census: Census, page: U32, extent: U32, huge: Bools) -> tuple[Bools, int]:
+def _whole_huge(census: Census, page: U32, extent: U32, huge: Bools, limits: Limits) -> tuple[Bools, int]:
     """Return which pages stay unmerged since too little of their huge page could be, and how many are split."""
     whole = np.zeros(len(page), bool)
     rows, unit = _huge_index(census, page, extent, huge)
     if not len(rows):
         return whole, 0
     _, inverse, count = np.unique(unit, return_inverse=True, return_counts=True)
-    enough = count > HUGE_SHARE * HUGE_PAGES
+    enough = worth_splitting(count, limits)
     whole[rows] = ~enough[inverse]
     return whole, int(np.count_nonzero(enough))
 
@@ -435,19 +422,16 @@ class _Runs:
         self.mappings = int(self.added.sum())
         self.sources = census.sources
 
-    def over_budget(self) -> Bools:
+    def over_budget(self, limits: Limits) -> Bools:
         """Return the runs that a target's budget of mappings leaves out, the shortest first."""
-        limit = int(MAP_SHARE * max_map_count())
         over = np.zeros(len(self.length), bool)
         for number, source in enumerate(self.sources):
             if source.pid is None:
                 continue
             mine = np.flatnonzero(self.run_owner == number)
-            room = limit - source.mappings
-            if int(self.added[mine].sum()) <= room:
-                continue
-            order = mine[np.argsort(-self.length[mine], kind="stable")]
-            over[order[np.cumsum(self.added[order]) > max(0, room)]] = True
+            left = limits.mappings_left(source.mappings)
+            if len(mine) * MAPPINGS_PER_RUN > left:
+                over[mine] = ~afford(self.length[mine], left)
         return over
 
     def rows_of(self, runs: Bools, count: int) -> Bools:

@@ -5,32 +5,21 @@ For: ``server``. Reads /proc and nothing else; attaches nothing.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pageone import procfs
 from pageone.errors import BadTargetError, TargetError
 from pageone.live import patience
 
 if TYPE_CHECKING:
     from pageone.engine import Target
 
-__all__ = ["RETRY_FIRST_S", "RETRY_MOST_S", "Member", "Members", "command_line", "owner", "start_ticks"]
+__all__ = ["RETRY_FIRST_S", "RETRY_MOST_S", "Member", "Members", "command_line", "owner"]
 
 #: A process that cannot be attached is tried again after so many seconds, then twice that, up to the most.
 RETRY_FIRST_S, RETRY_MOST_S = 1.0, 60.0
-
-
-def start_ticks(pid: int) -> int | None:
-    """Return when a process was started, clock ticks since boot: with the PID its name for good. None if ended."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return None  # any other error says nothing of that process
-    fields = text[text.rindex(")") + 2 :].split()
-    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def owner(pid: int) -> int:
@@ -40,10 +29,9 @@ def owner(pid: int) -> int:
     file system user differ: such a process holds secrets of more than one user.
     """
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        uids = procfs.users(pid)
     except OSError:
         raise BadTargetError(f"PID {pid}: there is no such process") from None
-    uids = {int(uid) for uid in status.split("\nUid:", 1)[1].split("\n", 1)[0].split()}
     if len(uids) != 1:
         raise TargetError(f"PID {pid}: acts for several users ({', '.join(map(str, sorted(uids)))}): left alone")
     return uids.pop()
@@ -52,26 +40,11 @@ def owner(pid: int) -> int:
 def command_line(pid: int) -> str:
     """Return the command line of a process in one line of at most 200 characters."""
     try:
-        words = patience.look(pid, Path(f"/proc/{pid}/cmdline").read_bytes).rstrip(b"\0").split(b"\0")
+        words = patience.look(pid, procfs.arguments, pid)
     except (OSError, patience.HeldUpError):
         return ""
     text = b" ".join(words).decode(errors="replace")
     return "".join(c if c.isprintable() else "?" for c in text)[:200]
-
-
-def _children(pid: int) -> list[int]:
-    """Return the children of all threads of a process."""
-    found: list[int] = []
-    try:
-        threads = os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return found
-    for thread in threads:
-        try:
-            found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
-        except OSError:
-            continue
-    return found
 
 
 @dataclass
@@ -117,7 +90,7 @@ class Members:
 
     def add(self, pid: int, *, children: bool, now: float, at_once: bool = False) -> Member | None:
         """Add a process (or have its descendants followed from now on); None if it has ended."""
-        start = start_ticks(pid)
+        start = procfs.identity(pid)
         if start is None:
             return None
         self._let_go.pop(pid, None)
@@ -137,8 +110,8 @@ class Members:
 
     def ended(self) -> list[Member]:
         """Remove and return the members that have ended."""
-        self._let_go = {pid: start for pid, start in self._let_go.items() if start_ticks(pid) == start}
-        gone = [m for m in self.by_pid.values() if start_ticks(m.pid) != m.start]
+        self._let_go = {pid: start for pid, start in self._let_go.items() if procfs.identity(pid) == start}
+        gone = [m for m in self.by_pid.values() if procfs.identity(m.pid) != m.start]
         for member in gone:
             del self.by_pid[member.pid]
         return gone
@@ -155,7 +128,7 @@ class Members:
         todo = [m.pid for m in self.by_pid.values() if m.children]
         seen = set(todo)
         while todo:
-            for child in _children(todo.pop()):
+            for child in procfs.children(todo.pop()):
                 if child not in seen:
                     seen.add(child)
                     self._found(child, now)
@@ -165,7 +138,7 @@ class Members:
         known = self.by_pid.get(pid)
         if known is not None:
             known.children = True
-        elif pid not in self._let_go or self._let_go[pid] != start_ticks(pid):
+        elif pid not in self._let_go or self._let_go[pid] != procfs.identity(pid):
             self.add(pid, children=True, now=now)
 
     def descendants(self, pid: int) -> list[int]:
@@ -173,7 +146,7 @@ class Members:
         found: list[int] = []
         todo = [pid]
         while todo:
-            for child in _children(todo.pop()):
+            for child in procfs.children(todo.pop()):
                 todo.append(child)
                 if child in self.by_pid:
                     found.append(child)

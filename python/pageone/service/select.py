@@ -9,8 +9,8 @@ import os
 import pwd
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
+from pageone import procfs
 from pageone.errors import BadTargetError, TargetError, UsageError
 from pageone.service.members import owner
 
@@ -40,17 +40,17 @@ def find(pids: Sequence[int], *, match: str | None, user: str | None) -> tuple[l
     uid = _uid(user) if user is not None else None if os.geteuid() == 0 else os.geteuid()
     mine = _lineage()
     found: list[int] = []
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) in mine:
+    for pid in procfs.processes():
+        if pid in mine:
             continue
         try:
-            words = Path(f"/proc/{name}/cmdline").read_bytes()
-            its = owner(int(name))
+            words = procfs.arguments(pid)
+            its = owner(pid)
         except (OSError, TargetError):
             continue  # ended meanwhile, or acting for several users
-        line = words.rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
+        line = b" ".join(words).decode(errors="replace")
         if line and (uid is None or its == uid) and pattern.search(line) and "pageone.service.server" not in line:
-            found.append(int(name))
+            found.append(pid)
     if not found:
         raise UsageError("attach: no process matches")
     return sorted(found), False
@@ -80,8 +80,7 @@ def _lineage() -> set[int]:
     while pid > 0 and pid not in found:
         found.add(pid)
         try:
-            text = Path(f"/proc/{pid}/stat").read_text()
+            pid = procfs.stat(pid).parent
         except OSError:
             break
-        pid = int(text[text.rindex(")") + 2 :].split()[1])
     return found

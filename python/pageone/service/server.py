@@ -27,11 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pageone import __version__
+from pageone import __version__, procfs
 from pageone.engine.queue import BACKGROUND_CPU
 from pageone.errors import BadTargetError, PageOneError, TargetError, UsageError
 from pageone.service import protocol
-from pageone.service.members import Member, Members, command_line, owner, start_ticks
+from pageone.service.members import Member, Members, command_line, owner
 from pageone.service.place import Place
 
 if TYPE_CHECKING:
@@ -449,7 +449,7 @@ class Server:
         pool = (self._backend.pool.device, self._backend.pool.inode)
         for pid in pids:
             known = self.members.by_pid.get(pid)
-            if known is not None and known.target is not None and known.start == start_ticks(pid):
+            if known is not None and known.target is not None and known.start == procfs.identity(pid):
                 good.append(pid)
                 continue
             try:

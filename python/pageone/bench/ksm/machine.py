@@ -16,17 +16,7 @@ import numpy as np
 import psutil
 
 import pageone
-
-
-def _first(path: str, key: str) -> str:
-    try:
-        for line in Path(path).read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == key:
-                return value.strip()
-    except OSError:
-        pass
-    return ""
+from pageone import procfs
 
 
 def _chosen(path: str) -> str:
@@ -55,11 +45,11 @@ def describe() -> dict[str, Any]:
         "commit": _commit(),
         "pageone": pageone.__version__,
         "kernel": platform.release(),
-        "cpu": _first("/proc/cpuinfo", "model name"),
+        "cpu": procfs.cpuinfo("model name"),
         "cpus": len(os.sched_getaffinity(0)),
         "memory_bytes": psutil.virtual_memory().total,
         "transparent_hugepage": _chosen("/sys/kernel/mm/transparent_hugepage/enabled"),
-        "virtual_machine": "hypervisor" in _first("/proc/cpuinfo", "flags").split(),
+        "virtual_machine": "hypervisor" in procfs.cpuinfo("flags").split(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "root": os.geteuid() == 0,

@@ -13,6 +13,7 @@ import sys
 import numpy as np
 import numpy.typing as npt
 
+from pageone._native import mem
 from pageone.bench.ksm import _memory
 from pageone.errors import PageOneError
 
@@ -58,16 +59,13 @@ def dump(processes: int) -> tuple[list[U8], list[str]]:
 
 def _resident(pid: int, most: int) -> U8:
     parts: list[U8] = []
-    with open(f"/proc/{pid}/maps") as maps:
-        lines = [line.split(maxsplit=5) for line in maps]
+    starts, ends, perms, _, _, inodes, which, names = mem.maps(pid)
+    writable = (perms & (mem.PERM_READ | mem.PERM_WRITE | mem.PERM_SHARED)) == (mem.PERM_READ | mem.PERM_WRITE)
+    wanted_maps = writable & (inodes == 0) & ~np.array([n.startswith("[stack") for n in names])[which]
     memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
     pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY)
     try:
-        for line in lines:
-            name = line[5].strip() if len(line) > 5 else ""
-            if not line[1].startswith("rw-p") or line[4] != "0" or name.startswith("[stack"):
-                continue
-            start, end = (int(part, 16) for part in line[0].split("-"))
+        for start, end in zip(starts[wanted_maps].tolist(), ends[wanted_maps].tolist(), strict=True):
             entries = np.frombuffer(
                 os.pread(pagemap, (end - start) // PAGE_SIZE * 8, start // PAGE_SIZE * 8), np.uint64
             )
