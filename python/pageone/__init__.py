@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pageone.errors import PageOneError
 
 if TYPE_CHECKING:
-    from pageone.engine import Engine, merge_self
+    from pageone.engine import Engine
     from pageone.one import Interner, KeyTree, SDTree, unique_rows
+    from pageone.service.own import merge_self
 
 __all__ = [
     "Engine",
@@ -32,7 +33,7 @@ _LAZY = {
     "Interner": "pageone.one",
     "KeyTree": "pageone.one",
     "SDTree": "pageone.one",
-    "merge_self": "pageone.engine",
+    "merge_self": "pageone.service.own",
     "unique_rows": "pageone.one",
 }
 #: Rooms that are there as attributes without an import of their own.

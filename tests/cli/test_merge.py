@@ -1,4 +1,4 @@
-"""``pageone merge`` and ``pageone run --once`` on real processes: bytes stay, errors are one line."""
+"""``pageone merge`` on real processes: bytes stay, errors are one line."""
 
 from __future__ import annotations
 
@@ -168,58 +168,6 @@ def test_ctrl_c_at_any_moment_leaves_every_process_running_with_the_right_bytes(
         assert worker.answer(within_s=20)["wrong"] == 0
         assert Path(f"/proc/{worker.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "SR"
     assert [worker.check()["common"] for worker in pair] == [crc["common"] for crc in before]
-
-
-# --- run ------------------------------------------------------------------------------------------------------
-
-
-def test_run_passes_exit_code_and_streams_through(pageone: Run) -> None:
-    done = pageone("run", "--once", "--", "sh", "-c", "cat; echo out; echo err >&2; exit 7", input="in\n")
-    assert (done.returncode, done.stdout, done.stderr) == (7, "in\nout\n", "err\n")
-
-
-def test_run_ends_as_a_shell_would_when_the_command_is_killed(pageone: Run) -> None:
-    assert pageone("run", "--once", "sh", "-c", "kill -9 $$").returncode == 128 + 9
-
-
-@pytest.mark.parametrize(("name", "code"), [("no-such-command-anywhere", 127), ("/etc/passwd", 126)])
-def test_run_says_in_one_line_that_a_command_cannot_be_run(pageone: Run, name: str, code: int) -> None:
-    assert_one_line(pageone("run", "--once", "--", name), code, name)
-
-
-def test_run_merges_the_command_and_its_descendants(pageone: Run, tmp_path: Path) -> None:
-    program = tmp_path / "parent.py"
-    program.write_text(
-        "import time\n"
-        "from pathlib import Path\n"
-        "from pageone.demo import WorkerSpec, start_workers\n"
-        f"with start_workers(WorkerSpec(common={16 * MIB}), 2) as workers:\n"
-        "    before = [w.check() for w in workers]\n"
-        "    until = time.monotonic() + 40\n"
-        "    maps = [Path(f'/proc/{w.pid}/maps') for w in workers]\n"
-        "    while not all('memfd:pageone' in m.read_text() for m in maps) and time.monotonic() < until:\n"
-        "        time.sleep(0.1)\n"
-        "    time.sleep(0.5)\n"
-        "    assert [w.check() for w in workers] == before\n"
-        "    print('right')\n"
-    )
-    done = pageone("run", "--once", "--json", "--after", "5", "--", sys.executable, str(program))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "right\n"
-    told = json.loads(done.stderr.splitlines()[-1])
-    assert told["targets"] == 3
-    assert told["merged_pages"] >= 2 * COMMON_PAGES * 0.99
-
-
-def test_a_signal_to_run_reaches_the_command(spawn: Any) -> None:
-    code = "from pageone.cli import main; main()"
-    script = "trap 'echo caught; exit 3' TERM; echo ready; while :; do sleep 0.05; done"
-    process = spawn([sys.executable, "-c", code, "run", "--once", "--", "sh", "-c", script])
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=20)
-    assert out == "caught\n"
-    assert process.returncode == 3
 
 
 # --- targets that cannot be -----------------------------------------------------------------------------------

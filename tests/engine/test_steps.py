@@ -466,4 +466,4 @@ def test_records_become_json_objects_with_their_fields() -> None:
     }
     assert json.loads(as_json(target))["pid"] == 42
     report = dict.fromkeys(MergeReport.__annotations__, 1) | {"pauses_s": np.array([0.5]), "refused": {}}
-    assert json.loads(as_json(MergeReport(**report)))["pauses_s"] == [0.5]
+    assert json.loads(as_json(MergeReport(**report)))["pause_ms"] == {"p50": 500.0, "p99": 500.0, "max": 500.0}

@@ -1,13 +1,13 @@
 """One pass of merging at a terminal: its progress, its report.
 
-For: the commands ``demo``, ``merge`` and ``run``. It prints what the engine says and decides nothing.
+For: the commands ``demo`` and ``merge``. It prints what the engine says and decides nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -18,7 +18,7 @@ from pageone.cli.units import size_text
 if TYPE_CHECKING:
     from pageone.engine import MergeReport
 
-__all__ = ["pass_progress", "report_dict", "report_rows", "show_rows"]
+__all__ = ["pass_progress", "report_rows", "show_rows"]
 
 _PHASES = {"find": "reading pages at rest", "merge": "merging"}
 
@@ -49,30 +49,9 @@ def pass_progress(console: Console) -> Iterator[Tell]:
         yield tell
 
 
-def report_dict(report: MergeReport) -> dict[str, Any]:
-    """Return the object that ``--json`` prints of a pass."""
-    from pageone.demo.measure import pause_ms
-
-    return {
-        "targets": report.targets,
-        "pages": report.pages,
-        "written_pages": report.written_pages,
-        "zero_pages": report.zero_pages,
-        "dropped_pages": report.dropped_pages,
-        "forked_pages": report.forked_pages,
-        "duplicate_pages": report.duplicate_pages,
-        "merged_pages": report.merged_pages,
-        "mappings_added": report.mappings_added,
-        "saved_bytes": report.saved_bytes,
-        "engine_cpu_s": report.engine_cpu_s,
-        "pause_ms": pause_ms(report.pauses_s),
-        "refused": dict(report.refused),
-    }
-
-
 def report_rows(report: MergeReport) -> list[tuple[str, str]]:
     """Return the rows of a pass's table: what, and how much."""
-    from pageone.demo.measure import pause_ms
+    from pageone.engine.metrics import pause_ms
 
     pauses = pause_ms(report.pauses_s)
     rows = [

@@ -1,4 +1,4 @@
-"""What is measured: proportional set size, memory available, pauses.
+"""What is measured: proportional set size and memory available.
 
 For: ``pageone.demo.show`` and reports at the command line. It reads /proc and nothing else.
 """
@@ -11,13 +11,11 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import psutil
 
 from pageone import procfs
 
-__all__ = ["available_bytes", "pause_ms", "pss_bytes", "resting_bytes", "settled_available_bytes", "stolen_s"]
+__all__ = ["available_bytes", "pss_bytes", "resting_bytes", "settled_available_bytes", "stolen_s"]
 
 
 #: Free pages on the lists of the CPUs that are not worth waiting for.
@@ -75,11 +73,3 @@ def settled_available_bytes(looks: int = 5, apart_s: float = 0.1, within_s: floa
         seen.append(available_bytes())
         time.sleep(apart_s)
     return sorted(seen)[looks // 2]
-
-
-def pause_ms(pauses_s: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Return p50, p99 and max of pauses given in seconds (any number of them), in milliseconds; 0 for none."""
-    if not len(pauses_s):
-        return {"p50": 0.0, "p99": 0.0, "max": 0.0}
-    p50, p99 = np.percentile(pauses_s, [50, 99]) * 1000
-    return {"p50": float(p50), "p99": float(p99), "max": float(pauses_s.max() * 1000)}

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pageone import procfs
-from pageone.demo.measure import pause_ms, pss_bytes, settled_available_bytes, stolen_s
+from pageone.demo.measure import pss_bytes, settled_available_bytes, stolen_s
 from pageone.demo.workers import Worker, WorkerSpec, start_workers
-from pageone.engine import Engine, MergeReport
+from pageone.engine import Engine, MergeReport, as_dict
 from pageone.errors import PageOneError
 
 __all__ = ["DemoResult", "run_demo"]
@@ -47,25 +47,15 @@ class DemoResult:
         return self.report.engine_cpu_s / max(self.report.pages * _PAGE / _GIB, 1e-9)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the object that ``pageone demo --json`` prints: exists only if every check passed."""
-        report = self.report
+        """Return what ``pageone demo --json`` prints: the merge's report, and more; only if all checks passed."""
         return {
-            "targets": report.targets,
-            "pages": report.pages,
-            "zero_pages": report.zero_pages,
-            "duplicate_pages": report.duplicate_pages,
-            "merged_pages": report.merged_pages,
-            "mappings_added": report.mappings_added,
-            "saved_bytes": report.saved_bytes,
+            **as_dict(self.report),
             "memavailable_gain_bytes": self.available_after - self.available_before,
-            "engine_cpu_s": report.engine_cpu_s,
-            "pause_ms": pause_ms(report.pauses_s),
             "verified": True,
             "engine_cpu_s_per_gib": self.cpu_s_per_gib,
             "pss_before_bytes": self.pss_before,
             "pss_after_bytes": self.pss_after,
             "stolen_s": self.stolen_s,
-            "refused": dict(report.refused),
             "machine": machine(),
         }
 

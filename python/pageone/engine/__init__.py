@@ -5,8 +5,7 @@ For: users (:class:`Engine`) and the command line. May call ``pageone.one`` for 
 """
 
 from pageone.engine.engine import Engine, Progress
-from pageone.engine.helper import SelfMerge, merge_self
-from pageone.engine.metrics import MergeReport, Pauses, Stats, TargetStats, as_json, as_prometheus
+from pageone.engine.metrics import MergeReport, Pauses, Stats, TargetStats, as_dict, as_json, as_prometheus
 from pageone.engine.target import Target
 
 __all__ = [
@@ -14,11 +13,10 @@ __all__ = [
     "MergeReport",
     "Pauses",
     "Progress",
-    "SelfMerge",
     "Stats",
     "Target",
     "TargetStats",
+    "as_dict",
     "as_json",
     "as_prometheus",
-    "merge_self",
 ]

@@ -24,7 +24,7 @@ from pageone.engine.clock import cpu_s
 F64 = npt.NDArray[np.float64]
 
 __all__ = ["METRICS", "PHASES", "TARGET_METRICS", "MergeReport", "Metric", "Pauses", "Stats", "Tally", "TargetStats"]
-__all__ += ["as_json", "as_markdown", "as_prometheus", "totals"]
+__all__ += ["as_dict", "as_json", "as_markdown", "as_prometheus", "pause_ms", "totals"]
 
 PHASES = ("look", "find", "plan", "merge", "free")
 
@@ -328,9 +328,29 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def as_dict(record: Stats | TargetStats | MergeReport) -> dict[str, Any]:
+    """Return a record as plain objects, by the fields of its class; pauses in milliseconds.
+
+    The pauses of a report are told as ``pause_ms``: p50, p99 and max.
+    """
+    plain: dict[str, Any] = _plain(record)
+    if isinstance(record, MergeReport):
+        del plain["pauses_s"]
+        plain["pause_ms"] = pause_ms(record.pauses_s)
+    return plain
+
+
 def as_json(record: Stats | TargetStats | MergeReport, indent: int | None = None) -> str:
-    """Return a record as one JSON object with the fields of its class; pauses in milliseconds."""
-    return json.dumps(_plain(record), indent=indent)
+    """Return :func:`as_dict` of a record as one JSON object."""
+    return json.dumps(as_dict(record), indent=indent)
+
+
+def pause_ms(pauses_s: F64) -> dict[str, float]:
+    """Return p50, p99 and max of pauses given in seconds (any number of them), in milliseconds; 0 for none."""
+    if not len(pauses_s):
+        return {"p50": 0.0, "p99": 0.0, "max": 0.0}
+    p50, p99 = np.percentile(pauses_s, [50, 99]) * 1000
+    return {"p50": float(p50), "p99": float(p99), "max": float(pauses_s.max() * 1000)}
 
 
 def _samples(metric: Metric, value: object) -> list[tuple[str, float]]:

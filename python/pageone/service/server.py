@@ -385,12 +385,14 @@ class Server:
                 pids = _pids(request)
                 period, children = self._period(request), bool(request.get("children"))
                 strict = bool(request.get("strict"))
-                return {"ok": True, **self._call(lambda: self._attach_all(pids, children, strict, period))}
+                return {"ok": True, **self._call(lambda: self._attach_all(pids, children, strict, period, who.pid))}
             if kind == "detach":
                 pids, children = _pids(request), bool(request.get("children"))
                 return {"ok": True, **self._call(lambda: self._detach_all(pids, children))}
             if kind == "status":
                 return {"ok": True, **self._status_soon()}
+            if kind == "step":
+                return {"ok": True, "report": self._call(self._step)}
             if kind == "stop":
                 leave = bool(request.get("leave"))
                 return {"ok": True, **self._call(lambda: self._stop(leave))}
@@ -439,8 +441,10 @@ class Server:
         self._launched_at = time.monotonic()
         self.members.add(pid, children=True, now=self._launched_at)
 
-    def _attach_all(self, pids: list[int], children: bool, strict: bool, period: float | None) -> dict[str, Any]:
-        """Attach processes. ``strict``: none unless all can be."""
+    def _attach_all(
+        self, pids: list[int], children: bool, strict: bool, period: float | None, asked_by: int
+    ) -> dict[str, Any]:
+        """Attach processes. ``strict``: none unless all can be. ``asked_by``: who may name us its tracer by itself."""
         from pageone.live import preflight
 
         refused: dict[str, str] = {}
@@ -455,7 +459,8 @@ class Server:
             try:
                 self._check_domain(pid)
                 self._backend.take_over(pid)
-                preflight.check(pid, ours=ours, pool=pool, charged=self._backend.guardian.pid)
+                declared = pid == asked_by
+                preflight.check(pid, ours=ours, pool=pool, charged=self._backend.guardian.pid, declared=declared)
                 good.append(pid)
             except PageOneError as error:
                 if strict:
@@ -518,6 +523,12 @@ class Server:
             self._ending = True
         return {**done, "ended": self._ending}
 
+    def _step(self) -> dict[str, Any]:
+        """Do a period at once."""
+        from pageone.engine import as_dict
+
+        return as_dict(self.engine.step())
+
     def _status_soon(self) -> dict[str, Any]:
         """Return the state now or, while the engine is busy, the last one known."""
         try:
@@ -526,7 +537,7 @@ class Server:
             return self._last_status | {"busy": True}
 
     def _status(self) -> dict[str, Any]:
-        from pageone.engine import as_json
+        from pageone.engine import as_dict
 
         targets = []
         for member in self.members.by_pid.values():
@@ -538,7 +549,7 @@ class Server:
                 "reason": member.reason,
             }
             if member.target is not None and member.target.attached:
-                entry["stats"] = json.loads(as_json(member.target.stats))
+                entry["stats"] = as_dict(member.target.stats)
             targets.append(entry)
         self._last_status = {
             "name": self.options.name,
@@ -550,7 +561,7 @@ class Server:
             "busy": False,
             "errors": self._errors,
             "targets": targets,
-            "stats": json.loads(as_json(self.engine.stats)),
+            "stats": as_dict(self.engine.stats),
         }
         return self._last_status
 

@@ -10,7 +10,7 @@ import psutil
 import typer
 from rich.console import Console
 
-from pageone.cli.passes import pass_progress, report_dict, report_rows, show_rows
+from pageone.cli.passes import pass_progress, report_rows, show_rows
 from pageone.errors import UsageError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
         milliseconds at most at a time and runs on with the same bytes, also when this command is interrupted. What
         has been merged stays merged until it is written or the process ends; what becomes equal later is not.
         """
-        from pageone.engine import Engine  # late: other commands need neither numpy nor the native core
+        from pageone.engine import Engine, as_dict  # late: other commands need neither numpy nor the native core
         from pageone.live import preflight
 
         if quiet < 0:
@@ -59,7 +59,7 @@ def register(app: typer.Typer) -> None:
             print("pageone: interrupted; what is merged stays merged, every process runs on", file=sys.stderr)
             raise typer.Exit(_INTERRUPTED) from None
         if as_json:
-            print(json.dumps(report_dict(report)))
+            print(json.dumps(as_dict(report)))
         else:
             show_rows(console, "One pass", report_rows(report))
 

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from pageone.engine import merge_self
-from pageone.errors import PageOneError, TargetError
+from pageone import merge_self
+from pageone.errors import PageOneError
 
 PROGRAM = """
 import hashlib
 import numpy as np
-from pageone.engine import merge_self
+from pageone import merge_self
 
 one = np.random.PCG64(1).random_raw(512 * 2000)
 two = one.copy()
 was = hashlib.sha256(one).digest()
-with merge_self(period=60, quiet_periods=1) as helper:
-    for _ in range(2):
+with merge_self(period=60) as helper:
+    for _ in range(3):
         helper.step()
     stats = helper.stats()
     assert stats["sharers"] >= 3900, stats
@@ -43,11 +43,13 @@ def test_a_program_merges_its_own_memory_and_gets_it_back(tmp_path: Path) -> Non
     assert done.stdout == "sound\n", done.stderr
 
 
-def test_an_option_that_the_engine_refuses_is_an_error_of_the_caller() -> None:
-    with pytest.raises(PageOneError, match="helper"):
-        merge_self(period=-1)
+@pytest.mark.parametrize(("option", "value"), [("period", -1), ("cpu", "much")])
+def test_an_option_that_the_engine_refuses_is_an_error_of_the_caller(option: str, value: object) -> None:
+    with pytest.raises(PageOneError, match=option):
+        merge_self(**{option: value})
 
 
-def test_a_worker_that_does_not_exist_is_refused_and_the_helper_ends() -> None:
-    with pytest.raises(TargetError):
+def test_a_worker_that_does_not_exist_is_refused_and_the_engine_ends() -> None:
+    with pytest.raises(PageOneError, match="no such process"):
         merge_self(workers=[2**22 + 1], period=60)
+    assert "memfd:pageone" not in Path("/proc/self/maps").read_text()
