@@ -147,14 +147,13 @@ class FakeMemory:
             end=((end + BASE) * PAGE).astype(np.uint64),
             merged=merged.astype(np.uint8),
             frame=np.where(merged, frame, 0).astype(np.uint32),
-            names=[""] * len(first),
             mappings=len(first),
         )
 
     def _ranges(self, which: npt.NDArray[np.bool_]) -> PageRanges:
         p = self.process
         index = np.flatnonzero(which)
-        flags = (p.huge[index] * PageFlag.HUGE | (p.frame[index] != NONE) * PageFlag.FRAME).astype(np.uint8)
+        flags = (p.huge[index] * PageFlag.HUGE).astype(np.uint8)
         breaks = np.flatnonzero((np.diff(index) != 1) | (np.diff(flags.astype(int)) != 0)) + 1
         first = np.concatenate(([0], breaks)) if len(index) else np.empty(0, np.int64)
         last = np.concatenate((breaks, [len(index)])) if len(index) else np.empty(0, np.int64)
@@ -209,12 +208,11 @@ class FakeMemory:
             codes[:] = PageCode.TIMEOUT
         return codes
 
-    def _outcome(self, codes: U8, before: int) -> Outcome:
-        return Outcome(codes, np.array([0.001]), len(self.process.vmas()[0]) - before, 0.0)
+    def _outcome(self, codes: U8) -> Outcome:
+        return Outcome(codes, np.array([0.001]), 0.0)
 
     def merge(self, addr: U64, pages: U32, frame: U32) -> Outcome:
         p = self._enter("merge")
-        before = len(p.vmas()[0])
         index = spread(addr, pages)
         frames = np.concatenate([np.arange(f, f + n, dtype=np.uint32) for f, n in zip(frame, pages, strict=True)])
         assert len(np.unique(index)) == len(index)
@@ -227,11 +225,10 @@ class FakeMemory:
         p.private[index[done]] = False
         p.memory[index[done]] = -1
         p.huge[index] = False
-        return self._outcome(codes, before)
+        return self._outcome(codes)
 
     def drop_zero(self, addr: U64, pages: U32) -> Outcome:
         p = self._enter("drop_zero")
-        before = len(p.vmas()[0])
         index = spread(addr, pages)
         codes = self._codes(index)
         codes[(codes == PageCode.DONE) & (self._holds(index) == Hold.NONE)] = PageCode.GONE
@@ -242,11 +239,10 @@ class FakeMemory:
         p.memory[done] = -1
         p.resident[done] = p.private[done] = False
         p.huge[index] = False
-        return self._outcome(codes, before)
+        return self._outcome(codes)
 
     def unmerge(self, addr: U64, pages: U32, apart: bool = False) -> Outcome:
         p = self._enter("unmerge")
-        before = len(p.vmas()[0])
         index = spread(addr, pages)
         codes = np.zeros(len(index), np.uint8)
         codes[p.pinned[index]] = PageCode.REFUSED
@@ -258,7 +254,7 @@ class FakeMemory:
         p.private[done] = False
         p.resident[done] = p.written[done] = True
         p.memory[done] = self.backend.allocate(len(done))
-        return self._outcome(codes, before)
+        return self._outcome(codes)
 
     def detach(self) -> None:
         self.detached = True

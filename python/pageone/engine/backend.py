@@ -11,7 +11,6 @@ consecutive frames. No call takes or returns anything per page but numpy arrays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -34,7 +33,6 @@ class PageFlag(IntEnum):
     """Bits of the ``flags`` that :meth:`TargetMemory.written` returns for each range."""
 
     HUGE = 1  #: mapped by a transparent huge page
-    FRAME = 2  #: inside a mapping of the pool (a merged range): the page has been written after merging
 
 
 class ReadCode(IntEnum):
@@ -80,7 +78,6 @@ class Regions:
     end: U64
     merged: U8
     frame: U32
-    names: Sequence[str]  #: as in /proc/PID/maps: "[heap]", "[anon:...]", "" …
     mappings: int  #: number of all mappings of the target, for the budget
     left_alone: str = ""  #: what keeps the target from being merged now; then only its merged regions are told
 
@@ -112,7 +109,6 @@ class Outcome:
 
     code: U8
     pauses_s: F64  #: seconds the target stood still, one element a stop
-    mappings_added: int
     cpu_s: float  #: CPU-seconds spent for the request outside the calling process (guardian and target)
 
 

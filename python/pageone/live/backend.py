@@ -114,8 +114,8 @@ class LiveTarget:
         self._kinds_asked = False
         #: Ends of merged mappings with nothing behind them that the guardian has been told of.
         self._open_ends: set[int] = set()
-        #: Merged mappings as just read, for the one look that follows: reading the maps is what a look costs.
-        self._merged: tuple[U64, U64] | None = None
+        #: Whether frames are mapped, as just read, for the look that follows: reading the maps is what a look costs.
+        self._merges: bool | None = None
 
     def alive(self) -> bool:
         """Whether the process exists and still runs the program that was attached."""
@@ -146,7 +146,7 @@ class LiveTarget:
         joined = (start > low) & (start < high) & (end > high) & (inode == 0)
         start = np.where(joined, np.uint64(high), start)
         merged = self._backend.is_pool(device, inode)
-        self._merged = start[merged], end[merged]
+        self._merges = bool(merged.any())
         if self.left_alone:
             # Writes may be under way into any page, with no thread to stop: only what is merged stays in the books.
             self._open_ends.clear()
@@ -167,7 +167,6 @@ class LiveTarget:
             end=end[chosen],
             merged=merged[chosen].astype(np.uint8),
             frame=frame,
-            names=[names[i] for i in name[chosen]],
             mappings=len(start),
             left_alone=self.left_alone,
         )
@@ -278,14 +277,8 @@ class LiveTarget:
         order = np.argsort(s)
         huge = np.where(categories & np.uint64(_HUGE), np.uint8(PageFlag.HUGE), np.uint8(0))
         ranges = PageRanges(s[order], e[order], huge.astype(np.uint8)[order])
-        merged_start, merged_end = self._merged_now()
-        if len(merged_start) and len(ranges.start):
-            # Pages of the pool that were read since the last look, and not written, are new in the page table too.
-            ranges = self._without_file(ranges)
-            at = np.searchsorted(merged_start, ranges.start, side="right")
-            inside = (at > 0) & (ranges.start < merged_end[np.maximum(at, 1) - 1])
-            ranges.flags[inside] |= np.uint8(PageFlag.FRAME)
-        return ranges
+        # Pages of the pool that were read since the last look, and not written, are new in the page table too.
+        return self._without_file(ranges) if self._merges_now() and len(ranges.start) else ranges
 
     def _without_file(self, ranges: PageRanges) -> PageRanges:
         """Leave out of ranges the pages that are a file's. Cost: in proportion to the ranges."""
@@ -305,16 +298,16 @@ class LiveTarget:
         huge = np.where(categories & np.uint64(_HUGE), np.uint8(PageFlag.HUGE), np.uint8(0))
         return PageRanges(s, e, huge.astype(np.uint8))
 
-    def _merged_now(self) -> tuple[U64, U64]:
-        known, self._merged = self._merged, None
+    def _merges_now(self) -> bool:
+        """Whether any frame is mapped."""
+        known, self._merges = self._merges, None
         if known is not None:
             return known
         try:
-            start, end, _, _, device, inode, _, _ = self._look(mem.maps, self.pid)
+            _, _, _, _, device, inode, _, _ = self._look(mem.maps, self.pid)
         except OSError as error:
             raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
-        merged = self._backend.is_pool(device, inode)
-        return start[merged], end[merged]
+        return bool(self._backend.is_pool(device, inode).any())
 
     def read_keys(self, addr: U64) -> tuple[U64, U8]:
         """See ``TargetMemory.read_keys``. Cost: about 0.5 µs of CPU a page."""
@@ -332,7 +325,7 @@ class LiveTarget:
 
     def _request(self, kind: str, addr: U64, pages: U32, *more: U32, **options: bool) -> Outcome:
         """Ask the guardian to do something with runs."""
-        self._merged = None
+        self._merges = None
         self._cuts += [addr, addr + pages.astype(np.uint64) * np.uint64(PAGE_SIZE)]
         try:
             done: Outcome = getattr(self._guardian, kind)(self.pid, addr, pages, *more, **options)
@@ -350,7 +343,7 @@ class LiveTarget:
             self.look_for_devices()
         if not self.left_alone:
             return None
-        return Outcome(np.full(int(pages.sum()), PageCode.REFUSED, np.uint8), np.empty(0), 0, 0.0)
+        return Outcome(np.full(int(pages.sum()), PageCode.REFUSED, np.uint8), np.empty(0), 0.0)
 
     def merge(self, addr: U64, pages: U32, frame: U32) -> Outcome:
         """See ``TargetMemory.merge``."""

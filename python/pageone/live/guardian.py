@@ -147,10 +147,10 @@ class Guardian:
         if frame is not None:
             second |= frame.astype(np.uint64) << np.uint64(32)
         reply = self._request(op, pid, np.stack((addr, second), axis=1).ravel(), flags)
-        codes, pauses, mappings, _, injected, cpu = _OUTCOME.unpack_from(reply)
+        codes, pauses, _, _, injected, cpu = _OUTCOME.unpack_from(reply)
         code = np.frombuffer(reply, np.uint8, codes, _OUTCOME.size)
         pause = np.frombuffer(reply, "<f8", pauses, _OUTCOME.size + codes)
-        return Outcome(code=code, pauses_s=pause, mappings_added=mappings, cpu_s=injected + cpu)
+        return Outcome(code=code, pauses_s=pause, cpu_s=injected + cpu)
 
     def merge(self, pid: int, addr: U64, pages: U32, frame: U32) -> Outcome:
         """See ``TargetMemory.merge``."""
