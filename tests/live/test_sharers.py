@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+
+from pageone.engine import Engine
+from pageone.errors import TargetError
 
 pytestmark = [pytest.mark.needs("merge", "root", "gcc", "program:unshare")]
 
@@ -22,6 +30,7 @@ import subprocess, sys, threading, time
 from pathlib import Path
 from typing import Any
 from pageone.engine import Engine
+from pageone.errors import TargetError
 Path("/proc/sys/kernel/pid_max").write_text("700")
 
 def newest():
@@ -71,3 +80,21 @@ def test_a_process_in_a_targets_memory_is_found_after_process_ids_have_begun_ane
     assert Path("/proc/sys/kernel/pid_max").read_text() == before
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("merged beside it 0 "), done.stdout
+
+
+def test_a_process_in_a_targets_memory_is_found_though_its_first_thread_has_ended(
+    tmp_path: Path, spawn: Any, ask: Callable[..., str]
+) -> None:
+    program = tmp_path / "sharer"
+    subprocess.run(["gcc", "-O1", "-Wall", "-Wextra", "-o", program, SOURCE], check=True)
+    target = spawn([program])
+    assert target.stdout.readline() == "ready\n"
+    sharer = int(ask(target, "leave"))
+    try:
+        until = time.monotonic() + 30
+        while psutil.Process(sharer).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < until
+        with Engine() as engine, pytest.raises(TargetError, match="runs in its memory"):
+            engine.attach(target.pid)
+    finally:
+        os.kill(sharer, signal.SIGKILL)

@@ -20,6 +20,7 @@ mod passing;
 pub mod pool;
 pub mod private_fs;
 pub mod process;
+mod processes;
 pub mod ptrace;
 pub mod ranges;
 pub mod read;

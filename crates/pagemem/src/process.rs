@@ -174,25 +174,55 @@ pub fn names_in(directory: &File) -> io::Result<Vec<i32>> {
     // SAFETY: no pointers.
     check(unsafe { libc::lseek(fd, 0, libc::SEEK_SET) })?;
     let mut out = Vec::new();
-    let mut buffer = [0u8; NAMES];
-    loop {
+    let mut entries = Entries::of::<NAMES>();
+    while entries.read(directory, |number, _| out.extend(number))? && !entries.are_last() {}
+    Ok(out)
+}
+
+/// Entries of a directory, as many as there is room for at once.
+#[derive(Debug)]
+pub struct Entries<const ROOM: usize> {
+    buffer: [u8; ROOM],
+    filled: usize,
+}
+
+impl Entries<0> {
+    /// Room for some.
+    pub fn of<const ROOM: usize>() -> Entries<ROOM> {
+        Entries {
+            buffer: [0; ROOM],
+            filled: 0,
+        }
+    }
+}
+
+impl<const ROOM: usize> Entries<ROOM> {
+    /// Reads on and calls `each` with what comes: the number, where that is the name, and the place of the next. False at the
+    /// end.
+    pub fn read(
+        &mut self,
+        directory: &File,
+        mut each: impl FnMut(Option<i32>, i64),
+    ) -> io::Result<bool> {
+        let (fd, to) = (directory.as_raw_fd(), self.buffer.as_mut_ptr());
         // SAFETY: the kernel writes at most the stated number of bytes into a live buffer of that size.
-        let n =
-            check(unsafe { libc::syscall(libc::SYS_getdents64, fd, buffer.as_mut_ptr(), NAMES) })?
-                as usize;
-        let mut at = 0;
-        while at < n {
-            let length = u16::from_ne_bytes([buffer[at + 16], buffer[at + 17]]) as usize;
-            let name = &buffer[at + 19..at + length];
-            let name = name.split(|b| *b == 0).next().unwrap_or_default();
-            if let Some(tid) = std::str::from_utf8(name).ok().and_then(|s| s.parse().ok()) {
-                out.push(tid);
-            }
-            at += length;
+        let read = check(unsafe { libc::syscall(libc::SYS_getdents64, fd, to, ROOM) })?;
+        self.filled = read as usize;
+        let mut left = &self.buffer[..self.filled];
+        while !left.is_empty() {
+            let length = u16::from_ne_bytes([left[16], left[17]]) as usize;
+            let place = left[8..16].try_into().map_or(0, i64::from_ne_bytes);
+            let name = left[19..length].split(|b| *b == 0).next();
+            let name = name.and_then(|name| std::str::from_utf8(name).ok());
+            each(name.and_then(|name| name.parse().ok()), place);
+            left = &left[length..];
         }
-        if n == 0 || NAMES - n >= ENTRY_MAX {
-            return Ok(out);
-        }
+        Ok(self.filled > 0)
+    }
+
+    /// Whether there was room for more than came.
+    fn are_last(&self) -> bool {
+        ROOM - self.filled >= ENTRY_MAX
     }
 }
 

@@ -7,12 +7,13 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::arch::{Regs, REPORT_SIGNAL};
 use crate::process::Process;
 use crate::remedies;
-use crate::sharers::{same_memory, Sharers};
+use crate::sharers::{same_memory, Asker, Sharers};
 use crate::sys::{self, check, thread_ended, thread_state};
 use crate::transfers::{Room, Transfers};
 use crate::workers::is_worker;
@@ -162,6 +163,8 @@ pub struct Stopped {
     pub suspended: bool,
     /// Whether threads of the kernel work in its memory, which do not stop.
     pub workers: bool,
+    /// Whether all of its threads are stopped: none but those of the kernel is in a call that goes on.
+    pub all: bool,
     /// Nothing but the mending of discards may be done in this stop, for this reason.
     pub only_mend: Option<StopError>,
     /// The thread that runs injected code, if one has; restored by [`Tracer::release`].
@@ -342,8 +345,18 @@ fn event_message(tid: i32) -> i32 {
 impl Tracer {
     /// Whether a process outside of the stopped one has the table of descriptors that its thread `tid` uses: that one
     /// runs on, and could take what is put there.
-    pub fn descriptors_are_shared(&mut self, stopped: &Stopped, tid: i32) -> bool {
-        self.sharers.any_with_descriptors(tid, stopped.pid)
+    pub fn descriptors_are_shared(
+        &mut self,
+        process: &Process,
+        stopped: &Stopped,
+        tid: i32,
+    ) -> bool {
+        self.sharers.any_with_descriptors(Asker {
+            pid: stopped.pid,
+            pidfd: &Arc::downgrade(&process.pidfd),
+            tid,
+            stopped: stopped.all,
+        })
     }
 
     /// Stops all threads of `pid`.
@@ -439,8 +452,10 @@ impl Tracer {
                         failure = Some(e);
                         break 'outer;
                     }
-                    let alive = seized.difference(&ended).next();
-                    if alive.is_some_and(|&tid| self.has_sharers(tid, pid)) {
+                    // One that has stopped does not lose its memory by ending.
+                    let alive = stopped.difference(&ended).next();
+                    let alive = alive.or_else(|| seized.difference(&ended).next());
+                    if alive.is_some_and(|&tid| self.has_sharers(tid, process, false)) {
                         // It may be theirs, and they would run on.
                         failure = Some(StopError::Shared);
                         break 'outer;
@@ -479,6 +494,7 @@ impl Tracer {
             }
         }
         let tids: Vec<i32> = stopped.difference(&ended).copied().collect();
+        let all = failure.is_none() && stopped.len() == seized.len();
         let workers = ended.iter().any(|&tid| is_worker(pid, tid));
         while workers && failure.is_none() && events.pending() {
             // A request of io_uring discards. Mending need not wait for it: memory of its own is discarded to zeros, too.
@@ -496,9 +512,13 @@ impl Tracer {
             only_mend = Some(StopError::Timeout);
         } else if failure.is_none()
             && strictness == Strictness::All
-            && self.has_sharers(tids[0], pid)
+            && self.has_sharers(tids[0], process, all)
         {
             only_mend = Some(StopError::Shared);
+        }
+        let lax = failure.is_none() && strictness == Strictness::NoUserCode;
+        if lax && all && self.sharers.is_due(pid) {
+            self.has_sharers(tids[0], process, true);
         }
         if !read {
             failure = failure.or(only_mend.take());
@@ -517,6 +537,7 @@ impl Tracer {
             since,
             suspended,
             workers,
+            all,
             only_mend,
             worker: RefCell::new(None),
         };
@@ -529,13 +550,25 @@ impl Tracer {
         }
     }
 
-    fn has_sharers(&mut self, tid: i32, pid: i32) -> bool {
-        !remedies::without("sharers") && self.sharers.any(tid, pid)
+    fn has_sharers(&mut self, tid: i32, process: &Process, stopped: bool) -> bool {
+        let asker = Asker {
+            pid: process.pid,
+            pidfd: &Arc::downgrade(&process.pidfd),
+            tid,
+            stopped,
+        };
+        !remedies::without("sharers") && self.sharers.any(asker)
     }
 
-    /// Whether another process, which does not stop with this one, runs in its memory.
+    /// Whether another process, which does not stop with this one, runs in its memory. Whoever it gives birth to meanwhile
+    /// may be missed.
     pub fn shared(&mut self, process: &Process) -> bool {
-        self.has_sharers(sys::memory_tid(process.pid), process.pid)
+        self.has_sharers(sys::memory_tid(process.pid), process, false)
+    }
+
+    /// The same of one that is stopped: nobody is missed where all of its threads are.
+    pub fn shared_when_stopped(&mut self, process: &Process, stopped: &Stopped) -> bool {
+        self.has_sharers(stopped.memory(), process, stopped.all)
     }
 
     /// The processes that were found to run in the memory of `pid`, when last asked.

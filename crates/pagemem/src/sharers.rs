@@ -3,13 +3,18 @@
 //!
 //! They are in no list of the target's threads and do not stop with them. The kernel tells whether two tasks have one
 //! memory or one table (`kcmp`), so everybody is asked once, and after that only who is new: both come by birth alone.
+//! What was asked counts only if all threads of the target stood still meanwhile and nobody was found: then nobody could
+//! be giving birth, and who has been asked stays a stranger. Otherwise the same are asked again.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::{self, Read, Seek};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
+use std::sync::{OnceLock, Weak};
 use std::time::{Duration, Instant};
+
+use crate::processes;
 
 /// What is known of each target.
 #[derive(Debug, Default)]
@@ -19,82 +24,181 @@ pub struct Sharers {
     stat: Option<File>,
 }
 
+/// Who asks: a target, through one of its threads.
+#[derive(Clone, Copy, Debug)]
+pub struct Asker<'a> {
+    /// Its process id.
+    pub pid: i32,
+    /// What tells it from another process that has had that id.
+    pub pidfd: &'a Weak<OwnedFd>,
+    /// The thread whose memory or table it is.
+    pub tid: i32,
+    /// Whether all of its threads are stopped. Only then nobody can come in between, and what is found out lasts.
+    pub stopped: bool,
+}
+
 #[derive(Debug, Default)]
 struct Known {
-    /// The newest process id when last asked.
+    /// Whom this is about.
+    pidfd: Weak<OwnedFd>,
+    /// When it was certain, with all threads stopped, that there was nobody.
+    nobody: Option<Nobody>,
+    /// Who was found when last asked, and the newest process id then.
+    sharers: Vec<i32>,
+    looked: i32,
+    /// Many were asked while threads ran, and will be each time.
+    due: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Nobody {
+    /// The newest process id then.
     newest: i32,
     /// How many processes and threads had been made then, since the system was started.
     made: Option<u64>,
-    /// When that was.
-    asked: Option<Instant>,
-    sharers: Vec<i32>,
+    when: Instant,
+}
+
+/// What asking comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// This task shares.
+    Shares(i32),
+    Not,
+    /// It could not be told.
+    Unclear,
 }
 
 /// More new processes than this are found by listing all instead of by counting up.
 const COUNT_UP_MAX: i32 = 2048;
+/// Where so many are asked each time it is worth asking once more with all threads stopped.
+const MANY: i32 = 16;
+/// How often those are asked who have come while others were, and how often threads are listed that come and go.
+const TRIES: u32 = 100;
 
 impl Sharers {
-    /// Whether any process but `pid` has the memory of its thread `tid`. Costs one read of `/proc/loadavg`, and
-    /// about a microsecond for each process made since last asked; the first time for every process there is.
-    pub fn any(&mut self, tid: i32, pid: i32) -> bool {
-        !can_tell(tid) || self.any_new(What::Memory, tid, pid)
+    /// Whether any process but this one has its memory, or that cannot be told. Costs two reads of `/proc/loadavg`, and
+    /// about a microsecond for each process made since there was certainly nobody; the first time some for every process.
+    pub fn any(&mut self, asker: Asker) -> bool {
+        !can_tell(asker.tid) || self.any_new(What::Memory, asker)
     }
 
-    /// Whether any task outside of process `pid` has the descriptors of its thread `tid`. Costs as much; for a thread
+    /// Whether any task outside of this process has the descriptors of its thread. Costs as much; for a thread
     /// with a table of its own, which few programs make, every task is asked each time.
-    pub fn any_with_descriptors(&mut self, tid: i32, pid: i32) -> bool {
+    pub fn any_with_descriptors(&mut self, asker: Asker) -> bool {
         const WHAT: What = What::Descriptors;
-        if !same(WHAT, tid, tid) {
+        if !same(WHAT, asker.tid, asker.tid) {
             return true;
         }
-        if same(WHAT, tid, pid) {
-            return self.any_new(WHAT, tid, pid);
+        if same(WHAT, asker.tid, asker.pid) {
+            return self.any_new(WHAT, asker);
         }
-        all_tasks(WHAT)
-            .into_iter()
-            .any(|t| other(WHAT, tid, pid, t))
+        !matches!(ask_all(WHAT, asker), Ok(found) if found.is_empty())
     }
 
-    fn any_new(&mut self, what: What, tid: i32, pid: i32) -> bool {
-        // Where it cannot be read (`/proc` mounted with `subset=pid`) all are looked at each time.
-        let now = Instant::now();
-        let before = self.known.get(&(what, pid));
-        let long_ago = before
-            .and_then(|k| k.asked)
-            .is_none_or(|t| now - t > shortest_round());
-        let made = if long_ago { self.made() } else { None };
-        let newest = self.newest_pid().unwrap_or(i32::MAX);
-        let first = !self.known.contains_key(&(what, pid));
-        if first {
-            self.known
-                .retain(|(_, p), _| std::path::Path::new(&format!("/proc/{p}")).exists());
+    /// Whether many were asked while threads ran: asked once more, with all of them stopped, they need not be again.
+    pub fn is_due(&self, pid: i32) -> bool {
+        let known = self.known.get(&(What::Memory, pid));
+        known.is_some_and(|k| k.due && k.sharers.is_empty())
+    }
+
+    fn any_new(&mut self, what: What, asker: Asker) -> bool {
+        let key = (what, asker.pid);
+        if !self.known.contains_key(&key) {
+            self.known.retain(|_, k| k.pidfd.strong_count() > 0);
         }
-        let known = self.known.entry((what, pid)).or_default();
-        let new = newest.wrapping_sub(known.newest);
+        let mut known = self.known.remove(&key).unwrap_or_default();
+        if !known.pidfd.ptr_eq(asker.pidfd) {
+            known = Known {
+                pidfd: Weak::clone(asker.pidfd),
+                ..Known::default()
+            };
+        }
+        let any = self.ask(&mut known, what, asker);
+        self.known.insert(key, known);
+        // Unclear counts as somebody.
+        any.unwrap_or(true)
+    }
+
+    /// Asks those who can be new since there was certainly nobody.
+    fn ask(&mut self, known: &mut Known, what: What, asker: Asker) -> io::Result<bool> {
+        let when = Instant::now();
+        let before = known.nobody;
+        let long_ago = before.is_none_or(|b| when - b.when > shortest_round());
+        let made = if long_ago { self.made() } else { None };
+        // Where it cannot be read (`/proc` mounted with `subset=pid`) all are looked at each time.
+        let newest = self.newest_pid().unwrap_or(i32::MAX);
+        known.sharers.retain(|&t| other(what, asker, t));
+        if !known.sharers.is_empty() {
+            // That suffices; who has come to them is told as well.
+            let more = match newest.checked_sub(known.looked) {
+                Some(new @ 0..=COUNT_UP_MAX) if newest != i32::MAX => {
+                    ask_ids(what, asker, newest - new, newest)
+                }
+                _ => ask_all(what, asker)?,
+            };
+            known.sharers.extend(more);
+            known.sharers.sort_unstable();
+            known.sharers.dedup();
+            known.looked = newest;
+            return Ok(true);
+        }
+        let new = before.map(|b| newest.wrapping_sub(b.newest));
         // Where more have been made than ids were counted up, the ids have begun anew in between.
         let round = long_ago
-            && match (known.made, made) {
-                (Some(then), Some(now)) => now.wrapping_sub(then) > u64::try_from(new).unwrap_or(0),
+            && match (before.and_then(|b| b.made), made) {
+                (Some(then), Some(now)) => {
+                    now.wrapping_sub(then) > u64::try_from(new.unwrap_or(0)).unwrap_or(0)
+                }
                 _ => true,
             };
-        let mut found: Vec<i32> = std::mem::take(&mut known.sharers);
-        if first || round || newest == i32::MAX || !(0..=COUNT_UP_MAX).contains(&new) {
-            found = all_tasks(what);
-        } else {
-            found.extend(known.newest + 1..=newest);
+        let few = new.is_some_and(|n| (0..=COUNT_UP_MAX).contains(&n));
+        let known_to = before
+            .filter(|_| few && !round && newest != i32::MAX)
+            .map(|b| b.newest);
+        known.due = !asker.stopped && known_to.is_none_or(|known_to| newest - known_to > MANY);
+        known.sharers = self.ask_from(known_to, newest, what, asker)?;
+        known.looked = newest;
+        let nobody = known.sharers.is_empty();
+        if nobody && asker.stopped && newest != i32::MAX {
+            // Not asked when it was just before: as many as ids were counted up.
+            let counted = before.and_then(|b| b.made).zip(new);
+            let counted = counted.map(|(then, new)| then.wrapping_add_signed(i64::from(new)));
+            let made = if long_ago { made } else { counted };
+            known.nobody = Some(Nobody { newest, made, when });
         }
-        known.newest = newest;
-        known.asked = Some(now);
-        // Not asked when it was just before: as many as ids were counted up.
-        let counted = known
-            .made
-            .map(|then| then.wrapping_add_signed(i64::from(new)));
-        known.made = if long_ago { made } else { counted };
-        known.sharers = found
-            .into_iter()
-            .filter(|&t| other(what, tid, pid, t))
-            .collect();
-        !known.sharers.is_empty()
+        Ok(!nobody)
+    }
+
+    /// Asks everybody, or whose id is above one that was the newest when there was nobody. An answer that there is no such
+    /// task is none: it may be about to be born. But then its parent is there and is asked before it, having the lower id,
+    /// unless it was born only after those who are asked were counted: so this ends when nobody new has come meanwhile.
+    fn ask_from(
+        &mut self,
+        mut known_to: Option<i32>,
+        mut newest: i32,
+        what: What,
+        asker: Asker,
+    ) -> io::Result<Vec<i32>> {
+        for _ in 0..TRIES {
+            let found = match known_to {
+                Some(known_to) => ask_ids(what, asker, known_to, newest),
+                None => match ask_all(what, asker)? {
+                    // Ids may have begun anew between a parent, asked late, and its child, missed early.
+                    none if none.is_empty() => ask_all(what, asker)?,
+                    found => found,
+                },
+            };
+            let now = self.newest_pid().unwrap_or(i32::MAX);
+            let begun_anew = now < newest;
+            if !found.is_empty() || (now == newest || known_to.is_none()) && !begun_anew {
+                return Ok(found);
+            }
+            let few = !begun_anew && now - newest <= COUNT_UP_MAX;
+            known_to = Some(newest).filter(|_| few);
+            newest = now;
+        }
+        Err(io::ErrorKind::TimedOut.into())
     }
 
     /// How many processes and threads have been made since the system was started.
@@ -149,21 +253,72 @@ fn shortest_round() -> Duration {
     })
 }
 
-/// Whether task `t` is none of process `pid` and has what its thread `tid` has.
-fn other(what: What, tid: i32, pid: i32, t: i32) -> bool {
-    t != pid && same(what, tid, t) && !thread_of(pid, t)
+/// Whether task `t` is none of the asking process and has what its thread has.
+fn other(what: What, asker: Asker, t: i32) -> bool {
+    t != asker.pid && same(what, asker.tid, t) && !thread_of(asker.pid, t)
 }
 
-/// Everybody that may have to be asked: threads of one process have one memory, but may have several tables.
-fn all_tasks(what: What) -> Vec<i32> {
-    let processes = crate::sys::all_processes();
-    match what {
-        What::Memory => processes,
-        What::Descriptors => processes
-            .into_iter()
-            .flat_map(|p| crate::sys::numbers_in(&format!("/proc/{p}/task")))
-            .collect(),
+/// Those who share among tasks with ids above `known_to` up to `newest`.
+fn ask_ids(what: What, asker: Asker, known_to: i32, newest: i32) -> Vec<i32> {
+    let ids = known_to + 1..=newest;
+    ids.filter(|&t| other(what, asker, t)).collect()
+}
+
+/// Those who share among all: a task of each process.
+fn ask_all(what: What, asker: Asker) -> io::Result<Vec<i32>> {
+    let mut found = Vec::new();
+    let mut unclear = false;
+    processes::each(|p| {
+        match ask_process(what, asker, p) {
+            Answer::Shares(t) => found.push(t),
+            Answer::Not => {}
+            Answer::Unclear => unclear = true,
+        }
+        true
+    })?;
+    if found.is_empty() && unclear {
+        return Err(io::ErrorKind::Other.into());
     }
+    Ok(found)
+}
+
+/// Asks process `p`.
+fn ask_process(what: What, asker: Asker, p: i32) -> Answer {
+    if p == asker.pid {
+        return Answer::Not;
+    }
+    if same(what, asker.tid, p) {
+        return Answer::Shares(p);
+    }
+    match processes::thread_count(p) {
+        Ok(0 | 1) => return Answer::Not,
+        Ok(_) => {}
+        Err(_) => return Answer::Unclear,
+    }
+    // The first thread has nothing any more where it has ended before others.
+    let mut before = Vec::new();
+    for _ in 0..TRIES {
+        let (threads, all) = match processes::threads(p) {
+            Ok(Some(threads)) => threads,
+            Ok(None) => return Answer::Not,
+            Err(_) => return Answer::Unclear,
+        };
+        for &t in &threads {
+            if same(what, asker.tid, t) {
+                return Answer::Shares(t);
+            }
+            // All threads of a process have the memory that one has.
+            if what == What::Memory && processes::has_memory(p, t) {
+                return Answer::Not;
+            }
+        }
+        // Each may have a table of its own. Where none has memory all are ending, unless one was born meanwhile.
+        if all && (what == What::Descriptors || threads == before) {
+            return Answer::Not;
+        }
+        before = threads;
+    }
+    Answer::Unclear
 }
 
 fn thread_of(pid: i32, tid: i32) -> bool {
@@ -193,21 +348,82 @@ pub fn same(what: What, a: i32, b: i32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::thread_state;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::Arc;
+
+    type Body = extern "C" fn(*mut libc::c_void) -> i32;
+
+    extern "C" fn rest(_: *mut libc::c_void) -> i32 {
+        loop {
+            // SAFETY: no pointers.
+            unsafe { libc::pause() };
+        }
+    }
+
+    /// Room for stacks, which are never freed: the tops of a small one and of what many can be cut from.
+    fn stacks() -> [*mut libc::c_void; 2] {
+        let all = Box::leak(vec![0u8; SMALL + STACKS * STACK].into_boxed_slice());
+        // SAFETY: within what was just allocated.
+        unsafe { [SMALL, all.len()].map(|top| all.as_mut_ptr().add(top - 64).cast()) }
+    }
+
+    const SMALL: usize = 1 << 16;
+    const STACK: usize = 1 << 12;
+    const STACKS: usize = 1 << 10;
+
+    /// A child that ends with the value.
+    struct Child(i32);
+
+    impl Child {
+        /// A process with this one's memory, or with its own copy of it, that runs `body`.
+        fn begin(flags: i32, body: Body, argument: *mut libc::c_void) -> Self {
+            let [stack, _] = stacks();
+            // SAFETY: the stack is its own; the bodies below need nothing else of this process.
+            let child = unsafe { libc::clone(body, stack, flags | libc::SIGCHLD, argument) };
+            assert!(child > 0);
+            Self(child)
+        }
+
+        fn pidfd(&self) -> Arc<OwnedFd> {
+            Arc::new(crate::sys::pidfd_open(self.0).expect("a live child"))
+        }
+    }
+
+    impl Drop for Child {
+        fn drop(&mut self) {
+            // SAFETY: ends and reaps the child made above.
+            unsafe {
+                libc::kill(self.0, libc::SIGKILL);
+                libc::waitpid(self.0, std::ptr::null_mut(), libc::__WALL);
+            }
+        }
+    }
+
+    /// What asks as if process `pid` were a target.
+    fn asker(pid: i32, pidfd: &Weak<OwnedFd>, stopped: bool) -> Asker<'_> {
+        Asker {
+            pid,
+            pidfd,
+            tid: pid,
+            stopped,
+        }
+    }
 
     #[test]
     fn a_process_alone_in_its_memory_has_no_sharers_and_its_threads_are_none() {
-        let me = std::process::id() as i32;
-        let (ready, wait) = std::sync::mpsc::channel::<()>();
-        let other = std::thread::spawn(move || {
-            let _ = wait.recv();
-        });
+        extern "C" fn with_a_thread(stack: *mut libc::c_void) -> i32 {
+            begin_thread(stack);
+            rest(stack)
+        }
+        let child = Child::begin(0, with_a_thread, stacks()[1]);
+        wait_for_threads(child.0, 2);
+        let pidfd = Arc::downgrade(&child.pidfd());
         let mut sharers = Sharers::default();
-        assert!(!sharers.any(me, me));
-        assert!(!sharers.any(me, me));
-        assert!(!sharers.any_with_descriptors(me, me));
-        assert!(!sharers.any_with_descriptors(me, me));
-        drop(ready);
-        other.join().expect("a thread that ends");
+        for stopped in [false, true, true, false] {
+            assert!(!sharers.any(asker(child.0, &pidfd, stopped)));
+            assert!(!sharers.any_with_descriptors(asker(child.0, &pidfd, stopped)));
+        }
     }
 
     #[test]
@@ -217,27 +433,228 @@ mod tests {
         // SAFETY: no pointers; descriptors that other threads use are not touched.
         let (tid, own) = unsafe { (libc::gettid(), libc::unshare(libc::CLONE_FILES)) };
         assert_eq!(own, 0);
-        let mut sharers = Sharers::default();
-        assert!(!sharers.any_with_descriptors(tid, me));
-        // SAFETY: the child waits until it is killed and does nothing else.
-        let child = unsafe {
-            let flags = libc::CLONE_FILES | libc::SIGCHLD;
-            let child = libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) as i32;
-            if child == 0 {
-                loop {
-                    libc::pause();
-                }
-            }
-            child
+        let mine = Arc::new(crate::sys::pidfd_open(me).expect("its own"));
+        let pidfd = Arc::downgrade(&mine);
+        let ask = Asker {
+            tid,
+            ..asker(me, &pidfd, true)
         };
-        assert!(child > 0);
-        assert!(sharers.any_with_descriptors(tid, me));
-        assert!(!sharers.any(tid, me));
-        // SAFETY: ends and reaps the child made above.
-        unsafe {
-            libc::kill(child, libc::SIGKILL);
-            libc::waitpid(child, std::ptr::null_mut(), 0);
+        let mut sharers = Sharers::default();
+        assert!(!sharers.any_with_descriptors(ask));
+        let child = Child::begin(libc::CLONE_FILES, rest, std::ptr::null_mut());
+        assert!(sharers.any_with_descriptors(ask));
+        drop(child);
+        assert!(!sharers.any_with_descriptors(ask));
+    }
+
+    fn begin_thread(stack: *mut libc::c_void) {
+        let thread = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
+        // SAFETY: the stack given is its own, and it needs nothing else.
+        unsafe { libc::clone(rest, stack, thread, std::ptr::null_mut()) };
+    }
+
+    fn wait_for_threads(pid: i32, threads: u64) {
+        while processes::thread_count(pid).expect("its threads") < threads {
+            std::thread::yield_now();
         }
-        assert!(!sharers.any_with_descriptors(tid, me));
+    }
+
+    /// What processes of one memory have between them.
+    #[repr(C)]
+    struct Common {
+        stacks: [*mut libc::c_void; 2],
+        /// Set for the next thing to be done.
+        go: AtomicU32,
+    }
+
+    impl Common {
+        fn of(shared: *mut libc::c_void) -> &'static Self {
+            // SAFETY: each is leaked, or in memory that stays mapped, and of this type.
+            unsafe { &*shared.cast::<Self>() }
+        }
+
+        /// In memory that children with a copy of the rest have, too.
+        fn new() -> &'static Self {
+            // SAFETY: fresh memory, large enough and zero, of which nobody else knows.
+            unsafe {
+                let (size, rw) = (size_of::<Self>(), libc::PROT_READ | libc::PROT_WRITE);
+                let how = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+                let at = libc::mmap(std::ptr::null_mut(), size, rw, how, -1, 0);
+                assert_ne!(at, libc::MAP_FAILED);
+                (*at.cast::<Self>()).stacks = stacks();
+                &*at.cast::<Self>()
+            }
+        }
+
+        fn place(&'static self) -> *mut libc::c_void {
+            std::ptr::from_ref(self).cast_mut().cast()
+        }
+
+        fn wait(&self) {
+            while self.go.load(Ordering::SeqCst) == 0 {
+                // SAFETY: no pointers.
+                unsafe { libc::sched_yield() };
+            }
+        }
+
+        fn go(&self) {
+            self.go.store(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Begins a thread that rests, and ends before it, when told to.
+    extern "C" fn leave_a_thread(common: *mut libc::c_void) -> i32 {
+        let common = Common::of(common);
+        begin_thread(common.stacks[1]);
+        common.wait();
+        // SAFETY: ends this thread alone.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+        0
+    }
+
+    /// A process that has a memory of its own, in which another then is.
+    extern "C" fn has_another(common: *mut libc::c_void) -> i32 {
+        let flags = libc::CLONE_VM | libc::SIGCHLD;
+        // SAFETY: the stack is its own, and dies with whoever is in this memory.
+        unsafe {
+            let another = libc::clone(
+                dies_with_its_parent,
+                Common::of(common).stacks[0],
+                flags,
+                common,
+            );
+            if another < 0 {
+                libc::_exit(1);
+            }
+        }
+        rest(common)
+    }
+
+    extern "C" fn dies_with_its_parent(common: *mut libc::c_void) -> i32 {
+        // SAFETY: no pointers.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        leave_a_thread(common)
+    }
+
+    #[test]
+    fn a_process_in_the_memory_is_found_also_where_its_first_thread_ends_before_others() {
+        for known_before in [false, true] {
+            let common = Common::new();
+            let target = Child::begin(0, has_another, common.place());
+            let own = target.pidfd();
+            let pidfd = Arc::downgrade(&own);
+            let children = format!("/proc/{0}/task/{0}/children", target.0);
+            let another: i32 = loop {
+                let told = std::fs::read_to_string(&children).unwrap_or_default();
+                if let Ok(id) = told.trim().parse() {
+                    break id;
+                }
+            };
+            wait_for_threads(another, 2);
+            let mut sharers = Sharers::default();
+            if known_before {
+                assert!(sharers.any(asker(target.0, &pidfd, true)));
+            }
+            common.go();
+            while thread_state(another, another) != Some('Z') {
+                std::thread::yield_now();
+            }
+            assert!(sharers.any(asker(target.0, &pidfd, true)), "{known_before}");
+            assert!(sharers.any(asker(target.0, &pidfd, true)), "{known_before}");
+        }
+    }
+
+    /// Gives birth to the next of its kind and ends, as long as the target lives.
+    extern "C" fn hop(common: *mut libc::c_void) -> i32 {
+        let flags = libc::CLONE_VM | libc::CLONE_PARENT | libc::SIGCHLD;
+        let state = Common::of(common);
+        let turn = state.go.fetch_add(1, Ordering::SeqCst) as usize;
+        // SAFETY: no pointers but that of a stack whose last user ended, as soon as it was born, a thousand births ago.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if libc::getppid() != state.stacks[0] as usize as i32 {
+                libc::_exit(0);
+            }
+            let stack = state.stacks[1].cast::<u8>().sub(turn % STACKS * STACK);
+            libc::clone(hop, stack.cast(), flags, common);
+            libc::_exit(0);
+        }
+    }
+
+    extern "C" fn has_a_hopper(common: *mut libc::c_void) -> i32 {
+        let state = common.cast::<Common>();
+        let flags = libc::CLONE_VM | libc::SIGCHLD;
+        // SAFETY: the common memory is this process's and its children's; who has ended is reaped by the kernel.
+        unsafe {
+            libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+            Common::of(common).wait();
+            let stack = (*state).stacks[0];
+            (*state).stacks[0] = libc::getpid() as usize as *mut libc::c_void;
+            libc::clone(hop, stack, flags, common);
+        }
+        rest(common)
+    }
+
+    #[test]
+    fn a_process_in_the_memory_is_found_that_gives_birth_to_the_next_and_ends_all_the_time() {
+        for round in 0..10 {
+            let common = Common::new();
+            let target = Child::begin(0, has_a_hopper, common.place());
+            let own = target.pidfd();
+            let pidfd = Arc::downgrade(&own);
+            let mut sharers = Sharers::default();
+            assert!(!sharers.any(asker(target.0, &pidfd, true)));
+            common.go();
+            let born = || common.go.load(Ordering::SeqCst);
+            while born() < 10 {
+                std::thread::yield_now();
+            }
+            let any = |_| sharers.any(asker(target.0, &pidfd, true));
+            assert_eq!(
+                (0..500).map(any).filter(|any| !any).count(),
+                0,
+                "round {round}"
+            );
+            // So that nothing is said of one that had ended by itself.
+            let before = born();
+            while born() == before {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    #[test]
+    fn who_was_asked_while_the_target_ran_is_asked_again() {
+        let target = Child::begin(0, rest, std::ptr::null_mut());
+        let own = target.pidfd();
+        let pidfd = Arc::downgrade(&own);
+        let mut sharers = Sharers::default();
+        let mut certain = |stopped| {
+            assert!(!sharers.any(asker(target.0, &pidfd, stopped)));
+            let known = &sharers.known[&(What::Memory, target.0)];
+            let nobody = known.nobody.map(|n| n.newest);
+            (nobody, sharers.is_due(target.0))
+        };
+        assert_eq!(certain(false), (None, true));
+        let (first, due) = certain(true);
+        assert!(first.is_some() && !due);
+        drop(Child::begin(0, rest, std::ptr::null_mut()));
+        assert_eq!(certain(false).0, first);
+        assert!(certain(true).0 > first);
+    }
+
+    #[test]
+    fn what_is_known_of_a_process_is_not_taken_for_what_another_with_its_id_is() {
+        let (one, another) = (
+            Child::begin(0, rest, std::ptr::null_mut()),
+            Child::begin(0, rest, std::ptr::null_mut()),
+        );
+        let owns = [one.pidfd(), another.pidfd()];
+        let [before, after] = owns.each_ref().map(Arc::downgrade);
+        let mut sharers = Sharers::default();
+        assert!(!sharers.any(asker(one.0, &before, true)));
+        assert!(sharers.known[&(What::Memory, one.0)].nobody.is_some());
+        assert!(!sharers.any(asker(one.0, &after, false)));
+        assert!(sharers.known[&(What::Memory, one.0)].nobody.is_none());
     }
 }

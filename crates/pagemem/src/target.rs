@@ -461,7 +461,7 @@ impl Target {
                 tracer.unfollow(pid);
                 e.into_io()
             })?;
-        let made = if tracer.descriptors_are_shared(&stopped, stopped.memory()) {
+        let made = if tracer.descriptors_are_shared(&process, &stopped, stopped.memory()) {
             Err((io::Error::from_raw_os_error(libc::EUSERS), None))
         } else {
             Self::plant(tracer, &process, &stopped, follow_forks)

@@ -97,7 +97,9 @@ impl Target {
     fn send(&self, tracer: &mut Tracer, stopped: &Stopped, lent: Lent, end: u32) -> io::Result<()> {
         let fd = match lent {
             // Who has the table could take what is lent, or put something of its own in its place.
-            Lent::Pool(_) if tracer.descriptors_are_shared(stopped, worker(stopped)?) => {
+            Lent::Pool(_)
+                if tracer.descriptors_are_shared(&self.process, stopped, worker(stopped)?) =>
+            {
                 return Err(io::Error::from_raw_os_error(libc::EUSERS));
             }
             Lent::Pool(pool) => pool.for_targets(),

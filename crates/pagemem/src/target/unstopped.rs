@@ -271,7 +271,8 @@ impl Target {
         };
         // A thread that has not stopped may be in the middle of a fork: its child would have what is not filled yet.
         let all = self.process.thread_count() == stopped.tids.len();
-        let settled = all && !tracer.shared(&self.process) && !self.pending();
+        let settled =
+            all && !tracer.shared_when_stopped(&self.process, &stopped) && !self.pending();
         self.mend(tracer, &stopped);
         if settled {
             self.settle(&stopped);
