@@ -38,7 +38,9 @@ def assert_holds(done: subprocess.CompletedProcess[str], workers: int, mib: int)
     common, zeros = mib * 256, mib * 16
     assert told["duplicate_pages"] >= workers * common
     assert told["zero_pages"] >= workers * zeros
-    assert told["merged_pages"] >= 0.99 * told["duplicate_pages"]
+    # What is equal by design, all of it; lone pages of the heaps, more where Python has just compiled its modules, may stay.
+    assert told["merged_pages"] >= workers * common
+    assert told["merged_pages"] >= 0.97 * told["duplicate_pages"]
     assert told["mappings_added"] <= 200
     assert told["saved_bytes"] >= 0.95 * ((workers - 1) * common + workers * zeros) * 4096
     assert set(told["pause_ms"]) == {"p50", "p99", "max"}
