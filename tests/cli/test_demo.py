@@ -38,7 +38,7 @@ def assert_holds(done: subprocess.CompletedProcess[str], workers: int, mib: int)
     common, zeros = mib * 256, mib * 16
     assert told["duplicate_pages"] >= workers * common
     assert told["zero_pages"] >= workers * zeros
-    # What is equal by design, all of it; lone pages of the heaps, more where Python has just compiled its modules, may stay.
+    # What is equal by design, all of it; lone pages of the heaps may stay, more after modules were compiled.
     assert told["merged_pages"] >= workers * common
     assert told["merged_pages"] >= 0.97 * told["duplicate_pages"]
     assert told["mappings_added"] <= 200
