@@ -235,3 +235,82 @@ def test_the_command_chooses_by_pattern_and_children(
     }
     nothing = pageone("scan", "--match", "no process has this in its command line"[::-1])
     assert (nothing.returncode, nothing.stdout) == (2, "")
+
+
+#: What a program begins with that fills blocks of huge pages, or of none; all such programs have the same pages.
+BLOCKS_OF_PAGES = """
+import mmap, os, sys
+import numpy as np
+BLOCK, BLOCKS = 512, 8
+def fill(advice):
+    m = mmap.mmap(-1, BLOCK * (BLOCKS + 1) * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    m.madvise(advice)
+    v = np.frombuffer(m, dtype=np.uint64).reshape(BLOCK * (BLOCKS + 1), 512)
+    v = v[-(v.ctypes.data // 4096) % BLOCK :][: BLOCK * BLOCKS]
+    v[:] = np.arange(10**9, 10**9 + len(v), dtype=np.uint64)[:, None]
+    return v
+"""
+TWIN = """
+v = fill(15)
+print(flush=True)
+sys.stdin.read()
+"""
+#: Its child has written the first page of each huge page: of all of them the kernel then says that they are its own.
+FORKED = """
+v = fill(14)
+told, tell = os.pipe()
+child = os.fork()
+if not child:
+    v[::BLOCK] = 7
+    os.write(tell, b"x")
+    sys.stdin.read()
+    os._exit(0)
+os.read(told, 1)
+print(child, flush=True)
+sys.stdin.read()
+"""
+#: Prints how many pages of the parent huge pages map, and how many pages of large arrays could be saved by what a scan
+#: says: of it and its twin, of these and the child, and of the two when the child has ended.
+PROMISED = """
+import json, os, subprocess, sys, time
+from pathlib import Path
+from pageone.scan import scan
+def arrays(report):
+    return sum(row["saveable_bytes"] for row in report.regions if row["kind"].startswith("arrays")) // 4096
+pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+parent, twin = (subprocess.Popen([sys.executable, "-c", code], **pipes) for code in sys.argv[1:])
+try:
+    child = int(parent.stdout.readline())
+    twin.stdout.readline()
+    rollup = Path(f"/proc/{parent.pid}/smaps_rollup").read_text().splitlines()
+    huge = next(int(line.split()[1]) for line in rollup if line.startswith("AnonHugePages")) // 4
+    pids = [parent.pid, twin.pid]
+    promised = [arrays(scan(pids=pids)), arrays(scan(pids=[*pids, child]))]
+    os.kill(child, 9)
+    deadline = time.monotonic() + 20
+    while "State:\tZ" not in Path(f"/proc/{child}/status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    print(json.dumps([huge, *promised, arrays(scan(pids=pids))]))
+finally:
+    parent.kill()
+    twin.kill()
+"""
+
+
+@pytest.mark.needs("thp")
+@pytest.mark.parametrize("who", ["root or this user", "an ordinary user"])
+def test_what_a_child_shares_of_huge_pages_is_not_promised(
+    who: str, as_user: OrdinaryUser, python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    if who == "an ordinary user" and not as_user.is_other:
+        pytest.skip("this is an ordinary user")
+    run = as_user.run if who == "an ordinary user" else python
+    done = run("-c", PROMISED, BLOCKS_OF_PAGES + FORKED, BLOCKS_OF_PAGES + TWIN)
+    assert done.returncode == 0, done.stderr
+    huge, beside, family, alone = json.loads(done.stdout)
+    if huge < 8 * 512:
+        pytest.skip(f"the kernel gave {huge} pages in huge pages only")
+    # Interpreters have some large arrays of their own.
+    assert max(beside, family) < 512, (beside, family, alone)
+    assert alone >= 8 * 512

@@ -1,7 +1,8 @@
 """From counted contents to what merging would save: frames, runs, mappings, regions, pairs. Arrays in, a report out.
 
 For: :mod:`pageone.scan`. The numbers are those of the engine's rules (see ``docs/scan.md``); no target is read but for
-the previews of the most repeated contents, and ``/proc/kpagecount`` for sharers outside the targets.
+the previews of the most repeated contents, ``/proc/kpagecount`` for sharers outside the targets, and the page maps of
+huge pages.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pageone.policy import (
     worth_splitting,
 )
 from pageone.scan.census import UNSTABLE, ZERO, Census
+from pageone.scan.huge import shared_unseen
 from pageone.scan.report import ScanReport
 
 U8 = npt.NDArray[np.uint8]
@@ -197,7 +199,7 @@ class _Frames:
     """
 
     def __init__(self, census: Census, duplicates: _Duplicates, zero: U32) -> None:
-        self.page, frame = census.shared()
+        self.page, frame = _shared(census)
         live = any(source.pid is not None for source in census.sources)
         self.sharing = "none" if not live else "frames" if os.geteuid() == 0 else "assumed"
         if len(frame) and not frame.any():
@@ -230,6 +232,17 @@ class _Frames:
         inside = at < len(self.page)
         inside[inside] = self.page[at[inside]] == page[inside]
         return at, inside
+
+
+def _shared(census: Census) -> tuple[U32, U64]:
+    """Return the pages that are mapped more than once, ascending, and their frames: also those within huge pages."""
+    page, frame = census.shared()
+    found = [shared_unseen(source, mapcounts) for source in census.sources]
+    pages = [page, *((its + base).astype(np.uint32) for (its, _), base in zip(found, census.base, strict=False))]
+    frames = np.concatenate([frame, *(its for _, its in found)])
+    # What was mapped page by page since it was counted is in both.
+    unique, first = np.unique(np.concatenate(pages), return_index=True)
+    return unique, frames[first]
 
 
 def _targets(census: Census, duplicates: _Duplicates, zero: U32, report: ScanReport) -> None:
