@@ -45,7 +45,7 @@ _NAMES_LEFT = re.compile(r"^\[(stack|vdso|vvar|vvar_vclock|vsyscall|uprobes)")
 _FLAGS_LEFT = frozenset(("lo", "wf", "io", "pf", "ht", "mm", "gd", "ss", "key"))
 #: Flags that new mappings are given again, and the bit that asks for it: don't fork, don't dump, huge pages wanted, not
 #: wanted, KSM may merge.
-FLAGS_REPEATED = {"dc": 1, "dd": 2, "hg": 4, "nh": 8, "mg": 16}
+FLAGS_REPEATED = {"dc": 1, "dd": 2, "hg": 4, "nh": 8, "mg": 16, "nr": 32}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -174,3 +175,102 @@ def test_memory_with_a_place_of_its_own_is_left_alone_where_there_are_several(
             assert time.monotonic() < deadline
             engine.merge_once(0.2)
         assert not flags_at(pids[0], its)[0]
+
+
+#: Two programs, each with two ranges of 64 pages of the same bytes, the second mapped with MAP_NORESERVE; merged, a
+#: part of them discarded, another mapped anew, and given back. Prints after each what mappings there are of the second:
+#: first page, behind its last, and how they count.
+UNRESERVED = """
+import json, subprocess, sys, time
+from pathlib import Path
+from pageone.engine import Engine
+from pageone.procfs import mapping_flags_in
+def counts():
+    text = Path(f"/proc/{pid}/smaps").read_text()
+    flags = mapping_flags_in(text)
+    pieces = [line.split()[0].split("-") for line in text.splitlines() if " rw-p " in line]
+    pieces = [(int(start, 16), int(end, 16)) for start, end in pieces]
+    pieces = [(start, end) for start, end in pieces if at <= start < at + 64 * 4096]
+    return [[(start - at) // 4096, (end - at) // 4096, *sorted(flags[start] & {"nr", "ac"})] for start, end in pieces]
+def frames(*ranges):
+    lines = [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "memfd:pageone" in line]
+    its = [[int(edge, 16) for edge in line.split()[0].split("-")] for line in lines]
+    return sum((end - start) // 4096 for start, end in its for at in ranges if at <= start < at + 64 * 4096)
+def ask(one, what):
+    one.stdin.write(what + chr(10))
+    one.stdin.flush()
+    return one.stdout.readline().split()
+def until(so):
+    deadline = time.monotonic() + 20
+    while not so():
+        assert time.monotonic() < deadline, counts()
+        engine.merge_once(0.1)
+pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+programs = [subprocess.Popen([sys.executable, "-u", "-c", sys.argv[1]], **pipes) for _ in "ab"]
+try:
+    other, at = map(int, programs[0].stdout.readline().split())
+    programs[1].stdout.readline()
+    pid = programs[0].pid
+    with Engine() as engine:
+        first, second = [engine.attach(one.pid) for one in programs]
+        until(lambda: frames(other, at) == 128)
+        seen = [counts()]
+        went = ask(programs[0], "discard")
+        seen.append(counts())
+        for one in programs:
+            went += ask(one, "map anew")
+        until(lambda: frames(at) == 62)
+        went += ask(programs[0], "look")
+        gone = engine.detach(first)
+        seen.append(counts())
+        went += ask(programs[0], "look")
+    print(json.dumps([seen, went, gone, frames(other, at)]))
+finally:
+    for one in programs:
+        one.kill()
+"""
+
+NOT_PROMISED = """
+N = 64
+ranges = [libc.mmap(0, (N + 2) * SIZE, 0, 0x22 | flag, -1, 0) + SIZE for flag in (0, 0x4000)]
+def fill(n, some):
+    for k in some:
+        ctypes.memmove(ranges[n] + SIZE * k, page(1000 * n + k + 1), SIZE)
+for n in range(2):
+    assert libc.mprotect(word(ranges[n]), word(N * SIZE), 3) == 0
+    fill(n, range(N))
+print(*ranges, flush=True)
+zero = set()
+for line in sys.stdin:
+    if line == "discard\\n":
+        assert libc.madvise(ranges[1] + 4 * SIZE, 2 * SIZE, 4) == 0
+        zero = {4, 5}
+    elif line == "map anew\\n":
+        assert libc.mmap(ranges[1] + 20 * SIZE, 24 * SIZE, 3, 0x32, -1, 0) == ranges[1] + 20 * SIZE
+        fill(1, range(20, 44))
+    read = [ctypes.string_at(ranges[1] + SIZE * k, SIZE) for k in range(N)]
+    print(all(read[k] == (bytes(SIZE) if k in zero else page(1000 + k + 1)) for k in range(N)), flush=True)
+"""
+
+
+@pytest.mark.parametrize("who", ["root or this user", "an ordinary user"])
+def test_memory_that_is_not_promised_stays_so_merged_discarded_and_given_back(
+    who: str, as_user: Any, python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
+        pytest.skip("the kernel promises all memory here")
+    arguments = ("-c", UNRESERVED, WITH_LIBC + NOT_PROMISED)
+    if who == "an ordinary user":
+        if not as_user.is_other:
+            pytest.skip("this is an ordinary user")
+        done = as_user.run(*arguments)
+    else:
+        done = python(*arguments)
+    assert done.returncode == 0, done.stderr
+    (merged, discarded, given_back), went, gone, frames = json.loads(done.stdout)
+    assert merged == [[0, 64, "nr"]]
+    assert {tuple(piece[2:]) for piece in discarded} == {("nr",)}
+    assert given_back == [[0, 20, "nr"], [20, 44, "ac"], [44, 64, "nr"]]
+    assert set(went) == {"True"}
+    assert gone
+    assert frames == 0

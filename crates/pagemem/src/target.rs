@@ -28,7 +28,7 @@ use crate::ptrace::{Events, NoEvents, StopError, Stopped, Strictness, Tracer};
 use crate::remedies;
 use crate::sys::{self, pidfd_getfd, FileId, Maps, PAGE, VMA_PRIVATE_RW};
 use crate::uffd::{Event, Uffd, Use};
-use advice::{FOR_ANONYMOUS, FOR_FRAMES};
+use advice::{Advised, FOR_ANONYMOUS, FOR_FRAMES};
 use close::Close;
 use descriptor::{table_of_worker, Lent};
 use exchange::{is_back, way_back, Fate, Steps, MOVE, PIECES_MAX, PIECE_PAGES, STEPS};
@@ -138,8 +138,8 @@ pub struct Target {
     opened: Vec<u64>,
     /// Pages without access behind mappings of frames.
     fences: BTreeSet<u64>,
-    /// Ranges whose merged mappings are given advice: start, end, bits.
-    advised: Vec<(u64, u64, u64)>,
+    /// What merged mappings are given advice.
+    advised: Advised,
     /// Those of this batch that have been found to be hidden still, from children or from core dumps.
     hidden: Vec<(u64, u64, u64)>,
     /// Mappings that the program had locked in memory when something was to be given back: start and end.
@@ -179,7 +179,7 @@ pub struct Heir {
     /// Whether its parent could not be stopped.
     unstopped: bool,
     limits: Limits,
-    advised: Vec<(u64, u64, u64)>,
+    advised: Advised,
     fences: BTreeSet<u64>,
     pool_file: FileId,
     core_dumps: CoreDumps,
@@ -494,7 +494,7 @@ impl Target {
             opened: Vec::new(),
             locked: Vec::new(),
             fences: BTreeSet::new(),
-            advised: Vec::new(),
+            advised: Advised::default(),
             hidden: Vec::new(),
             born: Vec::new(),
             pool_file: pool.file(),
@@ -582,10 +582,7 @@ impl Target {
                 Ok(()) => 0,
                 Err(e) => e.raw_os_error().unwrap_or(libc::EINVAL),
             });
-            self.advised.retain(|a| a.1 <= start || end <= a.0);
-            if advice != 0 {
-                self.advised.push((start, end, advice));
-            }
+            self.advised.set(start, end, advice);
         }
         out
     }
@@ -1112,8 +1109,8 @@ impl Target {
         let mut calls = Vec::with_capacity(STEPS * pieces.len() + tail.len());
         for (i, (r, _)) in pieces.iter().enumerate() {
             calls.extend(match pool {
-                Some(_) => steps.for_frames(i, r, aside[i], self.received_at()),
-                None => steps.for_nothing(r, aside[i]),
+                Some(_) => steps.for_frames(i, r, aside[i], self.received_at(), self.unreserved(r)),
+                None => steps.for_nothing(r, aside[i], self.unreserved(r)),
             });
         }
         calls.extend(tail);
@@ -1396,6 +1393,23 @@ impl Target {
         let total: u64 = runs.iter().map(bytes).sum();
         assert!(runs.len() <= UNSHARE_MAX && total <= u64::from(ASIDE_PAGES) * PAGE);
         let base = self.scratch(tracer, stopped, total)?;
+        let mut again: Vec<Op> = Vec::new();
+        let mut at = base;
+        for r in runs {
+            match self.unreserved(r) {
+                0 => {}
+                flag => {
+                    let flags = ANON | FIXED | flag;
+                    let args = [at, bytes(r), PROT_RW, flags, u64::MAX, 0];
+                    again.push(Op::new(nr::MMAP, &args));
+                }
+            }
+            at += bytes(r);
+        }
+        if !again.is_empty() {
+            // What cannot be had cannot be copied to, and is left as it is.
+            self.run_ops(tracer, stopped, &mut again)?;
+        }
         let advice: Vec<Vec<Op>> = runs
             .iter()
             .map(|r| {
@@ -1428,7 +1442,14 @@ impl Target {
             );
             placed.push(calls.len() + 3);
             calls.extend([away, open, copy, place]);
-            calls.extend(way_back(&self.workshop, r, aside, clear, 0));
+            calls.extend(way_back(
+                &self.workshop,
+                r,
+                aside,
+                clear,
+                0,
+                self.unreserved(r),
+            ));
             calls.extend(advice);
             calls.push(Op::new(nr::MPROTECT, &[r.addr, len, *prot]));
             at += len;
@@ -1523,7 +1544,14 @@ impl Target {
             ));
             calls.push(Op::new(
                 nr::MMAP | arch::skip_if_error(left),
-                &[r.addr, bytes(r), PROT_RW, ANON | FIXED, u64::MAX, 0],
+                &[
+                    r.addr,
+                    bytes(r),
+                    PROT_RW,
+                    ANON | FIXED | self.unreserved(r),
+                    u64::MAX,
+                    0,
+                ],
             ));
             calls.extend(rest);
             if *prot != PROT_RW {

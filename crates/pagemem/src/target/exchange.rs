@@ -37,15 +37,17 @@ fn nothing() -> Op {
 
 /// The end of an exchange that cannot go on: back from `aside`; by copying, where the kernel will not move it; and where
 /// it cannot be copied either, the operation at `clear`, which frees what is aside, is made to free nothing. The first
-/// skips `after` operations more than these where it is back.
+/// skips `after` operations more than these where it is back. `unreserved`: see [`Target::unreserved`].
 pub(super) fn way_back(
     workshop: &Workshop,
     r: &Run,
     aside: u64,
     clear: usize,
     after: u64,
+    unreserved: u64,
 ) -> [Op; 4] {
     let len = bytes(r);
+    let fresh = ANON | FIXED | unreserved;
     [
         Op::new(
             nr::MREMAP | arch::skip_unless_error(3 + after),
@@ -53,7 +55,7 @@ pub(super) fn way_back(
         ),
         Op::new(
             nr::MMAP | arch::skip_if_error(1),
-            &[r.addr, len, PROT_RW, ANON | FIXED, u64::MAX, 0],
+            &[r.addr, len, PROT_RW, fresh, u64::MAX, 0],
         ),
         Op::new(
             arch::COPY | arch::skip_unless_error(1),
@@ -111,19 +113,25 @@ impl Steps<'_> {
     }
 
     /// Piece `i`: maps the frames somewhere, moves the pages aside, compares, moves the frames in or the pages back.
-    pub(super) fn for_frames(&self, i: usize, r: &Run, aside: u64, fd_at: u64) -> [Op; STEPS] {
+    pub(super) fn for_frames(
+        &self,
+        i: usize,
+        r: &Run,
+        aside: u64,
+        fd_at: u64,
+        unreserved: u64,
+    ) -> [Op; STEPS] {
         let len = bytes(r);
         let offset = u64::from(r.frame) * PAGE;
         let result = |step: usize| self.workshop.result_at(self.first + STEPS * i + step);
         let map = nr::MMAP | arch::DEREF_ARG5 | arch::skip_if_error(8);
         let compare = arch::COMPARE | arch::DEREF_ARG2 | arch::skip_unless_zero(1);
         let place = nr::MREMAP | arch::DEREF_ARG1 | arch::skip_unless_error(5);
-        let [back, fresh, copy, spare] = way_back(self.workshop, r, aside, self.clear(), 0);
+        let [back, fresh, copy, spare] =
+            way_back(self.workshop, r, aside, self.clear(), 0, unreserved);
+        let flags = libc::MAP_PRIVATE as u64 | unreserved;
         let mut steps = [
-            Op::new(
-                map,
-                &[0, len, PROT_RW, libc::MAP_PRIVATE as u64, fd_at, offset],
-            ),
+            Op::new(map, &[0, len, PROT_RW, flags, fd_at, offset]),
             Op::new(
                 nr::MREMAP | arch::skip_if_error(6),
                 &[r.addr, len, len, MOVE, aside],
@@ -151,10 +159,12 @@ impl Steps<'_> {
     }
 
     /// A piece: moves the pages aside, looks whether they are zero, maps fresh memory in their place or moves them back.
-    pub(super) fn for_nothing(&self, r: &Run, aside: u64) -> [Op; STEPS] {
+    pub(super) fn for_nothing(&self, r: &Run, aside: u64, unreserved: u64) -> [Op; STEPS] {
         let len = bytes(r);
         let fresh = nr::MMAP | arch::skip_unless_error(5);
-        let [back, again, copy, spare] = way_back(self.workshop, r, aside, self.clear(), 1);
+        let [back, again, copy, spare] =
+            way_back(self.workshop, r, aside, self.clear(), 1, unreserved);
+        let flags = ANON | FIXED | unreserved;
         [
             nothing(),
             Op::new(
@@ -165,7 +175,7 @@ impl Steps<'_> {
                 arch::COMPARE_ZERO | arch::skip_unless_zero(1),
                 &[aside, 0, len],
             ),
-            Op::new(fresh, &[r.addr, len, PROT_RW, ANON | FIXED, u64::MAX, 0]),
+            Op::new(fresh, &[r.addr, len, PROT_RW, flags, u64::MAX, 0]),
             back,
             again,
             copy,
@@ -213,7 +223,9 @@ impl Target {
                 let never = 4 * some.len();
                 let mut ops: Vec<Op> = some
                     .iter()
-                    .flat_map(|(aside, r)| way_back(&self.workshop, r, *aside, never, 0))
+                    .flat_map(|(aside, r)| {
+                        way_back(&self.workshop, r, *aside, never, 0, self.unreserved(r))
+                    })
                     .collect();
                 self.run_ops(tracer, stopped, &mut ops)?;
                 let back = some.iter().zip(ops.chunks_exact(4));

@@ -304,7 +304,8 @@ impl Target {
         let mut ops: Vec<Op> = Vec::new();
         for p in pieces {
             let len = p.end - p.start;
-            let args = [p.start, len, p.prot, ANON | FIXED, u64::MAX, 0];
+            let flags = ANON | FIXED | self.unreserved(&p.run());
+            let args = [p.start, len, p.prot, flags, u64::MAX, 0];
             ops.push(Op::new(nr::MMAP, &args));
         }
         for run in &runs {
