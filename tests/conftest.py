@@ -153,11 +153,13 @@ def lacking(what: str) -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that set the whole machine (KSM's knobs, swap) apart from each other when several run at once."""
+    """Keep tests that set the whole machine (KSM's knobs, swap), or rely on it, apart when several run at once."""
+    # Where there is swap, frames are not watched for who gave up rights.
+    files = ("_ksm.py", "test_truth.py", "test_pressure.py", "test_rights.py")
     for item in items:
         path = item.path.as_posix()
         wanted = [what for marker in item.iter_markers("needs") for what in marker.args]
-        if "ksm" in wanted or "/ksm/" in path or path.endswith(("_ksm.py", "test_truth.py", "test_pressure.py")):
+        if "ksm" in wanted or "/ksm/" in path or path.endswith(files):
             item.add_marker(pytest.mark.xdist_group("machine"))
 
 

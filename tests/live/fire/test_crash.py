@@ -151,8 +151,8 @@ def test_a_new_engine_waits_until_the_guardian_of_a_killed_one_has_let_go(
     start: Callable[..., Any], spawn: Any
 ) -> None:
     # As for an ordinary user, the process stays traced all the time; nothing is merged.
-    traced = "import pageone.live.process as p\np.may_follow_forks = lambda: False\n"
-    engines = spawn([sys.executable, "-u", "-c", traced + ENGINES.replace("0.05", "1000")], stderr=None)
+    traced = "Engine(period=1000)\n    engine.backend.follow_forks = False"
+    engines = spawn([sys.executable, "-u", "-c", ENGINES.replace("Engine(period=0.05)", traced)], stderr=None)
     one = start("writers", 3600)
     print(one.pid, file=engines.stdin, flush=True)
     engine, guard = (int(word) for word in engines.stdout.readline().split())
@@ -161,11 +161,11 @@ def test_a_new_engine_waits_until_the_guardian_of_a_killed_one_has_let_go(
         os.kill(engine, signal.SIGKILL)
         assert engines.stdout.readline() == "gone\n"
         later = threading.Timer(0.3, os.kill, (guard, signal.SIGCONT))
-        later.start()
         with Engine() as new:
             status = Path(f"/proc/{one.pid}/status").read_text()
             tracer = status.split("TracerPid:")[1].split()[0]
             assert Path(f"/proc/{guard}/task/{tracer}").exists()
+            later.start()
             new.attach(one.pid)
             one.begin()
             _expect_right(one)
