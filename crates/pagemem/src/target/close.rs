@@ -16,7 +16,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use super::descriptor::{table_of_worker, Lent};
-use super::{Target, Watch};
+use super::events::Watch;
+use super::Target;
 use crate::arch::{self, nr};
 use crate::inject::Op;
 use crate::ptrace::{Events, NoEvents, Stopped, Tracer};

@@ -6,7 +6,8 @@
 
 use std::io;
 
-use super::{good_runs, Code, Run, Target};
+use super::runs::good_runs;
+use super::{Code, Run, Target};
 use crate::hold;
 use crate::sys::PAGE;
 

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use super::{Run, Target, Way, UNSHARE_MAX};
+use super::unmerge::UNSHARE_MAX;
+use super::{Run, Target, Way};
 use crate::arch::Regs;
 use crate::inject::ASIDE_PAGES;
 use crate::ptrace::{Stopped, Tracer};

@@ -14,9 +14,10 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use super::births::Born;
 use super::close::Close;
 use super::mend::Piece;
-use super::{Born, Target};
+use super::Target;
 use crate::arch::nr;
 use crate::process::Process;
 use crate::ptrace::{Stopped, Strictness, Tracer};
