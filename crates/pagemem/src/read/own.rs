@@ -5,7 +5,9 @@ use std::os::fd::AsRawFd;
 
 use keyhash::Key;
 
-use super::{chunk_pages, entries_of, keys_of_read, with_scratch, Process, CODE_GONE, PAGE};
+use super::chunks::{chunk_pages, with_scratch};
+use super::keys::keys_of_read;
+use super::{entries_of, Process, CODE_GONE, PAGE};
 use crate::hold;
 
 /// Shared with other processes since a fork (or by KSM): not read.
