@@ -1,0 +1,375 @@
+//! Stopping all threads of a process, and letting them go.
+//!
+//! Called for targets ([`crate::target`]), and by benchmarks. What a stop leaves held is looked after by [`super::held`].
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::requests::{poll, ptrace, resume, set_signal_mask, Wait, FOLLOW_OPTIONS, PLAIN_OPTIONS};
+use super::{Events, Held, NoEvents, StopError, Stopped, Strictness, Tracer};
+use crate::process::Process;
+use crate::remedies;
+use crate::sys::{self, thread_ended, thread_state};
+use crate::workers::is_worker;
+
+/// How long threads that still run are waited for once a discard has been let happen.
+const MENDING: Duration = Duration::from_secs(1);
+/// Polls before sleeping: stops mostly come within microseconds.
+const SPINS: u32 = 30;
+/// How long threads that run are waited for before those that sleep in the kernel are looked at.
+const PATIENCE: Duration = Duration::from_millis(5);
+/// The same once an event has been read: whoever waited with it is on its way to its stop.
+const LATE: Duration = Duration::from_millis(20);
+
+impl Tracer {
+    /// Stops all threads of `pid`.
+    ///
+    /// A thread that waits for its event to be read cannot stop, and runs on as soon as it has been read: so each
+    /// event is read only after all threads, also new ones, have been interrupted.
+    pub fn stop(
+        &mut self,
+        process: &Process,
+        timeout: Duration,
+        strictness: Strictness,
+        events: &mut dyn Events,
+    ) -> Result<Stopped, StopError> {
+        let since = Instant::now();
+        let pid = process.pid;
+        if self.stalled.iter().any(|s| s.pid == pid) {
+            return Err(StopError::Timeout);
+        }
+        let mut seized = BTreeSet::new();
+        let mut stopped = BTreeSet::new();
+        let mut ended = BTreeSet::new();
+        let mut failure = None;
+        let mut suspended = false;
+        // Once a discard has been let happen, no thread may go on before it has been mended.
+        let mut read = false;
+        'outer: loop {
+            let timeout = if read { timeout.max(MENDING) } else { timeout };
+            match self.seize_new(process, &mut seized, &mut stopped, &mut ended) {
+                Ok(true) => {}
+                // A running thread may create another before it stops: done when no new one is found. The kernel cuts
+                // the list short where a thread ends while it is read, so it is held against the number of threads.
+                Ok(false) if complete(pid, &seized) => break,
+                Ok(false) if since.elapsed() > timeout => {
+                    failure = Some(StopError::Timeout);
+                    break;
+                }
+                Ok(false) => {}
+                Err(e) => {
+                    failure = Some(e);
+                    break;
+                }
+            }
+            let mut spins = 0u32;
+            loop {
+                for &tid in &seized {
+                    if stopped.contains(&tid) {
+                        continue;
+                    }
+                    match poll(tid) {
+                        Wait::Nothing => {}
+                        Wait::Interrupted => {
+                            // At once: should this process die, what was cut short would stay so.
+                            self.transfers.go_on(pid, tid, false);
+                            stopped.insert(tid);
+                        }
+                        Wait::Ended => {
+                            ended.insert(tid);
+                            stopped.insert(tid);
+                        }
+                        Wait::Suspended => {
+                            suspended = true;
+                            self.transfers.go_on(pid, tid, true);
+                            stopped.insert(tid);
+                            if remedies::without("suspended") {
+                                failure = Some(StopError::Timeout);
+                                break 'outer;
+                            }
+                        }
+                        // The interrupt is still due and stops the thread right after this.
+                        Wait::Signal(signal) => {
+                            self.transfers.go_on_if_ignored(pid, tid, signal);
+                            let _ = resume(tid, signal);
+                        }
+                        Wait::Event(event) => self.on_event(pid, tid, event),
+                    }
+                }
+                if stopped.len() == seized.len() {
+                    // Mostly these were all; with threads that begin or end meanwhile, the list is read again.
+                    if ended.is_empty() && process.thread_count() == seized.len() {
+                        break 'outer;
+                    }
+                    break;
+                }
+                if since.elapsed() > if read { timeout.max(MENDING) } else { timeout } {
+                    failure = Some(StopError::Timeout);
+                    break 'outer;
+                }
+                let mut unstopped = seized.iter().filter(|t| !stopped.contains(t));
+                let mut awaited = events.descriptor();
+                if events.pending() {
+                    awaited = None;
+                    if let Err(e) = self.seize_new(process, &mut seized, &mut stopped, &mut ended) {
+                        failure = Some(e);
+                        break 'outer;
+                    }
+                    // One that has stopped does not lose its memory by ending.
+                    let alive = stopped.difference(&ended).next();
+                    let alive = alive.or_else(|| seized.difference(&ended).next());
+                    if alive.is_some_and(|&tid| self.has_sharers(tid, process, false)) {
+                        // It may be theirs, and they would run on.
+                        failure = Some(StopError::Shared);
+                        break 'outer;
+                    }
+                    // The reader lets a discard happen: while a thread still runs, it could see what lies beneath.
+                    let mut unstopped = seized.iter().filter(|t| !stopped.contains(t));
+                    if since.elapsed() > PATIENCE || unstopped.all(|&t| sleeps_in_kernel(pid, t)) {
+                        events.read_one();
+                        read = true;
+                        spins = 0;
+                        continue;
+                    }
+                } else if strictness == Strictness::NoUserCode
+                    && since.elapsed() > PATIENCE
+                    && stopped.difference(&ended).next().is_some()
+                    && unstopped.all(|&t| sleeps_in_kernel(pid, t))
+                    && complete(pid, &seized)
+                {
+                    break 'outer;
+                } else if strictness == Strictness::NoUserCode
+                    && since.elapsed() > if read { LATE } else { PATIENCE }
+                    && stopped.is_empty()
+                    && seized.iter().all(|&t| sleeps_in_kernel(pid, t))
+                    && complete(pid, &seized)
+                {
+                    // Nobody runs, and nobody is there to run a call either: all wait, for a `vfork` say.
+                    failure = Some(StopError::Timeout);
+                    break 'outer;
+                }
+                spins += 1;
+                if spins > SPINS {
+                    crate::changes::wait_for_change(awaited, Duration::from_micros(200));
+                } else {
+                    std::thread::yield_now();
+                }
+            }
+        }
+        let tids: Vec<i32> = stopped.difference(&ended).copied().collect();
+        let all = failure.is_none() && stopped.len() == seized.len();
+        let workers = ended.iter().any(|&tid| is_worker(pid, tid));
+        while workers && failure.is_none() && events.pending() {
+            // A request of io_uring discards. Mending need not wait for it: memory of its own is discarded to zeros, too.
+            events.read_one();
+            read = true;
+        }
+        if failure.is_none() && tids.is_empty() {
+            failure = Some(StopError::Gone);
+        }
+        // A followed process is traced between stops, too, and would have to be put back to sleep.
+        let may_be_suspended =
+            strictness == Strictness::NoUserCode || !self.followed.contains(&pid);
+        let mut only_mend = None;
+        if failure.is_none() && suspended && !may_be_suspended {
+            only_mend = Some(StopError::Timeout);
+        } else if failure.is_none()
+            && strictness == Strictness::All
+            && self.has_sharers(tids[0], process, all)
+        {
+            only_mend = Some(StopError::Shared);
+        }
+        let lax = failure.is_none() && strictness == Strictness::NoUserCode;
+        if lax && all && self.sharers.is_due(pid) {
+            self.has_sharers(tids[0], process, true);
+        }
+        if !read {
+            failure = failure.or(only_mend.take());
+        }
+        for &tid in seized.iter().filter(|t| !stopped.contains(t)) {
+            let held = if self.followed.contains(&pid) {
+                Held::Followed
+            } else {
+                Held::Straggler
+            };
+            self.held.insert(tid, (pid, held));
+        }
+        let now_stopped = Stopped {
+            pid,
+            tids,
+            since,
+            suspended,
+            workers,
+            all,
+            only_mend,
+            worker: RefCell::new(None),
+        };
+        match failure {
+            None => Ok(now_stopped),
+            Some(e) => {
+                self.release(now_stopped);
+                Err(e)
+            }
+        }
+    }
+
+    /// Seizes and interrupts threads not yet in `seized`; whether there were any.
+    fn seize_new(
+        &mut self,
+        process: &Process,
+        seized: &mut BTreeSet<i32>,
+        stopped: &mut BTreeSet<i32>,
+        ended: &mut BTreeSet<i32>,
+    ) -> Result<bool, StopError> {
+        let pid = process.pid;
+        let options = if self.followed.contains(&pid) {
+            FOLLOW_OPTIONS
+        } else {
+            PLAIN_OPTIONS
+        };
+        let mut new = false;
+        for tid in process.threads().map_err(|_| StopError::Gone)? {
+            if seized.contains(&tid) {
+                continue;
+            }
+            let interrupt = match self.held.remove(&tid) {
+                Some((_, Held::Straggler)) => false, // seized and interrupted already
+                Some((_, Held::Waiting)) => {
+                    stopped.insert(tid);
+                    false
+                }
+                Some((_, Held::Followed | Held::Newborn)) => true,
+                None if is_worker(pid, tid) => {
+                    // It is in the list, and that is all.
+                    stopped.insert(tid);
+                    ended.insert(tid);
+                    false
+                }
+                None => {
+                    match ptrace(libc::PTRACE_SEIZE, tid, options as usize) {
+                        Ok(()) => {}
+                        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => continue,
+                        Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
+                            // A thread born under a followed one is ours without being seized.
+                            if !traced_by_us(pid, tid) {
+                                if thread_ended(pid, tid) {
+                                    continue;
+                                }
+                                return Err(StopError::Refused(e));
+                            }
+                        }
+                        Err(e) => return Err(StopError::Refused(e)),
+                    }
+                    true
+                }
+            };
+            if interrupt && ptrace(libc::PTRACE_INTERRUPT, tid, 0).is_err() {
+                continue;
+            }
+            seized.insert(tid);
+            new = true;
+        }
+        Ok(new)
+    }
+
+    /// Lets a stopped thread go, back into suspension if it was found in it.
+    pub(super) fn let_go(&mut self, pid: i32, tid: i32, suspended: bool, ran: bool) {
+        if !self.followed.contains(&pid) {
+            if ptrace(libc::PTRACE_DETACH, tid, 0).is_err() {
+                // It was killed meanwhile: its parent learns of that only when its tracer has taken note.
+                self.held.insert(tid, (pid, Held::Straggler));
+            }
+            return;
+        }
+        // Where this fails it was killed meanwhile: held, so that its end is taken note of.
+        let _ = if suspended && !ran {
+            ptrace(libc::PTRACE_LISTEN, tid, 0)
+        } else {
+            if suspended {
+                // It has left its suspension to run injected code: stopped at once, it is found in it again.
+                let _ = ptrace(libc::PTRACE_INTERRUPT, tid, 0);
+            }
+            resume(tid, 0)
+        };
+        self.held.insert(tid, (pid, Held::Followed));
+    }
+
+    /// Lets all threads go; returns how long the process stood still. Where a list is unfinished they are let go as soon
+    /// as it is done ([`Self::tend`]): until then memory may be missing that they would touch.
+    pub fn release(&mut self, stopped: Stopped) -> Duration {
+        if stopped.unfinished().is_some() {
+            let pause = stopped.since.elapsed();
+            self.stalled.push(stopped);
+            return pause;
+        }
+        let mut worker = None;
+        if let Some(w) = stopped.worker.take() {
+            // Mask first: until the registers are back the thread would still leave through its frame.
+            let _ = set_signal_mask(w.tid, w.mask);
+            let _ = w.regs.set(w.tid);
+            worker = Some(w.tid);
+        }
+        if self.planted.take_if(|pid| *pid == stopped.pid).is_some() {
+            for &tid in &stopped.tids {
+                self.transfers.go_on(stopped.pid, tid, stopped.suspended);
+            }
+        }
+        for &tid in &stopped.tids {
+            self.let_go(stopped.pid, tid, stopped.suspended, worker == Some(tid));
+        }
+        let pause = stopped.since.elapsed();
+        for (pid, tid, signal) in self.owed.drain(..) {
+            // SAFETY: no pointers. A thread that has ended meanwhile makes this fail, which loses nothing.
+            unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) };
+        }
+        pause
+    }
+}
+
+/// Whether the thread sleeps where no interrupt reaches it: it executes no instruction of the program.
+fn sleeps_in_kernel(pid: i32, tid: i32) -> bool {
+    matches!(thread_state(pid, tid), None | Some('D' | 'Z' | 'X'))
+}
+
+/// Whether `seized` are all the threads that `pid` has.
+fn complete(pid: i32, seized: &BTreeSet<i32>) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return true;
+    };
+    // The 18th field after the name, counted from the state.
+    let counted = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.split(' ').nth(17))
+        .and_then(|n| n.parse::<usize>().ok());
+    let Some(counted) = counted else { return true };
+    let task = |t: &i32| std::path::Path::new(&format!("/proc/{pid}/task/{t}")).exists();
+    let leader_ended = !seized.contains(&pid) && thread_ended(pid, pid);
+    seized.iter().filter(|t| task(t)).count() + usize::from(leader_ended) >= counted
+}
+
+fn traced_by_us(pid: i32, tid: i32) -> bool {
+    sys::tracer_of(pid, tid) == Some(crate::changes::own_tid())
+}
+
+/// Stops all threads of `pid` and releases them, `times` in succession, `apart` from each other, and does nothing in
+/// between; how long it stood still each time. What no work inside of a stop can be shorter than: for benchmarks.
+pub fn bare_stops(pid: i32, times: usize, apart: Duration) -> io::Result<Vec<Duration>> {
+    let process = Process::open(pid)?;
+    let mut tracer = Tracer::default();
+    (0..times)
+        .map(|_| {
+            std::thread::sleep(apart);
+            tracer
+                .stop(
+                    &process,
+                    Duration::from_secs(1),
+                    Strictness::All,
+                    &mut NoEvents,
+                )
+                .map(|stopped| tracer.release(stopped))
+                .map_err(StopError::into_io)
+        })
+        .collect()
+}
