@@ -315,7 +315,7 @@ impl Caller {
                 .for_one_call(self.code.call, back, number, args)
                 .set(tid)?;
             ptrace::set_signal_mask(tid, ptrace::HELD_SIGNALS)?;
-            remedies::leave_inside(tid);
+            ptrace::leave_inside(tid);
             ptrace::to_next_call(tid)?;
             let started = Instant::now();
             let (mut stops, mut spins) = (0, 0u32);
@@ -589,7 +589,7 @@ impl Workshop {
         // returns through the frame, which also holds its signal mask. Between lists it stands at the loop's end.
         looping.set(tid)?;
         self.hold_signals(stopped, tid)?;
-        remedies::leave_inside(tid);
+        ptrace::leave_inside(tid);
         let started = Instant::now();
         ptrace::resume(tid, 0)?;
         let mut list = List {

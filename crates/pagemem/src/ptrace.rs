@@ -6,6 +6,8 @@
 //! This file has the types of a stop, what the tracer knows, and its questions to others: who shares memory with a process.
 
 mod held;
+#[cfg(feature = "failpoints")]
+mod left_inside;
 mod requests;
 mod stopping;
 
@@ -22,11 +24,18 @@ use crate::remedies;
 use crate::sharers::{Asker, Sharers};
 use crate::sys;
 use crate::transfers::{Room, Transfers};
+#[cfg(feature = "failpoints")]
+pub use left_inside::leave_inside;
 pub use requests::{
     interrupt, is_fault, leave, poll, resume, set_signal_mask, signal_mask, single_step,
     to_next_call, Wait, CALL_STOP, HELD_SIGNALS,
 };
 pub use stopping::bare_stops;
+
+/// Where tests leave thread `tid` inside injected code: nothing, in this build.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub const fn leave_inside(_tid: i32) {}
 
 /// Why a process could not be stopped.
 #[derive(Debug)]

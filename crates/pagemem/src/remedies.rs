@@ -7,7 +7,7 @@
 mod armed;
 
 #[cfg(feature = "failpoints")]
-pub use armed::{leave_inside, step, without};
+pub use armed::{die, step, without};
 
 /// Whether `remedy` is switched off: never, in this build.
 #[cfg(not(feature = "failpoints"))]
@@ -20,8 +20,3 @@ pub const fn without(_remedy: &str) -> bool {
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
 pub const fn step() {}
-
-/// Where tests leave thread `tid` inside injected code: nothing, in this build.
-#[cfg(not(feature = "failpoints"))]
-#[inline(always)]
-pub const fn leave_inside(_tid: i32) {}
