@@ -18,7 +18,7 @@ ABANDONED := -p pagemem --features failpoints --test abandoned
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 PYTEST_ARGS ?=
 # Tests that run at once; mostly they wait. Those that set the whole machine keep apart (tests/conftest.py).
-PYTEST_JOBS ?= 3
+PYTEST_JOBS ?= 2
 # In `make test` the Python tests alone show at once what they print (BESIDE is descriptor 9 then), and all else has what
 # they and their native core leave of the processors.
 ifdef BESIDE

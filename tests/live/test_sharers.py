@@ -76,7 +76,7 @@ def test_a_process_in_a_targets_memory_is_found_after_process_ids_have_begun_ane
     before = Path("/proc/sys/kernel/pid_max").read_text()
     program = compiled(SOURCE)
     argv = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", DRIVER, str(program)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=110, check=False)
     assert Path("/proc/sys/kernel/pid_max").read_text() == before
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("merged beside it 0 "), done.stdout
