@@ -81,6 +81,15 @@ impl Maps {
         if perms.len() != 4 || start >= end {
             return None;
         }
+        // One that has been joined with its neighbour since that was told is told as a whole.
+        let told = self.end.last().map_or(0, |&told| told.saturating_sub(start));
+        if told >= end - start {
+            return Some(());
+        }
+        let (start, offset) = match inode {
+            0 => (start + told, offset),
+            _ => (start + told, offset + told),
+        };
         let bit = |at: usize, letter: u8, bit: u8| if perms[at] == letter { bit } else { 0 };
         self.perms.push(
             bit(0, b'r', PERM_READ)
@@ -131,7 +140,8 @@ impl Maps {
     /// Reads and parses the maps of process `pid`.
     ///
     /// The kernel takes a fresh look for each few kilobytes: in a process that maps and unmaps meanwhile, lines
-    /// may be of different moments, but no mapping that stayed is missed or told twice.
+    /// may be of different moments, but no mapping that stayed is missed. One that meanwhile grew over what has been told
+    /// before begins behind that here: mappings never overlap.
     ///
     /// # Errors
     /// `NotFound` when there is no such process, `PermissionDenied` when it may not be looked at.
@@ -145,6 +155,16 @@ impl Maps {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mapping_that_grew_over_what_was_told_before_begins_behind_it() {
+        let text = b"1000-3000 rw-p 00000000 00:00 0\n1000-6000 rw-p 00000000 00:00 0\n\
+            7000-9000 rw-p 00002000 00:01 5\n7000-8000 rw-p 00002000 00:01 5\n7000-c000 rw-p 00002000 00:01 5\n";
+        let maps = Maps::parse(text).unwrap();
+        assert_eq!(maps.start, [0x1000, 0x3000, 0x7000, 0x9000]);
+        assert_eq!(maps.end, [0x3000, 0x6000, 0x9000, 0xc000]);
+        assert_eq!(maps.offset, [0, 0, 0x2000, 0x4000]);
+    }
 
     #[test]
     fn every_field_of_a_line_is_parsed() {
