@@ -413,8 +413,10 @@ class LiveBackend:
             try:
                 preflight.check(pid, ours=ours, declared=pid in self.declared, pool=pool, charged=self.guardian.pid)
             except preflight.TracedError as error:
-                # The guardian of an engine that was just killed lets go, in a moment, of what has nothing merged.
-                if not is_guardian(error.tracer) or time.monotonic() > patience:
+                # The guardian of an engine that was just killed lets go, in a moment, of what has nothing merged; or it
+                # has just done so, and ended.
+                lets_go = is_guardian(error.tracer) or procfs.identity(error.tracer) is None
+                if not lets_go or time.monotonic() > patience:
                     raise
                 time.sleep(0.01)
             else:
