@@ -16,7 +16,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use super::descriptor::{table_of_worker, Lent};
-use super::events::Watch;
 use super::Target;
 use crate::arch::{self, nr};
 use crate::inject::Op;
@@ -162,17 +161,7 @@ impl Target {
             if !self.guard.has_faults() {
                 return false;
             }
-            Watch {
-                guard: &self.guard,
-                discarded: &mut self.discarded,
-                moved: &mut self.moved,
-                opened: &mut self.opened,
-                born: &mut self.born,
-                bare: self.bare,
-                close: &mut self.close,
-                unstopped: self.unstopped,
-            }
-            .read_one();
+            self.watched().0.read_one();
         }
         true
     }

@@ -8,6 +8,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use super::births::Born;
 use super::close::Close;
 use super::Target;
+use crate::inject::Workshop;
+use crate::process::Process;
 use crate::ptrace::Events;
 use crate::sys::PAGE;
 use crate::uffd::{Event, Uffd};
@@ -71,6 +73,21 @@ impl Events for Watch<'_> {
 }
 
 impl Target {
+    /// To read the guard's events, and apart from that what carries out calls in the target meanwhile.
+    pub(super) fn watched(&mut self) -> (Watch<'_>, &Process, &Workshop) {
+        let watch = Watch {
+            guard: &self.guard,
+            discarded: &mut self.discarded,
+            moved: &mut self.moved,
+            opened: &mut self.opened,
+            born: &mut self.born,
+            bare: self.bare,
+            close: &mut self.close,
+            unstopped: self.unstopped,
+        };
+        (watch, &self.process, &self.workshop)
+    }
+
     /// Whether a discard, a move or unmapping is known of that has not been mended.
     pub fn needs_mending(&self) -> bool {
         !self.discarded.is_empty()

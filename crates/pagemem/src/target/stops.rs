@@ -6,7 +6,6 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::events::Watch;
 use super::runs::next_batch;
 use super::{Code, Outcome, Run, Target};
 use crate::inject::{Op, ASIDE_PAGES};
@@ -37,18 +36,9 @@ impl Target {
         timeout: Duration,
         strictness: Strictness,
     ) -> Result<Stopped, StopError> {
-        let mut watch = Watch {
-            guard: &self.guard,
-            discarded: &mut self.discarded,
-            moved: &mut self.moved,
-            opened: &mut self.opened,
-            born: &mut self.born,
-            bare: self.bare,
-            close: &mut self.close,
-            unstopped: self.unstopped,
-        };
         tracer.transfers.know(self.pid, self.workshop.room());
-        let stopped = tracer.stop(&self.process, timeout, strictness, &mut watch);
+        let (mut watch, process, _) = self.watched();
+        let stopped = tracer.stop(process, timeout, strictness, &mut watch);
         if matches!(stopped, Err(ref e) if !matches!(e, StopError::Gone)) {
             self.watch_what_was_read();
         }
@@ -187,17 +177,9 @@ impl Target {
         ops: &mut [Op],
     ) -> io::Result<()> {
         // What is told of moves and unmapping is told of ours: nothing else runs.
-        let mut watch = Watch {
-            guard: &self.guard,
-            discarded: &mut self.discarded,
-            moved: &mut Vec::new(),
-            opened: &mut Vec::new(),
-            born: &mut self.born,
-            bare: self.bare,
-            close: &mut self.close,
-            unstopped: self.unstopped,
-        };
-        self.workshop
-            .run(tracer, &self.process, stopped, ops, &mut watch)
+        let (mut moved, mut opened) = (Vec::new(), Vec::new());
+        let (mut watch, process, workshop) = self.watched();
+        (watch.moved, watch.opened) = (&mut moved, &mut opened);
+        workshop.run(tracer, process, stopped, ops, &mut watch)
     }
 }
