@@ -130,14 +130,18 @@ def threads(pid: int) -> list[int]:
     return [int(entry) for entry in os.listdir(f"/proc/{pid}/task")]
 
 
+def threads_left(pid: int) -> list[int]:
+    """Return the ids of the threads of a process; none when it has ended or may not be looked at."""
+    try:
+        return threads(pid)
+    except OSError:
+        return []
+
+
 def children(pid: int) -> list[int]:
     """Return the children of all threads of a process; none when it has ended."""
     found: list[int] = []
-    try:
-        its = threads(pid)
-    except OSError:
-        return found
-    for thread in its:
+    for thread in threads_left(pid):
         try:
             found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
         except OSError:
@@ -148,11 +152,7 @@ def children(pid: int) -> list[int]:
 def waiting_stack_pointers(pid: int) -> list[int]:
     """Return the stack pointers of the threads that wait in a system call: no thread is stopped for it."""
     found: list[int] = []
-    try:
-        its = threads(pid)
-    except OSError:
-        return found
-    for thread in its:
+    for thread in threads_left(pid):
         try:
             found.append(int(Path(f"/proc/{pid}/task/{thread}/syscall").read_text().split()[-2], 16))
         except (OSError, ValueError, IndexError):

@@ -21,11 +21,7 @@ def memory_thread(pid: int) -> int:
     """
     if procfs.identity(pid) is not None:
         return pid
-    try:
-        threads = procfs.threads(pid)
-    except OSError:
-        return pid
-    return next((t for t in threads if procfs.identity(t) is not None), pid)
+    return next((t for t in procfs.threads_left(pid) if procfs.identity(t) is not None), pid)
 
 
 def cannot_map_pool(pid: int, pool_created_ticks: int) -> bool:
