@@ -82,7 +82,10 @@ impl Maps {
             return None;
         }
         // One that has been joined with its neighbour since that was told is told as a whole.
-        let told = self.end.last().map_or(0, |&told| told.saturating_sub(start));
+        let told = self
+            .end
+            .last()
+            .map_or(0, |&told| told.saturating_sub(start));
         if told >= end - start {
             return Some(());
         }
