@@ -152,6 +152,7 @@ def lacking(what: str) -> str | None:
     return NEEDS[what]()
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests that set the whole machine (KSM's knobs, swap), or rely on it, apart when several run at once."""
     # Where there is swap, frames are not watched for who gave up rights.
