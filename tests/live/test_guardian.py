@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -18,6 +19,7 @@ import psutil
 import pytest
 
 from pageone.engine import Engine
+from pageone.errors import TargetError
 from pageone.live.guardian import Guardian
 
 pytestmark = pytest.mark.needs("merge", "gcc")
@@ -221,3 +223,27 @@ def test_who_says_half_of_something_keeps_nobody_from_the_guardian(
     other.leave()
     for one in knocking:
         one.close()
+
+
+def test_who_waits_for_a_guardian_can_be_interrupted_and_takes_no_late_answer_for_the_next() -> None:
+    guardian = Guardian(64, pause_s=0.001, stop_timeout_s=0.02)
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedError("enough")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        os.kill(guardian.pid, signal.SIGSTOP)
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+        with pytest.raises(InterruptedError, match="enough"):
+            guardian.targets()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        os.kill(guardian.pid, signal.SIGCONT)
+        with pytest.raises(TargetError, match="cannot attach to process 999999999: it has ended"):
+            guardian.attach(999_999_999, follow_forks=False)
+        assert guardian.targets() == []
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        os.kill(guardian.pid, signal.SIGCONT)
+        guardian.close()

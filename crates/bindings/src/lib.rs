@@ -6,7 +6,7 @@
 
 use std::io;
 
-use pyo3::exceptions::PyOSError;
+use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
 mod census;
@@ -15,6 +15,7 @@ mod contenders;
 #[cfg(feature = "bench")]
 mod ksm;
 mod mem;
+mod mem_guard;
 mod mem_live;
 mod mem_read;
 mod one;
@@ -30,6 +31,16 @@ pub(crate) fn os_error(error: io::Error) -> PyErr {
         }
         None => error.into(),
     }
+}
+
+/// Two arrays that belong together are of one length.
+pub(crate) fn same_length(a: usize, b: usize, what: &str) -> PyResult<()> {
+    if a == b {
+        return Ok(());
+    }
+    Err(PyValueError::new_err(format!(
+        "{what} must be of one length, got {a} and {b}"
+    )))
 }
 
 #[pymodule]

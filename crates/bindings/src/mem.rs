@@ -7,5 +7,6 @@ pub fn register(parent: &Bound<'_, PyModule>) -> PyResult<()> {
     let m = PyModule::new(parent.py(), "mem")?;
     crate::mem_read::register(&m)?;
     crate::mem_live::register(&m)?;
+    crate::mem_guard::register(&m)?;
     parent.add_submodule(&m)
 }

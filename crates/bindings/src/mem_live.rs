@@ -1,6 +1,5 @@
-//! `_native.mem`, the live side: the guardian's main loop.
+//! `_native.mem`, the live side: what is asked of running processes beside their pages.
 
-use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -34,26 +33,6 @@ impl Kinds {
     }
 }
 
-/// Runs the guardian over the two inherited descriptors until its work is done.
-#[pyfunction]
-fn guardian(py: Python<'_>, control: i32, filling: i32, frames: u32) -> PyResult<()> {
-    if control < 0 || filling < 0 {
-        return Err(PyValueError::new_err("descriptors must be open"));
-    }
-    // SAFETY: the caller vouches that both descriptors are open for the length of this call; they are only borrowed to be
-    // duplicated.
-    let (control, filling) = unsafe {
-        (
-            BorrowedFd::borrow_raw(control),
-            BorrowedFd::borrow_raw(filling),
-        )
-    };
-    let duplicate = |fd: BorrowedFd| fd.try_clone_to_owned().map_err(os_error);
-    let (control, filling) = (duplicate(control)?, duplicate(filling)?);
-    py.detach(move || pagemem::guard::run(control, filling, frames))
-        .map_err(os_error)
-}
-
 /// bare_stops(pid, times, apart_s) -> seconds
 #[pyfunction]
 fn bare_stops(py: Python<'_>, pid: i32, times: usize, apart_s: f64) -> PyResult<Vec<f64>> {
@@ -68,6 +47,5 @@ fn bare_stops(py: Python<'_>, pid: i32, times: usize, apart_s: f64) -> PyResult<
 /// Adds the live side to the submodule `mem`.
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<Kinds>()?;
-    m.add_function(wrap_pyfunction!(bare_stops, m)?)?;
-    m.add_function(wrap_pyfunction!(guardian, m)?)
+    m.add_function(wrap_pyfunction!(bare_stops, m)?)
 }

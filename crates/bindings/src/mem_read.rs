@@ -11,7 +11,7 @@ use pagemem::read::{self, Process, Source};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::os_error;
+use crate::{os_error, same_length};
 
 type Array<'py, T> = Bound<'py, PyArray1<T>>;
 type MapsTuple<'py> = (
@@ -39,15 +39,6 @@ impl Key {
 
 fn process(pid: i32) -> impl FnOnce() -> io::Result<Source> {
     move || Ok(Source::Process(Process::open(pid)?))
-}
-
-fn same_length(a: usize, b: usize, what: &str) -> PyResult<()> {
-    if a == b {
-        return Ok(());
-    }
-    Err(PyValueError::new_err(format!(
-        "{what} must be of one length, got {a} and {b}"
-    )))
 }
 
 fn some_size(page_size: usize) -> PyResult<()> {

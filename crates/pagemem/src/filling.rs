@@ -3,10 +3,11 @@
 //! A thread of the guardian's process has the only descriptor that writes. It serves one engine over a socket of its
 //! own, so that the guardian meanwhile looks after its targets, and ends with the engine.
 //!
-//! Protocol, little-endian. Request: `op u32, pid i32, n u32, thread u32`, then `n` records of two u64: an address and a
-//! frame to fill with the page there, or the first frame and the number of frames to free. Reply: `status i32` (0, or an
-//! errno), `length u32`, then the CPU-seconds spent as f64 and, of filling, one code a page; asked for the size, the bytes
-//! of memory in use as u64.
+//! Protocol: [`crate::wire`]. The word of a request is the thread that asks; its records are an address and a frame to
+//! fill with the page there, or the first frame and the number of frames to free. Reply: the CPU-seconds spent as f64 and,
+//! of filling, one code a page; asked for the size, the bytes of memory in use as u64. The engine's end is [`Client`].
+
+mod client;
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -15,6 +16,8 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use crate::pool::{Reader, Writer};
+use crate::wire::{self, Header, HEADER, RECORD};
+pub use client::Client;
 
 const FILL: u32 = 1;
 const FREE: u32 = 2;
@@ -43,19 +46,19 @@ pub fn serve(socket: OwnedFd, writer: Writer) -> io::Result<()> {
 
 /// Answers one request; an error means that the engine has gone, or that it is none.
 fn one(stream: &mut UnixStream, writer: &Writer, reader: &mut Reader) -> io::Result<()> {
-    let mut h = [0u8; 16];
-    stream.read_exact(&mut h)?;
-    let word = |i: usize| u32::from_le_bytes(h[4 * i..4 * i + 4].try_into().expect("4 bytes"));
-    let (op, pid, n, thread) = (word(0), word(1) as i32, word(2) as usize, word(3) as i32);
+    let mut header = [0u8; HEADER];
+    stream.read_exact(&mut header)?;
+    let header = Header::of(&header);
+    let (pid, n, thread) = (header.pid, header.records as usize, header.word as i32);
     if n > RECORDS_MAX {
         return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
     }
-    let mut records = vec![0u8; n * 16];
+    let mut records = vec![0u8; n * RECORD];
     stream.read_exact(&mut records)?;
     let (first, second): (Vec<u64>, Vec<u64>) = crate::sys::pairs(&records).unzip();
     let before = crate::sys::cpu_time();
     let mut beside = Duration::ZERO;
-    let done = match op {
+    let done = match header.number {
         FILL => {
             crate::sys::be_as_modest_as(thread);
             fill(writer, reader, (pid, thread), &first, &second).map(|(codes, cpu)| {
@@ -68,16 +71,8 @@ fn one(stream: &mut UnixStream, writer: &Writer, reader: &mut Reader) -> io::Res
         _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
     };
     let spent = (crate::sys::cpu_time().saturating_sub(before) + beside).as_secs_f64();
-    let (status, codes) = match done {
-        Ok(codes) => (0, codes),
-        Err(e) => (e.raw_os_error().unwrap_or(libc::EIO), Vec::new()),
-    };
-    let mut reply = Vec::with_capacity(16 + codes.len());
-    reply.extend_from_slice(&status.to_le_bytes());
-    reply.extend_from_slice(&(8 + codes.len() as u32).to_le_bytes());
-    reply.extend_from_slice(&spent.to_le_bytes());
-    reply.extend_from_slice(&codes);
-    stream.write_all(&reply)
+    let reply = done.map(|codes| [&spent.to_le_bytes()[..], &codes].concat());
+    stream.write_all(&wire::reply(reply))
 }
 
 fn fill(
@@ -104,4 +99,55 @@ fn free(writer: &Writer, first: &[u64], count: &[u64]) -> io::Result<()> {
         writer.punch(frame(*first)?, frame(*count)?)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn served() -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        let (writer, _) = crate::pool::make(1024).expect("a pool");
+        serve(theirs.into(), writer).expect("a thread");
+        let patience = Some(Duration::from_secs(30));
+        ours.set_read_timeout(patience).expect("a timeout");
+        ours
+    }
+
+    #[test]
+    fn who_fills_frames_makes_no_room_for_more_than_a_request_may_have() {
+        let mut line = served();
+        let header = Header {
+            number: FILL,
+            pid: std::process::id() as i32,
+            records: 0,
+            word: 0,
+        };
+        let mut request = header.with(std::iter::empty());
+        request[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+        line.write_all(&request).expect("sent");
+        let told = line.read(&mut [0]).expect("an end");
+        assert_eq!(told, 0, "the connection is closed");
+    }
+
+    #[test]
+    fn frames_are_filled_counted_and_freed_over_a_connection() {
+        const PAGE: usize = crate::sys::PAGE as usize;
+        let client = Client::new(served(), Box::new(|| Ok(())));
+        let page = vec![7u8; 3 * PAGE];
+        let first = (page.as_ptr() as usize).next_multiple_of(PAGE) as u64;
+        let me = std::process::id() as i32;
+        let addrs = [first, first + PAGE as u64, 0];
+        let (codes, spent) = client.fill(me, &addrs, &[5, 6, 7]).expect("an answer");
+        assert_eq!((codes[0], codes[1]), (0, 0));
+        assert_eq!(codes[2], crate::read::CODE_GONE);
+        assert!(spent >= 0.0);
+        assert_eq!(client.bytes().expect("an answer"), 2 * PAGE as u64);
+        assert!(matches!(
+            client.fill(me, &[first], &[1024]),
+            Err(wire::Failure::Refused(libc::EINVAL, _))
+        ));
+        client.free(&[5], &[2]).expect("an answer");
+        assert_eq!(client.bytes().expect("an answer"), 0);
+    }
 }

@@ -7,9 +7,9 @@
 //! Each target, with its descendants, is a *ward* with a thread of its own. The thread here, the *hall*, only talks to the
 //! engine and passes requests on; it touches no target, so that none can hold it up.
 //!
-//! Protocol, little-endian, over a stream socket. Request: `op u32, pid i32, n u32, flags u32`, then `n` records.
-//! Reply: `status i32` (0, or an errno), `length u32`, then `length` bytes (on an error: a message).
+//! Protocol: [`crate::wire`], with the numbers, records and answers of `guard/wire.rs`. The engine's end is [`Client`].
 
+mod client;
 mod door;
 mod ward;
 mod wire;
@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::{changes, descriptors};
+pub use client::Client;
 use door::Door;
 use ward::{Common, Letter};
 use wire::{op, Answer, Pending, Request};

@@ -8,7 +8,7 @@
 pub mod arch;
 pub mod changes;
 pub mod descriptors;
-mod filling;
+pub mod filling;
 pub mod guard;
 mod hidden;
 pub mod hold;
@@ -31,4 +31,5 @@ pub mod target;
 pub mod transfers;
 pub mod uffd;
 pub mod waits;
+pub mod wire;
 pub mod workers;

@@ -568,25 +568,32 @@ pub fn be_as_modest_as(thread: i32) {
     }
 }
 
-/// Whether the process at the other end of a socket is this user's or root's.
-pub fn is_of_our_user(stream: &impl AsRawFd) -> bool {
+/// The process at the other end of a socket, as it was when it connected or listened.
+pub fn peer(stream: &impl AsRawFd) -> io::Result<libc::ucred> {
     let mut who = libc::ucred {
         pid: 0,
         uid: u32::MAX,
         gid: u32::MAX,
     };
     let mut size = std::mem::size_of_val(&who) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `size` bytes, the size of `who`, and sets `size`; no pointers in the other call.
-    unsafe {
-        let told = libc::getsockopt(
+    // SAFETY: the kernel writes at most `size` bytes, the size of `who`, and sets `size`.
+    check(i64::from(unsafe {
+        libc::getsockopt(
             stream.as_raw_fd(),
             libc::SOL_SOCKET,
             libc::SO_PEERCRED,
             (&raw mut who).cast(),
             &mut size,
-        );
-        told == 0 && (who.uid == libc::geteuid() || who.uid == 0)
-    }
+        )
+    }))?;
+    Ok(who)
+}
+
+/// Whether the process at the other end of a socket is this user's or root's.
+pub fn is_of_our_user(stream: &impl AsRawFd) -> bool {
+    // SAFETY: no pointers.
+    let user = unsafe { libc::geteuid() };
+    peer(stream).is_ok_and(|who| who.uid == user || who.uid == 0)
 }
 
 /// The records of a request: two 64-bit words each, little-endian.

@@ -75,8 +75,6 @@ pub struct Outcome {
     pub codes: Vec<u8>,
     /// Seconds that the target stood still, one a stop.
     pub pauses: Vec<f64>,
-    /// Mappings that the target has more than before (estimated by runs mapped).
-    pub mappings: u32,
     /// Seconds that the target's own threads ran injected code.
     pub injected: f64,
 }

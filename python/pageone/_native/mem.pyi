@@ -131,6 +131,65 @@ def guardian(control: int, filling: int, frames: int) -> None:
     Ends when the engine and the last guarded target have gone.
     """
 
+_Done = tuple[_U8, npt.NDArray[np.float64], float, float]
+
+class GuardianClient:
+    """The engine's end of a guardian; calls of several threads are answered one after another.
+
+    Calls raise ``OSError`` where the guardian refuses, with its number, and ``EOFError`` where it does not answer any
+    more. Those about runs of pages (their first addresses, and how many each has) return ``(code, pauses_s,
+    injected_s, cpu_s)``: one ``PageCode`` a page, the seconds that the target stood still at each stop, and the
+    CPU-seconds that were spent in the target and in the guardian.
+    """
+
+    def __new__(cls, fd: int) -> GuardianClient:
+        """Take over the descriptor of a socket whose other end a guardian serves."""
+    @staticmethod
+    def of_pool(device: int, inode: int, patience_s: float) -> tuple[GuardianClient, int, int]:
+        """Connect to the guardian of a pool whose engine has gone: ``(client, pid, uid)`` of who listens.
+
+        Nothing is waited for longer than ``patience_s``. ``OSError`` where there is none.
+        """
+    def close(self) -> None:
+        """Leave; the guardian guards on what is still merged."""
+    def set_limits(self, pause_s: float, stop_timeout_s: float) -> None:
+        """Set what a stop aims not to exceed, and how long a target may take to stop."""
+    def pool(self) -> tuple[int, int, bool]:
+        """Return ``(device, inode, apart)`` of the pool's file, as :func:`maps` tells them."""
+    def attach(self, pid: int, forks: bool) -> tuple[int, int]:
+        """Attach to a process; return the addresses, first and one past the last, of what was planted in it."""
+    def arm(self, pid: int, start: _U64, end: _U64) -> npt.NDArray[np.int32]:
+        """Track writes in ranges; return an errno for each, 0 where it worked. ``end`` carries advice."""
+    def merge(self, pid: int, addr: _U64, pages: _U32, frame: _U32) -> _Done:
+        """Map runs to frames, from ``frame`` on for each."""
+    def drop_zero(self, pid: int, addr: _U64, pages: _U32) -> _Done:
+        """Give runs of pages of zeros back to the kernel's zero page."""
+    def unmerge(self, pid: int, addr: _U64, pages: _U32, apart: bool) -> _Done:
+        """Give merged runs memory of their own; ``apart``: out of reach of others, each a mapping of its own."""
+    def close_ends(self, pid: int, addr: _U64, pages: _U32) -> _Done:
+        """Keep merged memory from growing into runs that nothing is behind."""
+    def detach(self, pid: int) -> None:
+        """Remove what was planted and stop watching, unless memory is left merged."""
+    def targets(self) -> list[int]:
+        """Return the PIDs that are attached or, as children of such, guarded."""
+
+class PoolClient:
+    """The engine's end of a guardian's pool; calls of several threads are answered one after another.
+
+    Calls raise ``OSError`` where something is refused, and ``EOFError`` where the guardian does not answer any more.
+    """
+
+    def __new__(cls, fd: int) -> PoolClient:
+        """Take over the descriptor of a socket whose other end a guardian serves."""
+    def close(self) -> None:
+        """Leave; the frames stay for as long as somebody maps them."""
+    def fill(self, pid: int, addr: _U64, frame: _U32) -> tuple[_U8, float]:
+        """Copy pages of a process into free frames: a ``ReadCode`` for each, and the CPU-seconds it took."""
+    def free(self, first: _U64, count: _U64) -> None:
+        """Give the memory of ``count`` frames from ``first`` on back to the system, of each."""
+    def bytes(self) -> int:
+        """Return the memory that all frames together take."""
+
 class Kinds:
     """Tells what lets the memory of a process be written behind its page tables; one for each process, asked again."""
 

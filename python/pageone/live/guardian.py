@@ -1,7 +1,7 @@
-"""The engine's end of the guardian: starts the process, sends requests, reads replies.
+"""The engine's guardian: when it is started, how long it is waited for, and what its refusals mean.
 
-The guardian is the only process that stops targets. It outlives the engine as long as merged memory is in use.
-Protocol: ``crates/pagemem/src/guard.rs``.
+The guardian is the only process that stops targets. It outlives the engine as long as merged memory is in use. What is
+said to it, and how, is native: ``crates/pagemem/src/guard/client.rs``.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 import subprocess
 import sys
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,31 +21,23 @@ import psutil
 
 import pageone._native as native
 from pageone import procfs
+from pageone._native import mem
 from pageone.engine.backend import U32, U64, Outcome
-from pageone.errors import PageOneError, TargetError
+from pageone.errors import TargetError
 from pageone.live import patience
-from pageone.live.pool import Pool, receive
+from pageone.live.pool import GuardianError, Pool
 
-_HEADER = struct.Struct("<IiII")
-_REPLY = struct.Struct("<iI")
-_OUTCOME = struct.Struct("<IIIIdd")
+__all__ = ["Guardian", "GuardianError", "is_guardian"]
 
-_ATTACH, _ARM, _MERGE, _ZERO, _UNMERGE, _DETACH, _STATUS, _LIMITS, _FENCE, _POOL = range(1, 11)
-_FLAG_FORKS = 1
-_FLAG_APART = 1  #: of a request to unmerge
-_CREDENTIALS = struct.Struct("iII")
+T = TypeVar("T")
+
 #: An orphaned guardian that does not answer for so long, seconds, is left alone.
 _ORPHAN_S = 10.0
-#: What a stop for giving back aims not to exceed, and how long a target may take to stop for it, microseconds.
-_ORPHAN_LIMITS_US = (5_000, 500_000)
-
+#: What a stop for giving back aims not to exceed, and how long a target may take to stop for it, seconds.
+_ORPHAN_PAUSE_S, _ORPHAN_STOP_S = 0.005, 0.5
 
 #: What a guardian process runs.
 _SCRIPT = Path(__file__).with_name("_guardian.py")
-
-
-class GuardianError(PageOneError):
-    """The guardian could not be started or has ended."""
 
 
 class Guardian:
@@ -72,14 +63,12 @@ class Guardian:
         finally:
             theirs.close()
             filler.close()
-        self._socket = ours
-        self._lock = threading.Lock()
+        self._client = mem.GuardianClient(ours.detach())
         self.pid = self.process.pid
-        limits = np.array([round(pause_s * 1e6), round(stop_timeout_s * 1e6)], dtype="<u8")
-        self._request(_LIMITS, 0, limits)
-        device, inode, apart = struct.unpack("<QQQ", self._request(_POOL, 0))
+        self._ask(self._client.set_limits, pause_s, stop_timeout_s)
+        device, inode, apart = self._ask(self._client.pool)
         #: Its frames.
-        self.pool = Pool(filling, frames=frames, device=device, inode=inode, apart=bool(apart))
+        self.pool = Pool(filling, frames=frames, device=device, inode=inode, apart=apart)
 
     @classmethod
     def orphaned(cls, device: int, inode: int) -> Guardian:
@@ -88,47 +77,31 @@ class Guardian:
         Raises :class:`GuardianError` when there is none, its engine still lives, or it is another user's.
         """
         made = cls.__new__(cls)
-        made._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        made._lock = threading.Lock()
-        made._socket.settimeout(_ORPHAN_S)
         try:
-            made._socket.connect(f"\0pageone-guardian-{device}-{inode}")
-            raw = made._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            made.pid, uid, _ = _CREDENTIALS.unpack(raw)
+            made._client, made.pid, uid = mem.GuardianClient.of_pool(device, inode, _ORPHAN_S)
             if uid not in (os.geteuid(), 0):
                 raise GuardianError(f"the guardian process {made.pid} is of user {uid}")
-            made._request(_LIMITS, 0, np.array(_ORPHAN_LIMITS_US, dtype="<u8"))
+            made._ask(made._client.set_limits, _ORPHAN_PAUSE_S, _ORPHAN_STOP_S)
         except (OSError, GuardianError) as error:
-            made._socket.close()
             raise GuardianError(f"no guardian of this pool answers: {error}") from error
         return made
 
     def leave(self) -> None:
         """Close the connection; the guardian guards on what is still merged."""
-        self._socket.close()
+        self._client.close()
 
-    def _request(self, op: int, pid: int, records: npt.NDArray[np.uint64] | None = None, flags: int = 0) -> bytes:
-        body = b"" if records is None else records.astype("<u8", copy=False).tobytes()
-        with self._lock:
-            try:
-                self._socket.sendall(_HEADER.pack(op, pid, len(body) // 16, flags) + body)
-                status, length = _REPLY.unpack(receive(self._socket, _REPLY.size))
-                payload = receive(self._socket, length)
-            except OSError as error:
-                raise GuardianError(f"the guardian process {self.pid} has ended: {error}") from error
-            except EOFError:
-                raise GuardianError(f"the guardian process {self.pid} has ended unexpectedly") from None
-        if status:
-            raise OSError(status, payload.decode(errors="replace"))
-        return payload
+    def _ask(self, request: Callable[..., T], *args: Any) -> T:
+        try:
+            return request(*args)
+        except EOFError as error:
+            raise GuardianError(f"the guardian process {self.pid} has ended: {error}") from error
 
     def attach(self, pid: int, *, follow_forks: bool) -> tuple[int, int]:
         """Attach to ``pid``; returns the address range of what was planted in it."""
         try:
-            start, end = struct.unpack("<QQ", self._request(_ATTACH, pid, None, _FLAG_FORKS if follow_forks else 0))
+            return self._ask(self._client.attach, pid, follow_forks)
         except OSError as error:
             raise TargetError(f"cannot attach to process {pid}: {_reason(error)}") from error
-        return start, end
 
     def arm(self, pid: int, start: U64, end: U64) -> npt.NDArray[np.int32]:
         """Track writes in ranges; returns an errno for each, 0 where it worked.
@@ -136,49 +109,44 @@ class Guardian:
         The low 12 bits of ``end`` carry advice to repeat on new mappings: 1 don't fork, 2 don't dump, 4 huge
         pages, 8 no huge pages.
         """
-        records = np.stack((start, end), axis=1).ravel()
         try:
-            return np.frombuffer(self._request(_ARM, pid, records), dtype="<i4")
+            return self._ask(self._client.arm, pid, _column(start, np.uint64), _column(end, np.uint64))
         except OSError as error:
             raise TargetError(f"cannot track process {pid}: {_reason(error)}") from error
 
-    def _runs(self, op: int, pid: int, addr: U64, pages: U32, frame: U32 | None, flags: int = 0) -> Outcome:
-        second = pages.astype(np.uint64)
-        if frame is not None:
-            second |= frame.astype(np.uint64) << np.uint64(32)
-        reply = self._request(op, pid, np.stack((addr, second), axis=1).ravel(), flags)
-        codes, pauses, _, _, injected, cpu = _OUTCOME.unpack_from(reply)
-        code = np.frombuffer(reply, np.uint8, codes, _OUTCOME.size)
-        pause = np.frombuffer(reply, "<f8", pauses, _OUTCOME.size + codes)
-        return Outcome(code=code, pauses_s=pause, cpu_s=injected + cpu)
+    def _runs(self, request: Callable[..., Any], pid: int, addr: U64, pages: U32, *more: Any) -> Outcome:
+        code, pauses, injected, cpu = self._ask(
+            request, pid, _column(addr, np.uint64), _column(pages, np.uint32), *more
+        )
+        return Outcome(code=code, pauses_s=pauses, cpu_s=injected + cpu)
 
     def merge(self, pid: int, addr: U64, pages: U32, frame: U32) -> Outcome:
         """See ``TargetMemory.merge``."""
-        return self._runs(_MERGE, pid, addr, pages, frame)
+        return self._runs(self._client.merge, pid, addr, pages, _column(frame, np.uint32))
 
     def drop_zero(self, pid: int, addr: U64, pages: U32) -> Outcome:
         """See ``TargetMemory.drop_zero``."""
-        return self._runs(_ZERO, pid, addr, pages, None)
+        return self._runs(self._client.drop_zero, pid, addr, pages)
 
     def unmerge(self, pid: int, addr: U64, pages: U32, apart: bool = False) -> Outcome:
         """See ``TargetMemory.unmerge``."""
-        return self._runs(_UNMERGE, pid, addr, pages, None, _FLAG_APART if apart else 0)
+        return self._runs(self._client.unmerge, pid, addr, pages, apart)
 
     def close_ends(self, pid: int, addr: U64) -> Outcome:
         """Keep merged memory from growing where it is; ``addr``: pages with nothing behind them, ``(n,)``."""
-        return self._runs(_FENCE, pid, addr, np.ones(len(addr), np.uint32), None)
+        return self._runs(self._client.close_ends, pid, addr, np.ones(len(addr), np.uint32))
 
     def detach(self, pid: int) -> None:
         """Remove what was planted and stop watching; nothing happens if the process has gone."""
         try:
-            self._request(_DETACH, pid)
+            self._ask(self._client.detach, pid)
         except OSError as error:
             if error.errno != errno.ESRCH:
                 raise TargetError(f"cannot detach from process {pid}: {_reason(error)}") from error
 
     def targets(self) -> Sequence[int]:
         """PIDs that are attached or, as children of such, guarded."""
-        return [int(p) for p in np.frombuffer(self._request(_STATUS, 0), dtype="<i4")]
+        return self._ask(self._client.targets)
 
     def cpu_s(self) -> float:
         """CPU-seconds that the guardian has used so far."""
@@ -190,13 +158,18 @@ class Guardian:
 
     def close(self) -> None:
         """Leave the guardian to itself: it guards on until its last merged target has ended."""
-        self._socket.close()
+        self._client.close()
         self.pool.close()
         try:
             self.process.wait(timeout=0.2)
         except subprocess.TimeoutExpired:
             # It goes on on purpose; forget it, so that no warning about a running child is printed at exit.
             self.process.returncode = 0
+
+
+def _column(values: npt.NDArray[Any], kind: type[np.generic]) -> npt.NDArray[Any]:
+    """Return values as the native core takes them: of one type, one behind the other."""
+    return np.ascontiguousarray(values, dtype=kind)
 
 
 def _reason(error: OSError) -> str:

@@ -1,18 +1,53 @@
 //! The socket for engines to come: who is let in, and how a flood of others costs next to nothing.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use crate::pool::Pool;
+use crate::sys::{check, FileId};
 
 /// Who knocks more often than so many times in such a time is not heard until it is over.
 const KNOCKS: u32 = 16;
 const HEARD: Duration = Duration::from_millis(200);
 /// Connections that wait to be accepted.
 const QUEUE: i32 = 8;
+
+/// Under which name a guardian is found: made of what tells its pool from all other files.
+fn name(pool: FileId) -> String {
+    format!("pageone-guardian-{}-{}", pool.device, pool.inode)
+}
+
+/// Connects to the guardian of a pool. Does not wait: where too many do already, that is an error.
+pub fn knock(pool: FileId) -> io::Result<UnixStream> {
+    let name = name(pool);
+    // SAFETY: an address of integers, for which zero is a valid value.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    // An abstract name begins with a zero, and is as long as the address says.
+    for (place, byte) in address.sun_path[1..].iter_mut().zip(name.bytes()) {
+        *place = byte as libc::c_char;
+    }
+    let length = std::mem::offset_of!(libc::sockaddr_un, sun_path) + 1 + name.len();
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no pointers; the result is a fresh descriptor that nothing else owns.
+    let stream = unsafe {
+        let fd = check(i64::from(libc::socket(libc::AF_UNIX, kind, 0)))?;
+        UnixStream::from(OwnedFd::from_raw_fd(fd as RawFd))
+    };
+    // SAFETY: the kernel reads `length` bytes of a live address: two numbers of at most 20 digits fit into its 108.
+    check(i64::from(unsafe {
+        libc::connect(
+            stream.as_raw_fd(),
+            (&raw const address).cast(),
+            length as libc::socklen_t,
+        )
+    }))?;
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
 
 /// The door of a guardian.
 #[derive(Debug)]
@@ -23,11 +58,10 @@ pub struct Door {
 }
 
 impl Door {
-    /// Opens it under an abstract name, made of what tells the pool from all other files.
+    /// Opens it under an abstract name.
     pub fn open(pool: &Pool) -> io::Result<Self> {
-        let file = pool.file();
-        let name = format!("pageone-guardian-{}-{}", file.device, file.inode);
-        let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)?;
+        let listener =
+            UnixListener::bind_addr(&SocketAddr::from_abstract_name(name(pool.file()))?)?;
         listener.set_nonblocking(true)?;
         // SAFETY: no pointers; it listens already, with a longer queue.
         unsafe { libc::listen(listener.as_raw_fd(), QUEUE) };

@@ -1,10 +1,11 @@
-//! What engine and guardian say to each other, as bytes.
+//! What engine and guardian say to each other, as bytes; how they stand on the socket: [`crate::wire`].
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use crate::sys::pairs;
 use crate::target::{Limits, Outcome, Run};
+use crate::wire::{cut, Failure, Header, HEADER, RECORD};
 
 /// Requests, by number.
 #[allow(missing_docs)]
@@ -26,8 +27,6 @@ pub const FLAG_FORKS: u32 = 1;
 /// Flag of a request to unmerge: out of reach of other processes, though each run stays a mapping of its own.
 pub const FLAG_APART: u32 = 1;
 
-const HEADER: usize = 16;
-const RECORD: usize = 16;
 /// Records of a request at most: one for each mapping that a process can have, and some.
 const RECORDS_MAX: usize = 1 << 20;
 
@@ -50,8 +49,8 @@ impl Request {
         let Some(header) = received.first_chunk::<HEADER>() else {
             return Ok(None);
         };
-        let word = |i: usize| u32::from_le_bytes(header[i..i + 4].try_into().expect("4 bytes"));
-        let (number, pid, n, flags) = (word(0), word(4) as i32, word(8) as usize, word(12));
+        let header = Header::of(header);
+        let n = header.records as usize;
         if n > RECORDS_MAX {
             return Err(invalid());
         }
@@ -63,9 +62,9 @@ impl Request {
         let mut records = std::mem::replace(received, rest);
         records.drain(..HEADER);
         Ok(Some(Self {
-            number,
-            pid,
-            flags,
+            number: header.number,
+            pid: header.pid,
+            flags: header.word,
             records,
         }))
     }
@@ -100,21 +99,17 @@ pub enum Answer {
     Outcome(Outcome, Duration),
 }
 
-/// A reply: status, length, bytes.
+/// A reply.
 pub fn reply(answer: io::Result<Answer>) -> Vec<u8> {
-    let (status, body) = match answer {
-        Ok(Answer::Bytes(b)) => (0, b),
-        Ok(Answer::Outcome(o, cpu)) => (0, encode(&o, cpu)),
-        Err(e) => (
-            e.raw_os_error().unwrap_or(libc::EIO),
-            e.to_string().into_bytes(),
-        ),
-    };
-    let mut reply = Vec::with_capacity(8 + body.len());
-    reply.extend_from_slice(&(status as u32).to_le_bytes());
-    reply.extend_from_slice(&(body.len() as u32).to_le_bytes());
-    reply.extend_from_slice(&body);
-    reply
+    crate::wire::reply(answer.map(|answer| match answer {
+        Answer::Bytes(b) => b,
+        Answer::Outcome(o, cpu) => encode(&o, cpu),
+    }))
+}
+
+/// A run as a record of a request; [`Request::runs`] is the way back.
+pub fn record(run: &Run) -> (u64, u64) {
+    (run.addr, u64::from(run.pages) | u64::from(run.frame) << 32)
 }
 
 /// What a request is answered with whose target does not let go of those that look after it.
@@ -152,10 +147,13 @@ pub fn invalid() -> io::Error {
     io::Error::from_raw_os_error(libc::EINVAL)
 }
 
-/// `codes u32, pauses u32, mappings u32, 0 u32, injected f64, cpu f64`, the codes, the pauses as f64.
+/// Bytes of an outcome in front of its codes.
+const OUTCOME: usize = 24;
+
+/// `codes u32, pauses u32, injected f64, cpu f64`, the codes, the pauses as f64.
 fn encode(o: &Outcome, cpu: Duration) -> Vec<u8> {
-    let mut b = Vec::with_capacity(32 + o.codes.len() + 8 * o.pauses.len());
-    for v in [o.codes.len() as u32, o.pauses.len() as u32, o.mappings, 0] {
+    let mut b = Vec::with_capacity(OUTCOME + o.codes.len() + 8 * o.pauses.len());
+    for v in [o.codes.len() as u32, o.pauses.len() as u32] {
         b.extend_from_slice(&v.to_le_bytes());
     }
     b.extend_from_slice(&o.injected.to_le_bytes());
@@ -167,16 +165,42 @@ fn encode(o: &Outcome, cpu: Duration) -> Vec<u8> {
     b
 }
 
+/// An outcome and the guardian's CPU time for it, from the bytes of a reply.
+pub fn decode(reply: &[u8]) -> Result<(Outcome, Duration), Failure> {
+    let Some((head, rest)) = reply.split_first_chunk::<OUTCOME>() else {
+        return cut();
+    };
+    let count = |i| u32::from_le_bytes(head[i..i + 4].try_into().expect("4 bytes")) as usize;
+    let seconds = |b: &[u8]| f64::from_le_bytes(b.try_into().expect("8 bytes"));
+    let (codes, pauses) = (count(0), count(4));
+    if rest.len() != codes + 8 * pauses {
+        return cut();
+    }
+    let (codes, pauses) = rest.split_at(codes);
+    let outcome = Outcome {
+        codes: codes.to_vec(),
+        pauses: pauses.chunks_exact(8).map(seconds).collect(),
+        injected: seconds(&head[8..16]),
+    };
+    match Duration::try_from_secs_f64(seconds(&head[16..])) {
+        Ok(cpu) => Ok((outcome, cpu)),
+        Err(_) => cut(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn bytes(number: u32, pid: i32, n: u32, records: usize) -> Vec<u8> {
-        let mut b: Vec<u8> = [number, pid as u32, n, 7]
-            .iter()
-            .flat_map(|w| w.to_le_bytes())
-            .collect();
-        b.extend(std::iter::repeat_n(9, records * RECORD));
+        let header = Header {
+            number,
+            pid,
+            records: 0,
+            word: 7,
+        };
+        let mut b = header.with((0..records).map(|_| (9, 9)));
+        b[8..12].copy_from_slice(&n.to_le_bytes());
         b
     }
 
@@ -198,5 +222,39 @@ mod tests {
     #[test]
     fn a_request_of_more_than_a_process_can_have_is_refused_before_any_of_it_is_read() {
         assert!(Request::take(&mut bytes(op::ARM, 5, u32::MAX, 0)).is_err());
+    }
+
+    #[test]
+    fn runs_and_what_became_of_them_are_read_as_they_were_written() {
+        let run = Run {
+            addr: 0x7fff_ffff_f000,
+            pages: u32::MAX,
+            frame: 1 << 31,
+        };
+        let header = Header {
+            number: op::MERGE,
+            pid: 5,
+            records: 0,
+            word: 0,
+        };
+        let mut sent = header.with([record(&run)].into_iter());
+        let request = Request::take(&mut sent).expect("valid").expect("whole");
+        let runs = request.runs();
+        assert_eq!(
+            (runs[0].addr, runs[0].pages, runs[0].frame),
+            (run.addr, run.pages, run.frame)
+        );
+        let done = Outcome {
+            codes: vec![0, 3, 6],
+            pauses: vec![0.25, 1.5],
+            injected: 0.125,
+        };
+        let bytes = encode(&done, Duration::from_millis(500));
+        let (told, cpu) = decode(&bytes).expect("whole");
+        assert_eq!((&told.codes, &told.pauses), (&done.codes, &done.pauses));
+        assert_eq!((told.injected, cpu), (0.125, Duration::from_millis(500)));
+        for length in 0..bytes.len() {
+            assert!(decode(&bytes[..length]).is_err(), "{length} bytes of it");
+        }
     }
 }

@@ -39,11 +39,11 @@ impl Target {
             tracer,
             Kind::Merge,
             runs,
-            |t, tracer, stopped, batch, codes, out| {
+            |t, tracer, stopped, batch, codes| {
                 let fits = |v: &sys::Vma| {
                     v.flags == VMA_PRIVATE_RW && (v.file == FileId::NONE || v.file == file)
                 };
-                t.exchange(tracer, stopped, batch, codes, out, fits, Some(pool))
+                t.exchange(tracer, stopped, batch, codes, fits, Some(pool))
             },
         )
     }
@@ -54,9 +54,9 @@ impl Target {
             tracer,
             Kind::Zero,
             runs,
-            |t, tracer, stopped, batch, codes, out| {
+            |t, tracer, stopped, batch, codes| {
                 let fits = |v: &sys::Vma| v.flags == VMA_PRIVATE_RW && v.file == FileId::NONE;
-                t.exchange(tracer, stopped, batch, codes, out, fits, None)
+                t.exchange(tracer, stopped, batch, codes, fits, None)
             },
         )
     }
@@ -69,7 +69,6 @@ impl Target {
         stopped: &Stopped,
         batch: &[Run],
         codes: &mut [u8],
-        out: &mut Outcome,
         fits: impl Fn(&sys::Vma) -> bool,
         pool: Option<&Pool>,
     ) -> io::Result<()> {
@@ -111,7 +110,7 @@ impl Target {
                 break;
             }
             for pieces in pieces.chunks(PIECES_MAX) {
-                self.exchange_pieces(tracer, stopped, pieces, codes, &mut settled, out, pool)?;
+                self.exchange_pieces(tracer, stopped, pieces, codes, &mut settled, pool)?;
             }
         }
         for (code, settled) in codes.iter_mut().zip(&settled) {
@@ -130,7 +129,6 @@ impl Target {
         pieces: &[(Run, usize)],
         codes: &mut [u8],
         settled: &mut [bool],
-        out: &mut Outcome,
         pool: Option<&Pool>,
     ) -> io::Result<()> {
         let bytes = |r: &Run| u64::from(r.pages) * PAGE;
@@ -225,9 +223,7 @@ impl Target {
             let end = span.addr + bytes(&span);
             if pool.is_none() {
                 let _ = self.retrack(span.addr, end);
-            } else if self.watch(span.addr, end).is_ok() {
-                out.mappings += 1;
-            } else {
+            } else if self.watch(span.addr, end).is_err() {
                 // Unguarded frames must not stay: the bytes go back to memory of the target's own.
                 for (r, first) in pieces {
                     unguarded.push(*r);

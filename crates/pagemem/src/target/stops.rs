@@ -51,14 +51,7 @@ impl Target {
         tracer: &mut Tracer,
         kind: Kind,
         runs: &[Run],
-        mut work: impl FnMut(
-            &mut Self,
-            &mut Tracer,
-            &Stopped,
-            &[Run],
-            &mut [u8],
-            &mut Outcome,
-        ) -> io::Result<()>,
+        mut work: impl FnMut(&mut Self, &mut Tracer, &Stopped, &[Run], &mut [u8]) -> io::Result<()>,
     ) -> Outcome {
         let total: usize = runs.iter().map(|r| r.pages as usize).sum();
         let mut out = Outcome {
@@ -131,7 +124,7 @@ impl Target {
                     looked = true;
                     let (begun, cpu) = (Instant::now(), sys::cpu_time());
                     self.mend(tracer, &stopped);
-                    if let Err(e) = work(self, tracer, &stopped, &batch, &mut codes, &mut out) {
+                    if let Err(e) = work(self, tracer, &stopped, &batch, &mut codes) {
                         let code = if e.raw_os_error() == Some(libc::ETIMEDOUT) {
                             Code::Timeout
                         } else {

@@ -40,7 +40,7 @@ impl Target {
             tracer,
             Kind::Unmerge,
             runs,
-            |t, tracer, stopped, batch, codes, _| {
+            |t, tracer, stopped, batch, codes| {
                 let mut edges = BTreeSet::new();
                 t.classify(batch, |v| v.file == file, codes, &mut edges)?;
                 t.find_hidden(tracer, stopped, batch);
@@ -73,7 +73,7 @@ impl Target {
             tracer,
             Kind::Fence,
             pages,
-            |t, tracer, stopped, batch, codes, _| {
+            |t, tracer, stopped, batch, codes| {
                 t.classify(batch, |v| v.file == file, codes, &mut BTreeSet::new())?;
                 let ends: Vec<u64> = good_runs(batch, codes)
                     .iter()
