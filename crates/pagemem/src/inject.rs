@@ -306,7 +306,7 @@ impl Caller {
     }
 
     /// Makes one call; its result, errors of the kernel as such.
-    fn call(&self, number: u64, args: [u64; 6]) -> io::Result<i64> {
+    fn call(&self, stopped: &Stopped, number: u64, args: [u64; 6]) -> io::Result<i64> {
         let tid = self.tid;
         let back = self.frame.zip(self.code.back);
         let run = || -> io::Result<i64> {
@@ -314,9 +314,9 @@ impl Caller {
             self.regs
                 .for_one_call(self.code.call, back, number, args)
                 .set(tid)?;
-            ptrace::set_signal_mask(tid, ptrace::HELD_SIGNALS)?;
+            ptrace::set_signal_mask(tid, ptrace::ALL_SIGNALS)?;
             ptrace::leave_inside(tid);
-            ptrace::to_next_call(tid)?;
+            ptrace::to_next_call(tid, 0)?;
             let started = Instant::now();
             let (mut stops, mut spins) = (0, 0u32);
             loop {
@@ -335,10 +335,10 @@ impl Caller {
                         if stops == 2 {
                             break;
                         }
-                        ptrace::to_next_call(tid)?;
+                        ptrace::to_next_call(tid, 0)?;
                     }
                     Wait::Ended => return Err(gone()),
-                    _ => ptrace::to_next_call(tid)?,
+                    stop => ptrace::to_next_call(tid, stopped.passed_on(tid, stop))?,
                 }
             }
             Ok(Regs::get(tid)?.result())
@@ -438,16 +438,16 @@ impl Workshop {
                 (at, libc::MAP_FIXED_NOREPLACE)
             };
             let args = [at, size, prot as u64, flags | fixed as u64, u64::MAX, 0];
-            caller.call(nr::MMAP, args).map(|at| at as u64)
+            caller.call(stopped, nr::MMAP, args).map(|at| at as u64)
         };
-        let unmap = |at, size| caller.call(nr::MUNMAP, [at, size, 0, 0, 0, 0]);
+        let unmap = |at, size| caller.call(stopped, nr::MUNMAP, [at, size, 0, 0, 0, 0]);
         let aside = map(place, ASIDE_SIZE, libc::PROT_NONE, RESERVE)?;
         let rw = libc::PROT_READ | libc::PROT_WRITE;
         let made = map(place + ASIDE_SIZE, WORKSHOP_SIZE, rw, ANONYMOUS).and_then(|base| {
             let rx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
             write_remote(stopped.pid, base, arch::loop_code())
                 .and_then(|()| write_remote(stopped.pid, base + REST_AT, arch::rest_code()))
-                .and_then(|()| caller.call(nr::MPROTECT, [base, PAGE, rx, 0, 0, 0]))
+                .and_then(|()| caller.call(stopped, nr::MPROTECT, [base, PAGE, rx, 0, 0, 0]))
                 .map(|_| Self { base, aside })
                 .inspect_err(|_| drop(unmap(base, WORKSHOP_SIZE)))
         });
@@ -524,15 +524,15 @@ impl Workshop {
         stopped: &Stopped,
     ) -> io::Result<()> {
         let caller = Caller::hire(process, stopped)?;
-        caller.call(nr::MUNMAP, [self.aside, ASIDE_SIZE, 0, 0, 0, 0])?;
+        caller.call(stopped, nr::MUNMAP, [self.aside, ASIDE_SIZE, 0, 0, 0, 0])?;
         let busy = tracer.transfers.busy(stopped.pid, stopped.memory());
         tracer.transfers.forget(stopped.pid);
         if busy {
             let unneeded = [self.base + PAGE, SLOTS_AT - PAGE, 0, 0, 0, 0];
-            return caller.call(nr::MUNMAP, unneeded).map(drop);
+            return caller.call(stopped, nr::MUNMAP, unneeded).map(drop);
         }
         caller
-            .call(nr::MUNMAP, [self.base, WORKSHOP_SIZE, 0, 0, 0, 0])
+            .call(stopped, nr::MUNMAP, [self.base, WORKSHOP_SIZE, 0, 0, 0, 0])
             .map(drop)
     }
 
@@ -631,7 +631,7 @@ impl Workshop {
                         break;
                     }
                 }
-                Wait::Interrupted | Wait::Suspended | Wait::Event(_) => ptrace::resume(tid, 0)?,
+                stop => ptrace::resume(tid, stopped.passed_on(tid, stop))?,
             }
         }
         let mut back = vec![Op::default(); ops.len()];

@@ -28,7 +28,7 @@ use crate::transfers::{Room, Transfers};
 pub use left_inside::leave_inside;
 pub use requests::{
     interrupt, is_fault, leave, poll, resume, set_signal_mask, signal_mask, single_step,
-    to_next_call, Wait, CALL_STOP, HELD_SIGNALS,
+    to_next_call, Wait, ALL_SIGNALS, CALL_STOP, HELD_SIGNALS,
 };
 pub use stopping::bare_stops;
 
@@ -79,6 +79,8 @@ pub struct Stopped {
     pub all: bool,
     /// Nothing but the mending of discards may be done in this stop, for this reason.
     pub only_mend: Option<StopError>,
+    /// Threads that went on with code of ours though job control had suspended the process meanwhile.
+    pub woken: RefCell<Vec<i32>>,
     /// The thread that runs injected code, if one has; restored by [`Tracer::release`].
     pub worker: RefCell<Option<Worker>>,
 }
@@ -124,6 +126,19 @@ impl Stopped {
         worker
             .as_ref()
             .and_then(|w| w.unfinished.map(|list| (w.tid, list)))
+    }
+
+    /// What a thread that stops while it runs code of ours is given to go on with: nothing but a SIGSTOP, which no mask
+    /// holds back ([`Tracer::on_list_signal`] says why).
+    pub fn passed_on(&self, tid: i32, stop: Wait) -> i32 {
+        match stop {
+            Wait::Signal(libc::SIGSTOP) => libc::SIGSTOP,
+            Wait::Suspended => {
+                self.woken.borrow_mut().push(tid);
+                0
+            }
+            _ => 0,
+        }
     }
 
     /// CPU time that the target has spent on injected code in this stop: only the worker has run.

@@ -100,9 +100,6 @@ pub struct Transfers {
 /// Processes remembered before those that have ended are forgotten.
 const ROOMS_MAX: usize = 4096;
 
-/// All signals: none can come but those that cannot be held.
-const ALL_SIGNALS: u64 = ptrace::HELD_SIGNALS | 1 << (arch::REPORT_SIGNAL - 1);
-
 impl Transfers {
     /// Process `pid` has a workshop.
     pub fn know(&mut self, pid: i32, room: Room) {
@@ -194,7 +191,7 @@ impl Transfers {
         *used = (*used).max(i + 1);
         // The order matters should this process die in between: the code puts the mask back.
         regs.for_rest(room.code, at).set(tid)?;
-        ptrace::set_signal_mask(tid, ALL_SIGNALS)
+        ptrace::set_signal_mask(tid, ptrace::ALL_SIGNALS)
     }
 }
 

@@ -114,7 +114,12 @@ impl Tracer {
         if signal == REPORT_SIGNAL && Regs::get(tid)?.ip() == list.done {
             return Ok(true);
         }
-        if matches!(signal, libc::SIGSEGV | libc::SIGBUS) && is_fault(tid) {
+        let mut passed_on = 0;
+        if signal == libc::SIGSTOP {
+            // Nothing holds it back, and sent again later it could come after the SIGCONT that is to end it. The kernel has
+            // the process suspended when it is let go, unless it is continued before; until then the list goes on.
+            passed_on = signal;
+        } else if matches!(signal, libc::SIGSEGV | libc::SIGBUS) && is_fault(tid) {
             // An operation met memory that cannot be had: it failed, the list goes on.
             list.faults_left = list
                 .faults_left
@@ -126,7 +131,7 @@ impl Tracer {
         } else {
             self.owe(pid, tid, signal);
         }
-        resume(tid, 0)?;
+        resume(tid, passed_on)?;
         Ok(false)
     }
 
@@ -144,9 +149,7 @@ impl Tracer {
                     Ok(true)
                 }
                 Wait::Signal(signal) => self.on_list_signal(stopped.pid, tid, &mut list, signal),
-                Wait::Interrupted | Wait::Suspended | Wait::Event(_) => {
-                    resume(tid, 0).map(|()| false)
-                }
+                stop => resume(tid, stopped.passed_on(tid, stop)).map(|()| false),
             };
             // Where something failed but for too many faults, it is ending, and is found so the next time.
             let hopeless = matches!(&through, Err(e) if e.raw_os_error() == Some(libc::EFAULT));

@@ -58,9 +58,9 @@ pub fn resume(tid: i32, signal: i32) -> io::Result<()> {
     ptrace(libc::PTRACE_CONT, tid, signal as usize)
 }
 
-/// Lets a stopped thread go on to where it next enters or leaves a system call ([`CALL_STOP`]).
-pub fn to_next_call(tid: i32) -> io::Result<()> {
-    ptrace(libc::PTRACE_SYSCALL, tid, 0)
+/// Lets a stopped thread go on to where it next enters or leaves a system call ([`CALL_STOP`]), delivering `signal`.
+pub fn to_next_call(tid: i32, signal: i32) -> io::Result<()> {
+    ptrace(libc::PTRACE_SYSCALL, tid, signal as usize)
 }
 
 /// Runs one instruction of a stopped thread.
@@ -102,6 +102,9 @@ pub const HELD_SIGNALS: u64 = !(bit(REPORT_SIGNAL)
     | bit(libc::SIGFPE)
     | bit(libc::SIGTRAP)
     | bit(libc::SIGSYS));
+
+/// All signals: none can come but those that cannot be held.
+pub const ALL_SIGNALS: u64 = HELD_SIGNALS | bit(REPORT_SIGNAL);
 
 const fn bit(signal: i32) -> u64 {
     1 << (signal - 1)

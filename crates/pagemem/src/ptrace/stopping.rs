@@ -204,6 +204,7 @@ impl Tracer {
             workers,
             all,
             only_mend,
+            woken: RefCell::default(),
             worker: RefCell::new(None),
         };
         match failure {
@@ -317,7 +318,9 @@ impl Tracer {
             }
         }
         for &tid in &stopped.tids {
-            self.let_go(stopped.pid, tid, stopped.suspended, worker == Some(tid));
+            let woken = stopped.woken.borrow().contains(&tid);
+            let suspended = stopped.suspended || woken;
+            self.let_go(stopped.pid, tid, suspended, woken || worker == Some(tid));
         }
         let pause = stopped.since.elapsed();
         for (pid, tid, signal) in self.owed.drain(..) {
