@@ -145,8 +145,10 @@ SCENARIOS = {
 
 #: Those in which the attached process itself writes nothing that could be merged again.
 ONCE = {"leaderless", "limit-files", "orphans", "ptrace", "seccomp", "userfaultfd"}
+#: One scenario alone, for whoever looks into it (CONTRIBUTING.md).
+ALONE = os.environ.get("PAGEONE_FIRE_SCENARIO")
 #: Dealt out in turn: neighbours in the list above ask for much of the same.
-SIDE_BY_SIDE = [list(SCENARIOS)[i::GROUPS] for i in range(GROUPS)]
+SIDE_BY_SIDE = [[ALONE]] if ALONE else [list(SCENARIOS)[i::GROUPS] for i in range(GROUPS)]
 
 
 # One group at a time, also where tests run in parallel: each keeps all processors busy.
