@@ -23,15 +23,17 @@ __all__ = ["Cpu", "Domain", "Period", "choose", "engine_name", "mib", "print_let
 #: Options by which ``run`` and ``attach`` say which engine is meant, and how it is to work.
 Period = Annotated[
     float | None,
-    typer.Option(metavar="SECONDS", help="Look for what has changed so often [20]; changes a running engine."),
+    typer.Option(
+        metavar="SECONDS", help="Seconds between two scans for changes (default 20); changes a running engine."
+    ),
 ]
 Cpu = Annotated[
     str | None,
     typer.Option(
-        metavar="SHARE", help="Most of one CPU that the engine may use on average [10%]; 100% for a whole one."
+        metavar="SHARE", help="Most CPU time that the engine may use on average (default 10%); 100% is one CPU."
     ),
 ]
-Domain = Annotated[str | None, typer.Option(metavar="NAME", help="Share within the domain of this name only.")]
+Domain = Annotated[str | None, typer.Option(metavar="NAME", help="Share only within the domain of this name.")]
 
 
 def choose(

@@ -33,7 +33,7 @@ def _command(
         typer.Option("--threads", "-t", help="Threads; may be repeated. Default: 1, 2 … all processors.", metavar="T"),
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", "-r", help="Rounds; medians are shown.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     report: Annotated[
         Path | None,
         typer.Option("--report", help="Write a self-contained HTML report there.", metavar="DIR"),

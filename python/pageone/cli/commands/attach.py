@@ -12,9 +12,9 @@ from pageone.errors import TargetError
 
 HELP = """Keep running processes merged until they end or are detached.
 
-Processes are named by PID (then all must be fit to be merged, or none is touched) or chosen by --match and --user
-(then those that are not fit are left alone and named). As root, processes of each user are given to an engine for
-that user alone, unless a domain is named.
+Name processes by PID: then all must be fit to be merged, or none is touched. Or choose them by --match and --user:
+then each unfit process is left alone and named. As root, the processes of each user go to an engine for that user,
+unless you name a domain.
 
 Examples:
 
@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
             str | None, typer.Option(metavar="REGEX", help="Processes whose command line contains this.")
         ] = None,
         user: Annotated[str | None, typer.Option(metavar="NAME", help="Processes of this user (name or id).")] = None,
-        children: Annotated[bool, typer.Option("--children", help="Follow their descendants as well.")] = False,
+        children: Annotated[bool, typer.Option("--children", help="Follow their descendants, too.")] = False,
         period: Period = None,
         cpu: Cpu = None,
         domain: Domain = None,

@@ -23,18 +23,15 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def demo(
-        workers: Annotated[int, typer.Option(help="How many processes to start.")] = 4,
-        size: Annotated[
-            str, typer.Option(help="The array that every one of them builds alone, equal in all.")
-        ] = "256MiB",
-        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+        workers: Annotated[int, typer.Option(help="Number of processes to start.")] = 4,
+        size: Annotated[str, typer.Option(help="Size of the array that each process builds.")] = "256MiB",
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     ) -> None:
         """Start processes with equal memory, merge it, and prove that no byte has changed.
 
-        Each process builds by itself, with nothing shared by fork or file, the same incompressible array (--size), a
-        quarter as much of its own and a sixteenth of zeros. After merging, each checks every byte of it, writes into
-        1,000 random pages, and checks again: it must see its own writes and nobody else's. A wrong byte ends the
-        command with 1 and the page.
+        Each process builds the same incompressible array (--size) by itself, a quarter as much of its own, and a
+        sixteenth of zeros. After merging, each checks every byte, writes into 1,000 random pages, and checks again: it
+        must see its own writes and nobody else's. A wrong byte ends the command with 1 and the page.
         """
         from pageone.demo import WorkerSpec, run_demo  # late: other commands need neither numpy nor the native core
         from pageone.live import preflight

@@ -10,8 +10,8 @@ from pageone.errors import UsageError
 
 HELP = """Give processes memory of their own again and follow them no more.
 
-It needs the memory that merging has saved: with too little of it the process stays as it is and the error says so.
-Pages that forked relatives share are left merged, since each would need a copy of its own; it says how many.
+This needs the memory that merging saved. With too little available, the process stays as it is and the error says so.
+Pages that forked relatives share stay merged, because each relative would need a copy; the command says how many.
 
 Examples:
 
@@ -27,8 +27,8 @@ def register(app: typer.Typer) -> None:
     @app.command(help=HELP)
     def detach(
         pids: Annotated[list[int], typer.Argument(metavar="PID…", help="Processes that an engine follows.")],
-        children: Annotated[bool, typer.Option("--children", help="Their descendants as well.")] = False,
-        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+        children: Annotated[bool, typer.Option("--children", help="Detach their descendants, too.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     ) -> None:
         from pageone.cli.engines import print_let_go
         from pageone.service.client import detach as detach_from

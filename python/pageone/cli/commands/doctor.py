@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Show what this kernel and user can do, what follows from it, and how to enable it.
 
-        Everything is tried, nothing is changed. Ends with 0 when processes of yours can be merged, else with 1.
+        It tries everything and changes nothing. The exit code is 0 when your processes can be merged, else 1.
         """
         diagnosis = diagnose()
         if as_json:

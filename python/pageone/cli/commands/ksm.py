@@ -25,7 +25,7 @@ def _status(
     pids: Annotated[
         list[int] | None, typer.Option("--pid", "-p", help="Also show this process; may be repeated.", metavar="PID")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show KSM's knobs and counters, what ksmd has cost, and its figures of chosen processes."""
     from rich.console import Console

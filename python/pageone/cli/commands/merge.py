@@ -23,20 +23,19 @@ def register(app: typer.Typer) -> None:
     def merge(
         pids: Annotated[list[int], typer.Argument(metavar="PID…", help="Processes of yours (of anyone's, as root).")],
         quiet: Annotated[
-            float, typer.Option(metavar="SECONDS", help="Leave alone what is written within so many seconds.")
+            float, typer.Option(metavar="SECONDS", help="Leave alone pages written within so many seconds.")
         ] = 1.0,
-        descendants: Annotated[bool, typer.Option("--descendants", help="Take their descendants as well.")] = False,
+        descendants: Annotated[bool, typer.Option("--descendants", help="Merge their descendants, too.")] = False,
         domain: Annotated[
-            str | None, typer.Option(help="Let processes of different users share, as one domain of this name.")
+            str | None, typer.Option(help="Let processes of different users share, as this domain.")
         ] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     ) -> None:
         """Make one pass over running processes: equal pages share a frame from then on, copy-on-write.
 
-        All processes are checked first; if one cannot be merged, none is touched. The pass looks twice, --quiet
-        seconds apart, and takes only pages that were not written in between. Each process stands still for some
-        milliseconds at most at a time and runs on with the same bytes, also when this command is interrupted. What
-        has been merged stays merged until it is written or the process ends; what becomes equal later is not.
+        If one process cannot be merged, none is touched. The pass scans twice, --quiet seconds apart, and merges only
+        pages that were not written in between. Each process stops for some milliseconds at a time, and runs on if you
+        interrupt the command. Pages stay merged until they are written or the process ends.
         """
         from pageone.engine import Engine, as_dict  # late: other commands need neither numpy nor the native core
         from pageone.live import preflight

@@ -8,11 +8,11 @@ import typer
 
 from pageone.cli.engines import Cpu, Domain, Period, choose
 
-HELP = """Run a command; it and all its descendants are kept merged until they end.
+HELP = """Run a command; keep it and all its descendants merged until they end.
 
 The command takes the place of this process: same PID, terminal, job control, signals, standard streams and exit
-status as without PageONE. Commands started apart share with each other through one engine a user, which is started
-on demand and ends with its last process.
+status. Commands started apart share with each other through one engine per user, which starts on demand and ends with
+its last process.
 
 Examples:
 
@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
         cpu: Cpu = None,
         domain: Domain = None,
         private: Annotated[
-            bool, typer.Option("--private", help="Share among the command and its descendants only.")
+            bool, typer.Option("--private", help="Share only among the command and its descendants.")
         ] = False,
     ) -> None:
         from pageone.service.launch import become

@@ -81,29 +81,29 @@ def register(app: typer.Typer) -> None:
             ),
         ] = None,
         match: Annotated[
-            str | None, typer.Option(metavar="REGEX", help="Processes whose command line matches.")
+            str | None, typer.Option(metavar="REGEX", help="Processes whose command line contains this.")
         ] = None,
         user: Annotated[str | None, typer.Option(metavar="NAME", help="Processes of a user.")] = None,
-        children: Annotated[bool, typer.Option("--children", help="Descendants of the PIDs given, too.")] = False,
+        children: Annotated[bool, typer.Option("--children", help="Scan the descendants of the PIDs, too.")] = False,
         everything: Annotated[bool, typer.Option("--all", help="All processes.")] = False,
         page_size: Annotated[int, typer.Option(metavar="BYTES", help="Size of the blocks of files.")] = 4096,
         threads: Annotated[int, typer.Option(metavar="N", help="Threads that read and count.")] = 1,
         watch: Annotated[
-            float, typer.Option(metavar="SECONDS", help="Look twice, so long apart: which pages change?")
+            float, typer.Option(metavar="SECONDS", help="Seconds until a second scan that tells which pages change.")
         ] = 0.0,
         min_run: Annotated[
-            int, typer.Option(metavar="PAGES", help="Count on PageONE for runs of so many equal pages only.")
+            int, typer.Option(metavar="PAGES", help="Count only runs of at least so many equal pages for PageONE.")
         ] = 1,
-        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
         html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a report with plots.")] = None,
         compare: Annotated[
             str | None, typer.Option(metavar="OLD.json", help="Show what changed since an older report.")
         ] = None,
     ) -> None:
-        """Tell what merging equal pages would save, touching nothing.
+        """Tell what merging equal pages would save, changing nothing.
 
-        No process is stopped and nothing is written: pages are read and all bytes of equal ones compared.
-        The exit code is 0, or 1 if some of the targets could not be scanned, or 2 if none could.
+        It reads pages and compares all bytes of equal ones; it stops no process and writes nothing. The exit code is
+        0, or 1 if some targets could not be scanned, or 2 if none could.
         """
         from rich.console import Console
 

@@ -12,7 +12,7 @@ from pageone.cli.engines import targets_table, title
 
 HELP = """Show the engines of this user, their processes and what they save.
 
-Saved bytes of a process are its shared and zero pages; of an engine, net of frames, mappings and the engine's books.
+Saved bytes of a process are its shared and zero pages; of an engine, these less frames, mappings and accounting.
 
 Examples:
 
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
     @app.command(help=HELP)
     def status(
         domain: Annotated[str | None, typer.Option(metavar="NAME", help="Only the engine of this name.")] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     ) -> None:
         from pageone.service.client import states
 

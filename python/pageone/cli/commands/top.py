@@ -28,8 +28,8 @@ def register(app: typer.Typer) -> None:
 
     @app.command(help=HELP)
     def top(
-        every: Annotated[float, typer.Option(metavar="SECONDS", help="Look so often.")] = 1.0,
-        count: Annotated[int, typer.Option(metavar="N", help="End after so many looks; 0: never.")] = 0,
+        every: Annotated[float, typer.Option(metavar="SECONDS", help="Seconds between two updates.")] = 1.0,
+        count: Annotated[int, typer.Option(metavar="N", help="End after so many updates; 0: never.")] = 0,
     ) -> None:
         if not 0.05 <= every <= 3600:
             raise UsageError(f"--every {every:g}: give seconds, 0.05 to 3600")
