@@ -1,4 +1,4 @@
-"""What the documents promise exists: commands, options, files, make targets."""
+"""What the documents promise exists: commands, options, files, make targets; and they stay short enough to be read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -14,21 +15,37 @@ from pageone.cli import build_app
 from pageone.engine.metrics import as_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
+LAB = sorted((ROOT / "docs" / "lab").glob("*.md"))
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+#: What says how things are now; changes and the lab's diary do not.
+REFERENCE = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
+WORDS_MAX = 12_000  #: of the reference and of all help texts: more would not be read
 
 
-def commands() -> dict[str, set[str]]:
-    """Return the options of each command, ``bench tree`` and the like included."""
-    found: dict[str, set[str]] = {}
+def _walk() -> dict[str, Any]:
+    """Return every command by its name, ``bench tree`` and the like included."""
+    found: dict[str, Any] = {}
 
-    def walk(name: str, command: object) -> None:
-        options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}  # type: ignore[attr-defined]
-        found[name] = options | {"--help", "-h"}
+    def walk(name: str, command: Any) -> None:
+        found[name] = command
         for child, inner in getattr(command, "commands", {}).items():
             walk(f"{name} {child}".strip(), inner)
 
     walk("", typer.main.get_command(build_app()))
     return found
+
+
+def commands() -> dict[str, set[str]]:
+    """Return the options of each command."""
+    return {
+        name: {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help", "-h"}
+        for name, command in _walk().items()
+    }
+
+
+def words(text: str) -> int:
+    """Return how many words a text has: what stands between spaces and has a letter or digit (no rules of tables)."""
+    return sum(1 for word in text.split() if re.search(r"\w", word))
 
 
 def spoken() -> list[tuple[str, str]]:
@@ -61,11 +78,46 @@ def test_a_command_in_a_document_exists_with_its_options(document: str, use: str
             assert word.split("=")[0].rstrip("],.") in known[name], f"{document}: {name} has no option {word}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def anchors(document: Path) -> set[str]:
+    """Return the anchors of the headings of a document, as GitHub and the site make them."""
+    text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ +(.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *LAB], ids=lambda path: path.name)
 def test_links_between_documents_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
+    for target, heading in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", document.read_text()):
         if "://" not in target:
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+            there = (document.parent / target) if target else document
+            assert there.exists(), f"{document.name} links to {target}"
+            assert not heading or heading in anchors(there), f"{document.name} links to {target}#{heading}"
+
+
+def test_the_reference_and_all_help_texts_stay_short_enough_to_be_read() -> None:
+    counts = {path.name: words(path.read_text()) for path in REFERENCE}
+    counts["help texts"] = sum(
+        words(command.help or "") + sum(words(getattr(parameter, "help", None) or "") for parameter in command.params)
+        for command in _walk().values()
+    )
+    assert min(counts.values()) > 20, counts
+    total = sum(counts.values())
+    assert total <= WORDS_MAX, f"{total} words; what is not how things are now belongs in docs/lab: {counts}"
+
+
+def test_what_was_measured_or_tried_on_a_day_is_in_the_lab_under_its_date() -> None:
+    named = (ROOT / "docs" / "lab" / "index.md").read_text()
+    for path in LAB:
+        if path.name != "index.md":
+            assert re.match(r"20\d\d-\d\d-\d\d-[a-z-]+\.md$", path.name), path.name
+            assert f"({path.name})" in named, f"docs/lab/index.md does not name {path.name}"
+
+
+def test_before_a_commit_runs_what_the_suite_begins_with() -> None:
+    assert "entry: make lint\n" in (ROOT / ".pre-commit-config.yaml").read_text()
+    suite = re.search(r"^test:.*?^\S", (ROOT / "Makefile").read_text(), re.MULTILINE | re.DOTALL)
+    assert suite
+    assert " lint " in suite[0]
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "build", "lint", "soak", "bench", "clean", "help"])

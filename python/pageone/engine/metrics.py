@@ -227,7 +227,7 @@ class Metric(NamedTuple):
 METRICS = (
     Metric("periods_total", "counter", "Periods done.", "period"),
     Metric("targets", "gauge", "Processes attached.", "targets"),
-    Metric("targets_left_alone", "gauge", "Of them, left alone for what they have open.", "left_alone"),
+    Metric("targets_left_alone", "gauge", "Of them, left alone because of what they have open.", "left_alone"),
     Metric("tracked_pages", "gauge", "Pages of address space tracked.", "tracked"),
     Metric("pages", "gauge", "Pages in each state.", "states", "state"),
     Metric("frames", "gauge", "Frames of the pool in use.", "frames"),
@@ -258,13 +258,13 @@ METRICS = (
     Metric(
         "incomplete_looks_total",
         "counter",
-        "Looks for uses of frames in which a process may have been missed: nothing was freed.",
+        "Searches for users of frames that may have missed a process: nothing was freed.",
         "incomplete_looks",
     ),
     Metric(
         "missed_looks_total",
         "counter",
-        "Looks at a target that failed because its mappings were changing; repeated a period later.",
+        "Scans of a target that failed because its mappings were changing; repeated a period later.",
         "missed_looks",
         passes="missed_looks",
     ),

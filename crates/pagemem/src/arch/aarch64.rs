@@ -1,4 +1,4 @@
-//! AArch64: written from the kernel's sources and compiled, never run. See `docs/under-fire.md` for what is known to be
+//! AArch64: written from the kernel's sources and compiled, never run. See `docs/limits.md` for what is known to be
 //! different here.
 //!
 //! The kernel has already prepared a restart when a tracer sees a stopped thread (`arch/arm64/kernel/signal.c`,
