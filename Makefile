@@ -6,6 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DOCS_VENV := .venv-docs
 STAMPS := .stamps
 
 RUST_SRC := $(shell find crates \( -name '*.rs' -o -name Cargo.toml -o -name '*.S' \)) Cargo.toml Cargo.lock
@@ -104,11 +105,14 @@ bench: build ## tree, engine and KSM in their short form (`pageone bench NAME` i
 	$(BIN)/pageone bench engine --size 128MiB --scaling 0.125,0.25
 	$(BIN)/pageone bench ksm --pages 8192 --rounds 1 -d random -d unique -d tail -d memory $(BENCH_ARGS)
 
+docs: $(STAMPS)/docs ## the documentation site, in site/, made in a virtual environment of its own
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+
 criterion: $(STAMPS)/venv ## the Criterion benchmarks of the tree and its peers (BENCH_ARGS: a name, or options of Criterion)
 	cargo bench -p contenders --features criterion --bench tree -- --warm-up-time 0.5 --measurement-time 2 $(BENCH_ARGS)
 
 clean: ## remove everything that was made
-	rm -rf $(VENV) $(STAMPS) target .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(DOCS_VENV) site $(STAMPS) target .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(wildcard python tests benches examples tools) -name __pycache__ -prune -exec rm -rf {} +
 	rm -f python/pageone/_native*.so
 
@@ -129,6 +133,14 @@ $(STAMPS)/venv: $(STAMPS)/toolchain pyproject.toml tools/requirements.py
 $(STAMPS)/realworld: $(STAMPS)/venv pyproject.toml tools/requirements.py
 	$(BIN)/python tools/requirements.py pyproject.toml bench realworld > $(STAMPS)/requirements-realworld.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r $(STAMPS)/requirements-realworld.txt
+	@touch $@
+
+# Neither Rust nor the native core is needed: the API pages are read from the sources.
+$(STAMPS)/docs: pyproject.toml tools/requirements.py
+	@mkdir -p $(STAMPS)
+	$(PYTHON) -m venv --clear $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python tools/requirements.py pyproject.toml --only docs > $(STAMPS)/requirements-docs.txt
+	$(DOCS_VENV)/bin/python -m pip install -q --disable-pip-version-check -r $(STAMPS)/requirements-docs.txt
 	@touch $@
 
 $(STAMPS)/native: $(STAMPS)/venv $(RUST_SRC)
@@ -179,4 +191,4 @@ $(STAMPS)/mypy: $(STAMPS)/venv $(PY_SRC)
 	$(AFTER) $(BIN)/mypy
 	@touch $@
 
-.PHONY: help demo test lint build failpoints rust-test loom sanitize fuzz pytest soak realworld crates bench criterion clean
+.PHONY: help demo test lint build docs failpoints rust-test loom sanitize fuzz pytest soak realworld crates bench criterion clean

@@ -1,5 +1,7 @@
 """Print what a checkout needs from the registry: the package's dependencies and its extras named, ``dev`` by default.
 
+After ``--only`` the extras alone: ``requirements.py pyproject.toml --only docs``.
+
 For: the Makefile. Python 3.10 has no ``tomllib``; the copy of its forerunner inside pip stands in.
 """
 
@@ -21,5 +23,7 @@ def load(path: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     project = load(Path(sys.argv[1]))["project"]
-    extras = sys.argv[2:] or ["dev"]
-    print("\n".join([*project["dependencies"], *(p for e in extras for p in project["optional-dependencies"][e])]))
+    only = sys.argv[2:3] == ["--only"]
+    extras = sys.argv[3 if only else 2 :] or ["dev"]
+    wanted = [p for e in extras for p in project["optional-dependencies"][e]]
+    print("\n".join([*([] if only else project["dependencies"]), *wanted]))

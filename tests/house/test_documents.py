@@ -120,7 +120,7 @@ def test_before_a_commit_runs_what_the_suite_begins_with() -> None:
     assert " lint " in suite[0]
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "build", "lint", "soak", "bench", "clean", "help"])
+@pytest.mark.parametrize("target", ["demo", "test", "build", "lint", "soak", "bench", "docs", "clean", "help"])
 def test_make_has_the_target(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -128,7 +128,7 @@ def test_make_has_the_target(target: str) -> None:
 
 def test_make_help_tells_every_target_that_is_meant_to_be_used() -> None:
     told = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("demo", "test", "lint", "build", "soak", "bench", "clean"):
+    for target in ("demo", "test", "lint", "build", "soak", "bench", "docs", "clean"):
         assert re.search(rf"^{target}\b", told, re.MULTILINE)
 
 

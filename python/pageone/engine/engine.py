@@ -46,8 +46,8 @@ class Engine:
     """Keeps equal pages of its targets in shared frames.
 
     Args:
-        period: seconds between two looks (20; 0.05 works).
-        quiet_periods: looks in a row at which a page must be found unwritten before it is read.
+        period: seconds between two scans (0.05 works).
+        quiet_periods: scans in a row that must find a page unwritten before it is read.
         workers: threads that read and merge.
         domain: name of the set of targets that may share. None: all targets must belong to one user.
         max_sharing: pages that may share one frame; None lifts the cap.
@@ -56,14 +56,15 @@ class Engine:
         huge_share: split a transparent huge page only when more than this share of it can be given back.
         min_run: leave alone equal pages in runs shorter than this; each run costs a target up to two mappings.
         repeat_share: frames given to a content repeated very often, as a share of its pages.
-        nice, idle: run the engine's own threads at this niceness, or only when the CPU has nothing else to do.
+        nice: run the engine's own threads at this niceness.
+        idle: run them only when the CPU has nothing else to do.
         backend: where processes and frames come from; None for the running system.
         owner: tells a PID's user, for the domain check; None for the owner of ``/proc/PID``.
         max_map_count: most mappings of a process; None for ``vm.max_map_count``.
-        batch_pages: pages that a worker reads at a time, and that are booked at a time.
+        batch_pages: pages that a worker reads, and the accounting takes, at a time.
 
-    All are keywords. ``accounting`` (what the engine knows) and ``backend`` may be read, by tests and benchmarks; what
-    users want to know is in ``stats``.
+    All are keywords. What users want to know is in ``stats``; tests and benchmarks may read ``accounting`` and
+    ``backend``, too.
 
     Raises :class:`UsageError` for a value out of its range, before anything is touched.
 
