@@ -16,6 +16,9 @@ use crate::workers::is_worker;
 
 /// How long threads that still run are waited for once a discard has been let happen.
 const MENDING: Duration = Duration::from_secs(1);
+/// How much longer, where those that still run only wait for a processor: they execute nothing meanwhile, and what has been
+/// read of cannot be mended without them.
+const STARVED: Duration = Duration::from_secs(8);
 /// Polls before sleeping: stops mostly come within microseconds.
 const SPINS: u32 = 30;
 /// How long threads that run are waited for before those that sleep in the kernel are looked at.
@@ -47,6 +50,7 @@ impl Tracer {
         let mut suspended = false;
         // Once a discard has been let happen, no thread may go on before it has been mended.
         let mut read = false;
+        let mut starved = Duration::ZERO;
         'outer: loop {
             let timeout = if read { timeout.max(MENDING) } else { timeout };
             match self.seize_new(process, &mut seized, &mut stopped, &mut ended) {
@@ -105,11 +109,21 @@ impl Tracer {
                     }
                     break;
                 }
-                if since.elapsed() > if read { timeout.max(MENDING) } else { timeout } {
-                    failure = Some(StopError::Timeout);
-                    break 'outer;
-                }
                 let mut unstopped = seized.iter().filter(|t| !stopped.contains(t));
+                let most = if read { timeout.max(MENDING) } else { timeout };
+                if since.elapsed() > most + starved {
+                    let mends = read || strictness == Strictness::NoUserCode;
+                    let late = mends && starved < STARVED;
+                    if !late
+                        || !unstopped
+                            .clone()
+                            .any(|&t| thread_state(pid, t) == Some('R'))
+                    {
+                        failure = Some(StopError::Timeout);
+                        break 'outer;
+                    }
+                    starved += LATE;
+                }
                 let mut awaited = events.descriptor();
                 if events.pending() {
                     awaited = None;
