@@ -20,6 +20,8 @@ use crate::processes;
 #[derive(Debug, Default)]
 pub struct Sharers {
     known: BTreeMap<(What, i32), Known>,
+    /// How often all processes were asked.
+    listings: u64,
     load: Option<File>,
     stat: Option<File>,
 }
@@ -93,7 +95,7 @@ impl Sharers {
         if same(WHAT, asker.tid, asker.pid) {
             return self.any_new(WHAT, asker);
         }
-        !matches!(ask_all(WHAT, asker), Ok(found) if found.is_empty())
+        !matches!(self.ask_all(WHAT, asker), Ok(found) if found.is_empty())
     }
 
     /// Whether many were asked while threads ran: asked once more, with all of them stopped, they need not be again.
@@ -135,7 +137,7 @@ impl Sharers {
                 Some(new @ 0..=COUNT_UP_MAX) if newest != i32::MAX => {
                     ask_ids(what, asker, newest - new, newest)
                 }
-                _ => ask_all(what, asker)?,
+                _ => self.ask_all(what, asker)?,
             };
             known.sharers.extend(more);
             known.sharers.sort_unstable();
@@ -164,7 +166,13 @@ impl Sharers {
             // Not asked when it was just before: as many as ids were counted up.
             let counted = before.and_then(|b| b.made).zip(new);
             let counted = counted.map(|(then, new)| then.wrapping_add_signed(i64::from(new)));
-            let made = if long_ago { made } else { counted };
+            let made = match long_ago {
+                // As many as were made when that was read, or the birth of one whose id is counted already would be taken for
+                // a round. Where ids are scarce those who are born while all are asked could come to one.
+                true if self.ids_are_plenty() => self.made(),
+                true => made,
+                false => counted,
+            };
             known.nobody = Some(Nobody { newest, made, when });
         }
         Ok(!nobody)
@@ -183,9 +191,9 @@ impl Sharers {
         for _ in 0..TRIES {
             let found = match known_to {
                 Some(known_to) => ask_ids(what, asker, known_to, newest),
-                None => match ask_all(what, asker)? {
+                None => match self.ask_all(what, asker)? {
                     // Ids may have begun anew between a parent, asked late, and its child, missed early.
-                    none if none.is_empty() => ask_all(what, asker)?,
+                    none if none.is_empty() => self.ask_all(what, asker)?,
                     found => found,
                 },
             };
@@ -199,6 +207,12 @@ impl Sharers {
             newest = now;
         }
         Err(io::ErrorKind::TimedOut.into())
+    }
+
+    /// Those who share among all: a task of each process.
+    fn ask_all(&mut self, what: What, asker: Asker) -> io::Result<Vec<i32>> {
+        self.listings += 1;
+        ask_all(what, asker)
     }
 
     /// How many processes and threads have been made since the system was started.
@@ -223,15 +237,30 @@ impl Sharers {
             .map_or_else(Vec::new, |k| k.sharers.clone())
     }
 
+    /// Whether many thousand ids must be given out before they begin anew, whoever ends or stays meanwhile: each of them is
+    /// given out or somebody's, of those who were there before or were made since.
+    fn ids_are_plenty(&mut self) -> bool {
+        // Three averages, those that run of how many there are, and the newest.
+        let tasks = self.load().and_then(|text| {
+            let (_, all) = text.split_ascii_whitespace().nth(3)?.split_once('/')?;
+            all.parse().ok()
+        });
+        let ids = most_ids().saturating_sub(300); // kept for the start of the system
+        ids.saturating_sub(tasks.unwrap_or(u64::MAX)) / 2 > 4 * COUNT_UP_MAX as u64
+    }
+
     /// The newest process id given out in our namespace.
     fn newest_pid(&mut self) -> Option<i32> {
+        self.load()?.split_ascii_whitespace().last()?.parse().ok()
+    }
+
+    fn load(&mut self) -> Option<String> {
         if self.load.is_none() {
             self.load = File::open("/proc/loadavg").ok();
         }
         let mut text = [0u8; 128];
         let n = self.load.as_ref()?.read_at(&mut text, 0).ok()?;
-        let text = std::str::from_utf8(&text[..n]).ok()?;
-        text.split_ascii_whitespace().last()?.parse().ok()
+        Some(std::str::from_utf8(&text[..n]).ok()?.to_owned())
     }
 }
 
@@ -245,12 +274,17 @@ pub fn can_tell(tid: i32) -> bool {
 fn shortest_round() -> Duration {
     static ROUND: OnceLock<Duration> = OnceLock::new();
     *ROUND.get_or_init(|| {
-        let most = std::fs::read_to_string("/proc/sys/kernel/pid_max");
-        let ids: u64 = most.ok().and_then(|m| m.trim().parse().ok()).unwrap_or(0);
+        let ids = most_ids();
         // SAFETY: no pointers.
         let processors = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) };
         Duration::from_micros(ids / u64::try_from(processors).unwrap_or(1).max(1))
     })
+}
+
+/// How many process ids there are.
+fn most_ids() -> u64 {
+    let most = std::fs::read_to_string("/proc/sys/kernel/pid_max");
+    most.ok().and_then(|m| m.trim().parse().ok()).unwrap_or(0)
 }
 
 /// Whether task `t` is none of the asking process and has what its thread has.
