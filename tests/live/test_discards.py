@@ -112,7 +112,7 @@ def work():
         for what, (acting, other) in pairs.items():
             last = LATER.get(what, "kept")
             by = [trace(acting)] if tracer != "none" else []
-            wrong, waited = ask(acting, what, *by)
+            wrong, waited, longest = ask(acting, what, *by)
             engine.step()
             wrongs = [wrong, ask(acting, last, *by)[0]]
             for one in by:
@@ -128,7 +128,7 @@ def work():
                         time.sleep(0.05)
                 let_go.append(gone)
             wrongs += [ask(acting, last)[0], ask(other, "kept")[0]]
-            told[what] = {"wrong": wrongs, "waited_s": waited / 1e6, "let go": let_go}
+            told[what] = {"wrong": wrongs, "waited_s": [longest / 1e6, waited / 1e6], "let go": let_go}
     return [merged, told]
 try:
     print(json.dumps(work()))
@@ -158,8 +158,9 @@ def _do(todo: list[str], tracer: str, program: Path, as_user: Any, root: bool) -
     return waited
 
 
-#: Hangs were 5 to 8 s for a child of `vfork`, and 22 to 51 s for a sibling; a busy machine alone may make it one.
-BOUND_S = 4.0
+#: Hangs were 5 to 8 s for a child of `vfork`, and 22 to 51 s for a sibling. Of the 256 discards of a thread each waits
+#: for a processor, too, some times: on a busy machine that alone came to 4 s in all.
+LONGEST_S, ALL_S = 3.0, 15.0
 
 
 @pytest.mark.timeout(170)
@@ -168,7 +169,8 @@ def test_a_discard_is_zero_whoever_asks_for_it_and_none_waits_for_long(root: boo
     todo = ["fork", "vfork", "vfork with a copy", "sibling", "thread", "process_madvise"]
     # Of a child that hides from tracers nobody tells an ordinary user.
     waited = _do([*todo, "untraced"] if root else todo, "none", program, as_user, root)
-    assert max(waited.values()) < BOUND_S, waited
+    assert max(longest for longest, _ in waited.values()) < LONGEST_S, waited
+    assert max(both for _, both in waited.values()) < ALL_S, waited
 
 
 @pytest.mark.timeout(170)

@@ -1,5 +1,6 @@
 // Discards, or lets grow, memory that is merged, in ways in which the guardian of it cannot stop who does it.
-// usage: discards PAGES FIRST, then a line for each thing to do, answered by "pages wrong, microseconds"; or
+// usage: discards PAGES FIRST, then a line for each thing to do, answered by "pages wrong, microseconds, those of the
+//        longest discard"; or
 //        discards trace PID: traces all threads of a process and lets them go on, stop by stop, until its input ends.
 #define _GNU_SOURCE
 #include <errno.h>
@@ -51,12 +52,27 @@ static long not_kept(const char *from, unsigned long at, unsigned long n) {
   return wrong;
 }
 
+static long since(const struct timespec *a) {
+  struct timespec b;
+  clock_gettime(CLOCK_MONOTONIC, &b);
+  return (b.tv_sec - a->tv_sec) * 1000000 + (b.tv_nsec - a->tv_nsec) / 1000;
+}
+
+static int dontneed(char *from, unsigned long n) {
+  struct timespec a;
+  clock_gettime(CLOCK_MONOTONIC, &a);
+  int failed = madvise(from, n * PAGE, MADV_DONTNEED);
+  long took = since(&a);
+  if (took > found[1]) found[1] = took;
+  return failed;
+}
+
 // The first half, a page, or sixteen, at a time; the second half stays.
 static int discard(void *unused) {
   for (unsigned long k = 0, n; k < pages / 2; k += n) {
     n = k % 3 ? 1 : 16;
     if (k + n > pages / 2) n = pages / 2 - k;
-    if (madvise(memory + k * PAGE, n * PAGE, MADV_DONTNEED)) *found += 100000;
+    if (dontneed(memory + k * PAGE, n)) *found += 100000;
     *found += not_zero(memory + k * PAGE, n);
   }
   *found += 1000 * not_kept(memory + pages / 2 * PAGE, pages / 2, pages / 2);
@@ -126,7 +142,7 @@ static long here(void) {
 static void *in_thread(void *unused) {
   // As discard(), but of this process.
   for (unsigned long k = 0; k < pages / 2; k++) {
-    madvise(memory + k * PAGE, PAGE, MADV_DONTNEED);
+    dontneed(memory + k * PAGE, 1);
     *found += not_zero(memory + k * PAGE, 1);
   }
   *found += 1000 * not_kept(memory + pages / 2 * PAGE, pages / 2, pages / 2);
@@ -169,10 +185,10 @@ int main(int argc, char **argv) {
   puts("ready");
   fflush(stdout);
   while (fgets(line, sizeof line, stdin)) {
-    struct timespec a, b;
+    struct timespec a;
     pthread_t thread;
     long wrong = -1;
-    *found = 0;
+    found[0] = found[1] = 0;
     line[strcspn(line, "\n")] = 0;
     clock_gettime(CLOCK_MONOTONIC, &a);
     if (!strcmp(line, "fork")) wrong = here();
@@ -190,8 +206,7 @@ int main(int argc, char **argv) {
     }
     if (!strcmp(line, "discarded")) wrong = not_zero(memory, pages / 2) + 1000 * not_kept(memory + pages / 2 * PAGE, pages / 2, pages / 2);
     if (!strcmp(line, "kept")) wrong = not_kept(memory, 0, pages);
-    clock_gettime(CLOCK_MONOTONIC, &b);
-    printf("%ld %ld\n", wrong, (b.tv_sec - a.tv_sec) * 1000000 + (b.tv_nsec - a.tv_nsec) / 1000);
+    printf("%ld %ld %ld\n", wrong, since(&a), found[1]);
     fflush(stdout);
   }
 }
