@@ -113,6 +113,39 @@ def test_what_was_measured_or_tried_on_a_day_is_in_the_lab_under_its_date() -> N
             assert f"({path.name})" in named, f"docs/lab/index.md does not name {path.name}"
 
 
+@pytest.mark.parametrize("document", REFERENCE, ids=lambda path: path.name)
+def test_tests_that_a_document_names_exist(document: Path) -> None:
+    files = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    for name in re.findall(r"\btest_\w+\.py", document.read_text()):
+        assert name in files, f"{document.name} names {name}"
+
+
+def test_every_hazard_names_the_scenario_or_the_test_that_shows_it() -> None:
+    rows = re.findall(r"^\|(?!-)(.*)\|(.*)\|(.*)\|$", (ROOT / "docs" / "hazards.md").read_text(), re.MULTILINE)
+    scenarios = set(re.findall(r'strcmp\(what, "([a-z-]+)"\)', (ROOT / "tests/live/fire/fire.c").read_text()))
+    functions = "\n".join(path.read_text() for path in (ROOT / "tests" / "live").rglob("test_*.py"))
+    assert len(rows) > 30
+    for hazard, _, shown in rows:
+        names = re.findall(r"`([^`]+)`", shown)
+        assert names or hazard.strip() == "hazard", f"nothing shows: {hazard}"
+        for name in names:
+            known = name.endswith(".py") or name in scenarios or f"def {name.rstrip('…')}" in functions
+            assert known, f"{hazard}: there is no {name}"
+
+
+def test_the_examples_of_one_give_what_they_say() -> None:
+    said: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "one.md").read_text(), re.DOTALL):
+        exec(block, said)
+        if "rows" in said and "pages" not in said:
+            assert said["rows"].tolist() == [[3, 4], [1, 2]]
+            assert [said[name].tolist() for name in ("index", "inverse", "counts")] == [[0, 1], [0, 1, 0], [2, 1]]
+        if "pages" in said and "tree" not in said:
+            assert (said["ids"].tolist(), said["is_new"].tolist()) == ([0, 0], [True, False])
+            assert sorted(said["words"]) == [b"", b"a", b"a\0"]
+    assert (said["ids"].tolist(), said["is_new"].tolist()) == ([0, 1, 0], [True, True, False])
+
+
 def test_before_a_commit_runs_what_the_suite_begins_with() -> None:
     assert "entry: make lint\n" in (ROOT / ".pre-commit-config.yaml").read_text()
     suite = re.search(r"^test:.*?^\S", (ROOT / "Makefile").read_text(), re.MULTILINE | re.DOTALL)
