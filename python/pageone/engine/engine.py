@@ -149,7 +149,7 @@ class Engine:
             return target
 
     def hurry_when(self, urgent: Callable[[], bool]) -> None:
-        """Have the CPU budget wait while ``urgent()`` is True: somebody waits for the engine. Asked every 0.1 s."""
+        """Suspend the CPU budget while ``urgent()`` is True: somebody waits for the engine. Called every 0.1 s."""
         self._workers.urgent = urgent
 
     @property
@@ -164,15 +164,15 @@ class Engine:
         stop: Callable[[], bool] | None = None,
         available_bytes: Callable[[], int] | None = None,
     ) -> bool:
-        """Give the merged pages of a target memory of their own again and let it go; return whether that was finished.
+        """Give the merged pages of a target memory of their own again and detach it; return whether that was finished.
 
-        Pages of which relatives, forked since, map the same frame are left merged, and guarded until these processes
-        end: each would need a copy, where without us they would share one (``target.left_pages`` says how many).
+        Pages of which relatives, forked since, map the same frame stay merged, and guarded until these processes end:
+        each would need a copy, where without PageONE they would share one (``target.left_pages`` says how many).
 
-        ``stop`` is asked before each request of some thousand pages: when it says True the target stays attached with
-        what is not done yet still merged, and False is returned; calling again goes on. ``available_bytes`` tells the
-        memory to be had, by default that of the system. Raises :class:`TargetError` before anything is done when it
-        does not suffice, and when pages could not be given their own memory.
+        The engine calls ``stop`` before each request of some thousand pages: when it returns True the target stays
+        attached, with the rest still merged, and the result is False; calling again goes on. ``available_bytes``
+        returns the memory that is available, by default the system's. Raises :class:`TargetError` before anything is
+        done when that does not suffice, and when pages could not be given their own memory.
         """
         with self._lock:
             if not target.attached or self.accounting.targets.get(target.number) is not target:
@@ -283,7 +283,7 @@ class Engine:
 
     @property
     def look_every_s(self) -> float:
-        """Seconds between two looks: the period, or more where they would take too much of the CPU budget."""
+        """Seconds between two scans: the period, or more where they would take too much of the CPU budget."""
         share = self._workers.budget.share
         if share is None or self._workers.urgent():
             return self.period

@@ -38,7 +38,7 @@ def scan(
         files: memory images, core dumps, disk images (qcow2 with ``qemu-img``), any files; holes are not read.
         page_size: bytes of a block of a file; 4096 with processes.
         threads: threads that read and count.
-        watch: seconds until a second look that tells which pages have changed; 0 for none.
+        watch: seconds until a second scan that tells which pages have changed; 0 for none.
         min_run: promise nothing of PageONE for equal pages in runs shorter than this, the engine's option of that name.
         progress: called with ``(pages done, pages in all)`` after each batch, from any thread.
 

@@ -90,9 +90,9 @@ class SelfMerge:
 
 
 def merge_self(workers: Iterable[int] = (), *, period: float = 20.0, cpu: float | str | None = None) -> SelfMerge:
-    """Have the memory of this program, and of ``workers`` (PIDs), merged from now on by an engine of its own.
+    """Merge the memory of this program, and of ``workers`` (PIDs), from now on, by an engine of its own.
 
-    ``period``: seconds between two looks; ``cpu``: share of one CPU that the engine may use on average, such as
+    ``period``: seconds between two scans; ``cpu``: share of one CPU that the engine may use on average, such as
     ``"20%"`` or ``0.2``, by default 10 %. Returns a handle, also a context manager; more workers are given to its
     ``add``. Raises :class:`PageOneError` when this process may not be merged (the message says why) or the engine could
     not start; nothing is changed then.
