@@ -1,6 +1,6 @@
 //! The secret of a hash: one 128-bit word a block of a chunk, and the keys of the rounds around them.
 
-use crate::aes::soft;
+use crate::round::{round as aes_round, xor};
 
 /// Number of 16-byte blocks in a chunk.
 pub(crate) const BLOCKS: usize = crate::CHUNK / 16;
@@ -61,10 +61,6 @@ pub(crate) fn length(n: usize) -> [u8; 16] {
     (n as u128).to_le_bytes()
 }
 
-fn xor(a: [u8; 16], b: [u8; 16]) -> [u8; 16] {
-    (u128::from_ne_bytes(a) ^ u128::from_ne_bytes(b)).to_ne_bytes()
-}
-
 /// Ten rounds with different constants, fed forward.
 fn step(x: [u8; 16]) -> [u8; 16] {
     let mut y = x;
@@ -72,7 +68,7 @@ fn step(x: [u8; 16]) -> [u8; 16] {
         // The golden ratio's digits, told apart by the round number, so that no two rounds are alike.
         let constant =
             0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c834u128.wrapping_mul(2 * round as u128 + 1);
-        y = soft::round(y, constant.to_le_bytes());
+        y = aes_round(y, constant.to_le_bytes());
     }
     xor(x, y)
 }

@@ -32,6 +32,7 @@
 mod aes;
 mod bytes;
 mod key;
+mod round;
 
 pub use aes::{path, Path};
 pub use bytes::{equal_pairs, first_diff, first_diff_bit, is_zero};
