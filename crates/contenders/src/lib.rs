@@ -10,9 +10,11 @@
 pub mod data;
 mod floor;
 mod maps;
+mod named;
 mod peer;
 mod rbtree;
 mod table;
+mod tree;
 
 /// Nanoseconds that this thread has been on a processor: on a machine that others use, too, the wall clock says less.
 pub fn on_cpu() -> f64 {
@@ -25,4 +27,5 @@ pub fn on_cpu() -> f64 {
     t.tv_sec as f64 * 1e9 + t.tv_nsec as f64
 }
 
-pub use peer::{all, make, Depth, Peer, Rows, FLOORS, NAMES};
+pub use named::{all, make, FLOORS, NAMES};
+pub use peer::{Depth, Peer, Rows};

@@ -1,7 +1,5 @@
 //! What all contenders have in common.
 
-use crate::{floor, maps, rbtree, table};
-use sdtree::{Mixed, Order, Raw, RowBatch, SampledMixed, SdTree, Store};
 use std::sync::Mutex;
 
 /// Rows of one length, end to end.
@@ -58,59 +56,6 @@ pub trait Peer: Send + Sync {
     }
 }
 
-/// The names that [`make`] knows, in the order of a report.
-pub const NAMES: [&str; 11] = [
-    "sdtree",
-    "sdtree_mixed",
-    "sdtree_raw",
-    "xxh3_table",
-    "xxh3_table_scalar",
-    "rbtree",
-    "dashmap",
-    "papaya",
-    "mutex_table",
-    "read_once",
-    "read_apart",
-];
-
-/// Those of [`NAMES`] that index nothing and find nothing, but say what the machine can do.
-pub const FLOORS: [&str; 2] = ["read_once", "read_apart"];
-
-/// Makes the contender `name` for `rows`, with room for all of them; `None` if there is none of that name.
-pub fn make<'a>(name: &str, rows: Rows<'a>) -> Option<Box<dyn Peer + 'a>> {
-    /// A fixed seed: a benchmark that can be run again.
-    const SEED: &[u8] = b"contenders";
-    let n = rows.count();
-    Some(match name {
-        "sdtree" => Box::new(Sd::new(rows, SampledMixed::new(SEED))),
-        "sdtree_mixed" => Box::new(Sd::new(rows, Mixed::new(SEED))),
-        "sdtree_raw" => Box::new(Sd::new(rows, Raw)),
-        "xxh3_table" => Box::new(Locked(Mutex::new(table::Table::new(rows, n, true)), false)),
-        "xxh3_table_scalar" => {
-            Box::new(Locked(Mutex::new(table::Table::new(rows, n, false)), false))
-        }
-        "mutex_table" => Box::new(Locked(Mutex::new(table::Table::new(rows, n, true)), true)),
-        "read_once" => Box::new(floor::ReadOnce(rows)),
-        "read_apart" => Box::new(floor::ReadApart(rows)),
-        "rbtree" => Box::new(Locked(Mutex::new(rbtree::RbTree::new(rows)), false)),
-        "dashmap" => Box::new(maps::Dash::new(rows, n)),
-        "papaya" => Box::new(maps::Papaya::new(rows, n)),
-        _ => return None,
-    })
-}
-
-/// Makes all contenders that can work on `threads` threads.
-pub fn all(threads: usize) -> impl Iterator<Item = &'static str> {
-    NAMES.into_iter().filter(move |name| {
-        let single = ["xxh3_table", "xxh3_table_scalar", "rbtree"].contains(name);
-        if threads == 1 {
-            *name != "mutex_table"
-        } else {
-            !single
-        }
-    })
-}
-
 /// What a single-threaded contender does.
 pub(crate) trait Single: Send {
     fn insert(&mut self, range: std::ops::Range<usize>) -> usize;
@@ -121,7 +66,9 @@ pub(crate) trait Single: Send {
 }
 
 /// A single-threaded contender in a mutex, taken once a batch.
-struct Locked<T>(Mutex<T>, bool);
+///
+/// The flag says whether that is how it is measured with many threads.
+pub(crate) struct Locked<T>(pub(crate) Mutex<T>, pub(crate) bool);
 
 impl<T: Single> Locked<T> {
     fn get(&self) -> std::sync::MutexGuard<'_, T> {
@@ -149,60 +96,5 @@ impl<T: Single> Peer for Locked<T> {
     }
     fn depth(&self) -> Option<Depth> {
         self.get().depth()
-    }
-}
-
-/// The SD tree.
-struct Sd<'a, O: Order> {
-    rows: Rows<'a>,
-    tree: SdTree<sdtree::Rows<'a>, O>,
-}
-
-impl<'a, O: Order> Sd<'a, O> {
-    fn new(rows: Rows<'a>, order: O) -> Self {
-        let store = sdtree::Rows::new(rows.data, rows.size);
-        Sd {
-            rows,
-            tree: SdTree::with(store, order, rows.count()),
-        }
-    }
-}
-
-fn part<'a>(rows: Rows<'a>, range: &std::ops::Range<usize>) -> RowBatch<'a> {
-    RowBatch::new(
-        &rows.data[range.start * rows.size..range.end * rows.size],
-        rows.size,
-    )
-}
-
-impl<O: Order> Peer for Sd<'_, O>
-where
-    for<'x> sdtree::Rows<'x>: Store,
-{
-    fn insert(&self, range: std::ops::Range<usize>) -> usize {
-        let done = self.tree.intern(&part(self.rows, &range));
-        let new = done.expect("fewer than 2^32 rows").new;
-        new.iter().filter(|&&n| n).count()
-    }
-    fn find(&self, other: Rows<'_>, range: std::ops::Range<usize>) -> usize {
-        self.tree
-            .find(&part(other, &range))
-            .iter()
-            .flatten()
-            .count()
-    }
-    fn remove(&self, range: std::ops::Range<usize>) -> Option<usize> {
-        let removed = self.tree.remove(&part(self.rows, &range));
-        Some(removed.iter().filter(|&&r| r).count())
-    }
-    fn bytes(&self) -> Option<usize> {
-        Some(self.tree.stats().index_bytes)
-    }
-    fn depth(&self) -> Option<Depth> {
-        let shape = self.tree.stats().shape;
-        Some(Depth {
-            mean: shape.depth_mean,
-            max: shape.depth_max,
-        })
     }
 }
