@@ -3,11 +3,8 @@
 //! A program that forks waits until its event has been read, which takes a descriptor. So some are kept back: where only
 //! those are left, nothing more is attached or merged, and who forks then gets its merged memory back before it goes on.
 
-use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
-
-use crate::sys::check;
 
 /// Numbers from here on are kept back. The kernel gives the lowest one that is free: a high one says that most are taken.
 static KEPT_BACK: AtomicI32 = AtomicI32::new(i32::MAX);
@@ -55,15 +52,6 @@ pub fn are_few(any: &impl AsRawFd) -> bool {
     // SAFETY: a fresh descriptor that nothing else owns.
     let fd = (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) });
     fd.is_none_or(|fd| is_kept_back(fd.as_raw_fd()))
-}
-
-/// A userfaultfd of this process, which watches nothing.
-pub fn blind() -> io::Result<OwnedFd> {
-    // SAFETY: no pointers; the result is a fresh descriptor that nothing else owns.
-    unsafe {
-        let fd = libc::syscall(libc::SYS_userfaultfd, crate::uffd::OPEN_FLAGS);
-        Ok(OwnedFd::from_raw_fd(check(fd)? as RawFd))
-    }
 }
 
 #[cfg(test)]

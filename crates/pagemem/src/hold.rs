@@ -7,9 +7,10 @@
 use std::io;
 use std::os::fd::RawFd;
 
-use crate::pagemap::{self, Query, ENTRY_EXCLUSIVE, ENTRY_FILE, ENTRY_PRESENT, ENTRY_SWAPPED};
+use crate::pagemap::{
+    self, entries_of, Query, ENTRY_EXCLUSIVE, ENTRY_FILE, ENTRY_PRESENT, ENTRY_SWAPPED,
+};
 use crate::pagemap::{PAGE_IS_HUGE, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_SIZE};
-use crate::read::entries_of;
 
 /// No memory: never touched, discarded, or the kernel's zero page.
 pub const NONE: u8 = 0;

@@ -25,6 +25,7 @@ pub mod ptrace;
 pub mod ranges;
 pub mod read;
 pub mod remedies;
+pub mod requests;
 pub mod sharers;
 pub mod sys;
 pub mod target;

@@ -8,7 +8,6 @@
 mod held;
 #[cfg(feature = "failpoints")]
 mod left_inside;
-mod requests;
 mod stopping;
 
 use std::cell::RefCell;
@@ -21,15 +20,15 @@ use std::time::{Duration, Instant};
 use crate::arch::Regs;
 use crate::process::Process;
 use crate::remedies;
+pub use crate::requests::{
+    interrupt, is_fault, leave, poll, resume, set_signal_mask, signal_mask, single_step,
+    to_next_call, Wait, ALL_SIGNALS, CALL_STOP, HELD_SIGNALS,
+};
 use crate::sharers::{Asker, Sharers};
 use crate::sys;
 use crate::transfers::{Room, Transfers};
 #[cfg(feature = "failpoints")]
 pub use left_inside::leave_inside;
-pub use requests::{
-    interrupt, is_fault, leave, poll, resume, set_signal_mask, signal_mask, single_step,
-    to_next_call, Wait, ALL_SIGNALS, CALL_STOP, HELD_SIGNALS,
-};
 pub use stopping::bare_stops;
 
 /// Where tests leave thread `tid` inside injected code: nothing, in this build.

@@ -23,7 +23,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 
 use crate::hold;
-use crate::pagemap::{self, ENTRY_EXCLUSIVE, ENTRY_FILE, ENTRY_PRESENT, PAGE_SIZE};
+use crate::pagemap::{entries_of, ENTRY_EXCLUSIVE, ENTRY_FILE, ENTRY_PRESENT, PAGE_SIZE};
 
 pub use chunks::{PageBuffer, CHUNK_BYTES};
 pub use compare::{compare, DIFFERENT, SAME, UNREADABLE};
@@ -34,9 +34,6 @@ const PAGE: usize = PAGE_SIZE as usize;
 
 /// `UIO_MAXIOV`: remote ranges of one `process_vm_readv`.
 const IOV_MAX: usize = 1024;
-
-/// Pages between two for which both entries are still looked up in one call: what lies between costs less than a call.
-const ENTRIES_GAP: usize = 24;
 
 /// The page was read.
 pub const CODE_OK: u8 = 0;
@@ -181,26 +178,6 @@ fn may_be_pinned(pagemap: &File, at: &[u64], entries: &[u64]) -> (Vec<u32>, Vec<
         huge.next_if_eq(&(page as usize)).is_none()
             && is(page as usize, ENTRY_EXCLUSIVE | ENTRY_FILE)
     })
-}
-
-/// Appends the pagemap entry of each page at `at`. Pages that follow each other closely are looked up in one call.
-pub(crate) fn entries_of(pagemap: RawFd, at: &[u64], entries: &mut Vec<u64>) -> io::Result<()> {
-    let mut first = 0;
-    while first < at.len() {
-        let near = |pair: &&[u64]| {
-            pair[0] < pair[1] && pair[1] - pair[0] <= ENTRIES_GAP as u64 * PAGE_SIZE
-        };
-        let last = first + at[first..].windows(2).take_while(near).count();
-        let (low, high) = (at[first], at[last].saturating_add(PAGE_SIZE));
-        let found = pagemap::entries(pagemap, &[low], &[high])?;
-        let entry = |&at: &u64| {
-            let place = ((at - low) / PAGE_SIZE) as usize;
-            found.get(place).copied().unwrap_or(0)
-        };
-        entries.extend(at[first..=last].iter().map(entry));
-        first = last + 1;
-    }
-    Ok(())
 }
 
 /// Adds a page to ranges, to the last where it continues it.

@@ -17,10 +17,10 @@ use std::mem::offset_of;
 use std::time::Duration;
 
 use crate::arch::slot::{Slot, BUSY, LEFT, SLOT_PIECES, SLOT_SIZE, UNUSED};
-use crate::arch::{self, Regs};
+use crate::arch::{self, Regs, Returned};
 use crate::process::filtered;
-use crate::ptrace;
 use crate::remedies;
+use crate::requests::{self, ALL_SIGNALS};
 use crate::sys::{all_are, read_remote, thread_ended, write_remote, Maps, VMA_PRIVATE_RW};
 use crate::waits::Waits;
 use plan::Plan;
@@ -29,17 +29,6 @@ use plan::Plan;
 pub const SLOTS: u64 = 128;
 /// Bytes of all slots.
 pub const SLOTS_SIZE: u64 = SLOTS * SLOT_SIZE;
-
-/// A call that a thread is on its way back from.
-#[derive(Clone, Copy, Debug)]
-pub struct Returned {
-    /// Its number.
-    pub number: i64,
-    /// Its arguments.
-    pub args: [u64; 6],
-    /// What it returns.
-    pub result: i64,
-}
 
 /// Where a process has the code and the slots.
 #[derive(Clone, Copy, Debug)]
@@ -191,7 +180,7 @@ impl Transfers {
         *used = (*used).max(i + 1);
         // The order matters should this process die in between: the code puts the mask back.
         regs.for_rest(room.code, at).set(tid)?;
-        ptrace::set_signal_mask(tid, ptrace::ALL_SIGNALS)
+        requests::set_signal_mask(tid, ALL_SIGNALS)
     }
 }
 
@@ -199,7 +188,7 @@ fn slot_of(plan: &Plan, call: &Returned, regs: &Regs, at: u64, tid: i32) -> io::
     let argument = |i: usize| (offset_of!(Slot, args) + 8 * i) as u64;
     let word = |of: usize| of as u64;
     let (saved, back) = regs.saved_for_rest();
-    let mask = ptrace::signal_mask(tid)?;
+    let mask = requests::signal_mask(tid)?;
     let mut slot = Slot {
         state: BUSY,
         tid: tid as u64,

@@ -44,6 +44,15 @@ pub fn register_argument(start: u64, end: u64) -> [u64; 4] {
     [start, end - start, REGISTER_MODE_WP, 0]
 }
 
+/// A userfaultfd of this process, which watches nothing.
+pub fn blind() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the result is a fresh descriptor that nothing else owns.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_userfaultfd, OPEN_FLAGS);
+        Ok(OwnedFd::from_raw_fd(check(fd)? as RawFd))
+    }
+}
+
 /// A userfaultfd of some target's address space.
 #[derive(Debug)]
 pub struct Uffd {

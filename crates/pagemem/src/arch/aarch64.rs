@@ -307,7 +307,7 @@ impl Regs {
 
     /// The call that the thread is on its way back from: cannot be told, for its first argument is lost. Transfers that a
     /// stop cuts short stay short here.
-    pub fn returned(&self) -> Option<crate::transfers::Returned> {
+    pub fn returned(&self) -> Option<super::Returned> {
         None
     }
 

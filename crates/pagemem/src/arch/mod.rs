@@ -52,6 +52,17 @@ pub const fn skip_unless_error(n: u64) -> u64 {
 /// whose tracer has died runs on into `rt_sigreturn` unharmed.
 pub const REPORT_SIGNAL: i32 = libc::SIGWINCH;
 
+/// A call that a thread is on its way back from.
+#[derive(Clone, Copy, Debug)]
+pub struct Returned {
+    /// Its number.
+    pub number: i64,
+    /// Its arguments.
+    pub args: [u64; 6],
+    /// What it returns.
+    pub result: i64,
+}
+
 extern "C" {
     static pageone_loop_start: u8;
     static pageone_loop_result: u8;

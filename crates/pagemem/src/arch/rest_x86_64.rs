@@ -4,8 +4,7 @@ use std::arch::global_asm;
 use std::mem::offset_of;
 
 use super::slot::{Slot, ISSUE_AGAIN, KEEP_ERROR, KEEP_ERROR_READING, LEFT};
-use super::Regs;
-use crate::transfers::Returned;
+use super::{Regs, Returned};
 
 const ERRORS: u16 = (libc::POLLERR | libc::POLLNVAL) as u16;
 const ARGS: usize = offset_of!(Slot, args);

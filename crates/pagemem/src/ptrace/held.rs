@@ -5,9 +5,9 @@
 
 use std::io;
 
-use super::requests::{event_message, is_fault, poll, ptrace, resume, Wait};
 use super::{Held, List, News, Tracer};
 use crate::arch::{Regs, REPORT_SIGNAL};
+use crate::requests::{event_message, is_fault, poll, ptrace, resume, Wait};
 use crate::sharers::same_memory;
 use crate::sys::thread_ended;
 

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use super::requests::{interrupt, leave, poll, resume, single_step, Wait};
 use crate::remedies;
+use crate::requests::{interrupt, leave, poll, resume, single_step, Wait};
 
 /// Called when thread `tid`, the only one of its process, is about to run injected code: with `PAGEONE_LEAVE_AT=c,n` it
 /// is left alone after `n` instructions of the `c`-th such code, and this process dies. It says BACK where there were not

@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::requests::{poll, ptrace, resume, set_signal_mask, Wait, FOLLOW_OPTIONS, PLAIN_OPTIONS};
 use super::{Events, Held, NoEvents, StopError, Stopped, Strictness, Tracer};
 use crate::process::Process;
 use crate::remedies;
+use crate::requests::{poll, ptrace, resume, set_signal_mask, Wait, FOLLOW_OPTIONS, PLAIN_OPTIONS};
 use crate::sys::{self, thread_ended, thread_state};
 use crate::workers::is_worker;
 

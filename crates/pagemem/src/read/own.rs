@@ -7,8 +7,9 @@ use keyhash::Key;
 
 use super::chunks::{chunk_pages, with_scratch};
 use super::keys::keys_of_read;
-use super::{entries_of, Process, CODE_GONE, PAGE};
+use super::{Process, CODE_GONE, PAGE};
 use crate::hold;
+use crate::pagemap::entries_of;
 
 /// Shared with other processes since a fork (or by KSM): not read.
 pub const CODE_SHARED: u8 = 3;

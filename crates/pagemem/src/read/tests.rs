@@ -1,6 +1,7 @@
 //! What reading promises, on memory and files of the test itself and of children it forks.
 
 use super::*;
+use crate::pagemap;
 use std::io::Write;
 
 use keyhash::Key;

@@ -169,7 +169,7 @@ impl Target {
         };
         let (guard, failure) = match { planted }() {
             Ok(guard) => (Ok(guard), None),
-            Err(e) => (crate::descriptors::blind().map(Uffd::taken), Some(e)),
+            Err(e) => (crate::uffd::blind().map(Uffd::taken), Some(e)),
         };
         let (workshop, limits, file) = (self.workshop, self.limits, self.pool_file);
         let made = guard.map(|guard| Self {

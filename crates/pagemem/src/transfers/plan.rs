@@ -8,8 +8,8 @@
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use super::Returned;
 use crate::arch::slot::{ISSUE_AGAIN, KEEP_ERROR, KEEP_ERROR_READING};
+use crate::arch::Returned;
 use crate::sys::{check, pidfd_getfd, pidfd_open_thread, read_remote};
 
 /// How the rest is carried out.

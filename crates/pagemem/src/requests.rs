@@ -1,6 +1,6 @@
 //! What the kernel is asked of one thread: `ptrace` and `waitpid`, wrapped.
 //!
-//! Called by the tracer's other files, by [`crate::inject`] and by [`crate::transfers`]. Nothing here knows what a
+//! Called by [`crate::ptrace`], [`crate::inject`] and [`crate::transfers`]. Nothing here knows what a
 //! thread is stopped for.
 
 use std::io;
@@ -11,7 +11,7 @@ use crate::sys::check;
 
 const EVENT_STOP: i32 = 128;
 
-pub(super) fn ptrace(request: libc::c_uint, tid: i32, data: usize) -> io::Result<()> {
+pub(crate) fn ptrace(request: libc::c_uint, tid: i32, data: usize) -> io::Result<()> {
     remedies::step();
     // SAFETY: only requests that take a plain number as data are issued through here: no memory is touched.
     check(unsafe { libc::ptrace(request, tid, 0, data) }).map(drop)
@@ -119,19 +119,19 @@ pub fn is_fault(tid: i32) -> bool {
     r == 0 && unsafe { info.assume_init() }.si_code > 0
 }
 
-pub(super) fn event_message(tid: i32) -> i32 {
+pub(crate) fn event_message(tid: i32) -> i32 {
     let mut message: libc::c_ulong = 0;
     // SAFETY: the kernel writes one unsigned long into a live one.
     unsafe { libc::ptrace(libc::PTRACE_GETEVENTMSG, tid, 0, &mut message) };
     message as i32
 }
 
-pub(super) const FOLLOW_OPTIONS: i32 = libc::PTRACE_O_TRACEFORK
+pub(crate) const FOLLOW_OPTIONS: i32 = libc::PTRACE_O_TRACEFORK
     | libc::PTRACE_O_TRACEVFORK
     | libc::PTRACE_O_TRACECLONE
     | libc::PTRACE_O_TRACEEXEC
     | PLAIN_OPTIONS;
 /// The stops of [`to_next_call`] are then told from signals, and harm nobody should this process die at one.
-pub(super) const PLAIN_OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD;
+pub(crate) const PLAIN_OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD;
 /// What such a stop is reported as.
 pub const CALL_STOP: i32 = libc::SIGTRAP | 0x80;
