@@ -100,8 +100,7 @@ struct Code {
 
 /// Finds such code in the target's executable mappings; a C library has both.
 fn find_code(pid: i32) -> io::Result<Code> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
-    let mut candidates: Vec<(bool, Vma)> = text
+    let mut candidates: Vec<(bool, Vma)> = maps_text(pid)?
         .lines()
         .filter_map(|l| {
             Some((
@@ -370,10 +369,17 @@ fn own_mask(stopped: &Stopped, tid: i32) -> io::Result<u64> {
     }
 }
 
+/// The mappings of a process as text; the name of a file may be any bytes.
+fn maps_text(pid: i32) -> io::Result<String> {
+    let text = std::fs::read(format!("/proc/{pid}/maps"))?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
 /// The mappings of a process, and whether each is the stack of its first thread.
 fn mappings(tid: i32) -> Vec<(bool, Vma)> {
-    let text = std::fs::read_to_string(format!("/proc/{tid}/maps")).unwrap_or_default();
-    text.lines()
+    maps_text(tid)
+        .unwrap_or_default()
+        .lines()
         .filter_map(|l| Some((l.ends_with("[stack]"), crate::sys::parse_line(l)?)))
         .collect()
 }

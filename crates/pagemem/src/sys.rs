@@ -84,8 +84,39 @@ pub fn memory_tid(pid: i32) -> i32 {
 
 /// The state of a thread as `/proc` writes it (`R`, `S`, `D`, `Z`, …); None for one that is not there.
 pub fn thread_state(pid: i32, tid: i32) -> Option<char> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.chars().next()
+    Stat::of_thread(pid, tid)?.state()
+}
+
+/// What a thread's or a process's line of numbers has behind the name, which may be any bytes.
+#[derive(Debug)]
+pub struct Stat(String);
+
+impl Stat {
+    /// Of thread `tid` of process `pid`; None where it is not there.
+    pub fn of_thread(pid: i32, tid: i32) -> Option<Self> {
+        Self::parse(&std::fs::read(format!("/proc/{pid}/task/{tid}/stat")).ok()?)
+    }
+
+    /// Of process `pid`; None where it is not there.
+    pub fn of_process(pid: i32) -> Option<Self> {
+        Self::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    fn parse(line: &[u8]) -> Option<Self> {
+        let behind = line.iter().rposition(|b| *b == b')')?;
+        let fields = line.get(behind + 2..)?;
+        Some(Self(String::from_utf8_lossy(fields).into_owned()))
+    }
+
+    /// The state; see [`thread_state`].
+    pub fn state(&self) -> Option<char> {
+        self.0.chars().next()
+    }
+
+    /// A number, by its place behind the state.
+    pub fn number<T: std::str::FromStr>(&self, place: usize) -> Option<T> {
+        self.0.split(' ').nth(place)?.parse().ok()
+    }
 }
 
 /// Whether the thread is a zombie or gone.
@@ -602,4 +633,34 @@ pub fn pairs(records: &[u8]) -> impl Iterator<Item = (u64, u64)> + '_ {
     records
         .chunks_exact(16)
         .map(move |r| (word(&r[..8]), word(&r[8..])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_found_behind_a_name_that_looks_like_more_of_the_line() {
+        let number = |line: &[u8]| Stat::parse(line).and_then(|s| s.number::<u64>(6));
+        let line = b"7 (a) S 1 16400 ) R 1 7 7 0 -1 4194304 76 0";
+        assert_eq!(Stat::parse(line).and_then(|s| s.state()), Some('R'));
+        assert_eq!(number(line), Some(4_194_304));
+        assert_eq!(number(b"7 (iou-wrk-7) S 1 7 7 0 -1 16464 0"), Some(16_464));
+        assert_eq!(number(b"7 (cut) S 1 7"), None);
+        assert_eq!(number(b""), None);
+    }
+
+    #[test]
+    fn a_thread_whose_name_is_no_text_has_not_ended() {
+        let me = std::process::id() as i32;
+        let named = std::thread::spawn(move || {
+            // The first half of a letter, as is left of a long name.
+            let name = c"caf\xc3";
+            // SAFETY: names the calling thread; a string of less than 16 bytes with its end.
+            assert_eq!(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) }, 0);
+            let tid = crate::changes::own_tid();
+            (thread_state(me, tid), thread_ended(me, tid))
+        });
+        assert_eq!(named.join().expect("a state"), (Some('R'), false));
+    }
 }

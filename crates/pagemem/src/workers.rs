@@ -4,6 +4,8 @@
 //! told to run injected code never does; one that is interrupted ends the request that it is at with `EINTR`. So they are
 //! neither stopped nor hired. What they write is nobody's to hold back: nothing is exchanged where there are some.
 
+use crate::sys::Stat;
+
 /// `PF_IO_WORKER` and `PF_USER_WORKER`, as `/proc/PID/task/TID/stat` has them.
 const WORKER_FLAGS: u64 = 0x10 | 0x4000;
 
@@ -13,8 +15,9 @@ pub fn is_worker(pid: i32, tid: i32) -> bool {
     if tid == pid || has_robust_list(tid) {
         return false;
     }
-    let stat = std::fs::read(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
-    flags(&stat).is_some_and(|f| f & WORKER_FLAGS != 0)
+    // The seventh number behind the name.
+    let flags = Stat::of_thread(pid, tid).and_then(|s| s.number::<u64>(6));
+    flags.is_some_and(|f| f & WORKER_FLAGS != 0)
 }
 
 /// Whether the thread has told the kernel of a list of robust mutexes. The C library does so for every thread that it
@@ -26,25 +29,9 @@ fn has_robust_list(tid: i32) -> bool {
     r == 0 && head != 0
 }
 
-/// The flags of a thread in its line of numbers: the seventh field behind the name, which may hold anything.
-fn flags(stat: &[u8]) -> Option<u64> {
-    let behind = stat.iter().rposition(|b| *b == b')')?;
-    let rest = std::str::from_utf8(stat.get(behind + 2..)?).ok()?;
-    rest.split(' ').nth(6)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn flags_are_found_behind_a_name_that_looks_like_more_of_the_line() {
-        let line = b"7 (a) S 1 16400 ) R 1 7 7 0 -1 4194304 76 0";
-        assert_eq!(flags(line), Some(4_194_304));
-        assert_eq!(flags(b"7 (iou-wrk-7) S 1 7 7 0 -1 16464 0"), Some(16_464));
-        assert_eq!(flags(b"7 (cut) S 1 7"), None);
-        assert_eq!(flags(b""), None);
-    }
 
     #[test]
     fn threads_of_the_library_are_none_of_the_kernels() {

@@ -352,14 +352,8 @@ fn sleeps_in_kernel(pid: i32, tid: i32) -> bool {
 
 /// Whether `seized` are all the threads that `pid` has.
 fn complete(pid: i32, seized: &BTreeSet<i32>) -> bool {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
-        return true;
-    };
-    // The 18th field after the name, counted from the state.
-    let counted = stat
-        .rsplit_once(") ")
-        .and_then(|(_, rest)| rest.split(' ').nth(17))
-        .and_then(|n| n.parse::<usize>().ok());
+    // The 18th number behind the name, counted from the state.
+    let counted = sys::Stat::of_process(pid).and_then(|stat| stat.number::<usize>(17));
     let Some(counted) = counted else { return true };
     let task = |t: &i32| std::path::Path::new(&format!("/proc/{pid}/task/{t}")).exists();
     let leader_ended = !seized.contains(&pid) && thread_ended(pid, pid);
