@@ -14,9 +14,13 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from pageone.errors import PageOneError, UsageError
 from pageone.scan.report import SCHEMA, ScanReport
+
+if TYPE_CHECKING:
+    from pageone.scan.sources import Source
 
 __all__ = ["SCHEMA", "ScanReport", "scan"]
 
@@ -46,9 +50,7 @@ def scan(
     :class:`UsageError` for bad arguments and when not one target could be used. Cost: see ``docs/scan.md``.
 
     """
-    from pageone.scan import sources
-    from pageone.scan.account import account
-    from pageone.scan.census import Census
+    from pageone.scan import patient, sources
 
     pids, files = list(dict.fromkeys(pids)), list(files)
     if not pids and not files:
@@ -70,7 +72,7 @@ def scan(
     try:
         for pid in pids:
             try:
-                found.append(sources.process(pid))
+                found.append(patient.process(pid))
             except PageOneError as error:
                 problems.append(str(error))
         for path in files:
@@ -78,26 +80,15 @@ def scan(
                 found.append(sources.file(path, page_size))
             except PageOneError as error:
                 problems.append(str(error))
-        if not found:
-            raise UsageError("; ".join(problems))
-        total, done = sum(len(source) for source in found), 0
-        if total >= 2**32 - 2**16:
-            raise UsageError(f"{total} pages are more than one scan can number; scan fewer targets at once")
-
-        def advance(pages: int) -> None:
-            nonlocal done
-            done += pages
-            if progress:
-                progress(done, total)
-
-        census = Census(found, threads, advance, remember=watch > 0)
-        census.run()
-        read_seconds = time.perf_counter() - started
-        changed = None
-        if watch > 0:
-            time.sleep(watch)
-            changed = census.look_again()
-        report = account(census, changed, min_run)
+        report, read_seconds = None, 0.0
+        while report is None:
+            if not found:
+                raise UsageError("; ".join(problems))
+            try:
+                report, read_seconds = _count(found, threads, watch, min_run, progress)
+            except patient.HeldUp as left:
+                problems.append(str(left))
+                found = [source for source in found if source is not left.source]
         for source in found:
             if source.pid is not None and not os.path.exists(f"/proc/{source.pid}"):
                 problems.append(f"{source.name}: ended while it was scanned")
@@ -113,6 +104,40 @@ def scan(
     report.bytes_per_second = report.pages * report.page_size / read_seconds if read_seconds > 0 else 0.0
     report.created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return report
+
+
+def _count(
+    found: list[Source], threads: int, watch: float, min_run: int, progress: Callable[[int, int], None] | None
+) -> tuple[ScanReport, float]:
+    """Return the report of these sources, and how long reading took; raises where one of them holds it up."""
+    from pageone.scan.account import account
+    from pageone.scan.census import Census
+    from pageone.scan.patient import Once
+
+    total, done = sum(len(source) for source in found), 0
+    if total >= 2**32 - 2**16:
+        raise UsageError(f"{total} pages are more than one scan can number; scan fewer targets at once")
+
+    def advance(pages: int) -> None:
+        nonlocal done
+        done += pages
+        if progress:
+            progress(done, total)
+
+    once = Once(found, advance)
+
+    def work() -> tuple[ScanReport, float]:
+        started = time.perf_counter()
+        census = Census(found, threads, once.advance, remember=watch > 0)
+        census.run()
+        seconds = time.perf_counter() - started
+        changed = None
+        if watch > 0:
+            time.sleep(watch)
+            changed = census.look_again()
+        return account(census, changed, min_run), seconds
+
+    return once.run(work)
 
 
 class _CallablePackage(ModuleType):

@@ -17,7 +17,6 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -106,14 +105,28 @@ class Census:
             for item in work:
                 do(*item)
             return
-        with ThreadPoolExecutor(self.threads, "pageone-scan") as pool:
-            futures = [pool.submit(do, *item) for item in work]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        todo = iter(work)
+        failed: list[BaseException] = []
+
+        def go() -> None:
+            while not failed:
+                with self._lock:
+                    item = next(todo, None)
+                if item is None:
+                    return
+                try:
+                    do(*item)
+                except BaseException as error:
+                    failed.append(error)
+
+        # Not of an executor, whose threads are waited for at the end of the program: one may be held up.
+        hands = [threading.Thread(target=go, name="pageone-scan", daemon=True) for _ in range(self.threads)]
+        for hand in hands:
+            hand.start()
+        for hand in hands:
+            hand.join()
+        if failed:
+            raise failed[0]
 
     def _batch(self, number: int, low: int, high: int) -> None:
         source = self.sources[number]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from pageone import procfs
 from pageone.errors import BadTargetError, TargetError, UsageError
+from pageone.live import patience
 from pageone.service.members import owner
 
 __all__ = ["by_user", "find"]
@@ -44,10 +45,10 @@ def find(pids: Sequence[int], *, match: str | None, user: str | None) -> tuple[l
         if pid in mine:
             continue
         try:
-            words = procfs.arguments(pid)
+            words = patience.look(pid, procfs.arguments, pid)
             its = owner(pid)
         except (OSError, TargetError):
-            continue  # ended meanwhile, or acting for several users
+            continue  # ended meanwhile, acting for several users, or holding up who looks at it
         line = b" ".join(words).decode(errors="replace")
         if line and (uid is None or its == uid) and pattern.search(line) and "pageone.service.server" not in line:
             found.append(pid)

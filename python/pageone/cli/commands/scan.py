@@ -25,6 +25,9 @@ def choose(
     """
     import psutil
 
+    from pageone import procfs
+    from pageone.live import patience
+
     pids = [int(target) for target in targets if target.isascii() and target.isdigit()]
     files = [target for target in targets if not (target.isascii() and target.isdigit())]
     if any(pid >= 2**31 or pid == 0 for pid in pids):
@@ -53,15 +56,18 @@ def choose(
         except KeyError:
             raise UsageError(f"--user {user}: no such user") from None
     chosen = []
-    for process in psutil.process_iter():
+    for pid in procfs.processes():
         try:
-            if process.pid == os.getpid() or (user is not None and process.uids().effective != uid):
+            if pid == os.getpid() or (user is not None and int(procfs.status(pid)["Uid"].split()[1]) != uid):
                 continue
-            command = " ".join(process.cmdline())
+            words = patience.look(pid, procfs.arguments, pid)
             # A process without a command line is a kernel thread or a zombie: it has no memory.
-            if command and (pattern.search(command) or pattern.search(process.name())):
-                chosen.append(process.pid)
-        except psutil.Error:
+            command = b" ".join(words).decode(errors="replace")
+            if command and (pattern.search(command) or pattern.search(procfs.name(pid))):
+                chosen.append(pid)
+        except patience.HeldUpError:
+            chosen.append(pid)  # it may be meant: the scan names it
+        except (OSError, KeyError):
             continue
     if not chosen and not pids and not files:
         raise UsageError("no process is chosen by these options")
