@@ -113,7 +113,7 @@ def test_programs_go_on_with_the_right_bytes_when_the_guardian_is_killed(start: 
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("scenario", ["dontneed", "orphans"])
+@pytest.mark.parametrize("scenario", ["anything", "dontneed", "orphans"])
 def test_a_thousand_kills_of_the_engine_change_no_byte(scenario: str, start: Callable[..., Any], spawn: Any) -> None:
     _kill_engines(start, spawn, KILLS_SOAK, scenario, guardian=False)
 
