@@ -603,13 +603,13 @@ impl Workshop {
             done: self.base + arch::loop_done_offset(),
             faults_left: OPS_MAX,
         };
-        let mut spins = 0u32;
+        let mut waits = 0u32;
         loop {
             match ptrace::poll(tid) {
                 // Moving a guarded range waits for its event to be read.
                 Wait::Nothing if events.pending() => {
                     events.read_one();
-                    spins = 0;
+                    waits = 0;
                 }
                 Wait::Nothing if started.elapsed() > LIST_TIMEOUT => {
                     if let Some(w) = &mut *stopped.worker.borrow_mut() {
@@ -618,18 +618,12 @@ impl Workshop {
                     return Err(unfinished());
                 }
                 Wait::Nothing => {
-                    spins += 1;
-                    if spins > 10 {
-                        if thread_ended(pid, tid) {
-                            return Err(gone());
-                        }
-                        crate::changes::wait_for_change(
-                            events.descriptor(),
-                            Duration::from_millis(2),
-                        );
-                    } else {
-                        std::thread::yield_now();
+                    // Not by yielding: that gives whoever keeps the processors busy more than one turn.
+                    waits += 1;
+                    if waits > 1 && thread_ended(pid, tid) {
+                        return Err(gone());
                     }
+                    crate::changes::wait_for_change(events.descriptor(), Duration::from_millis(2));
                 }
                 Wait::Ended => return Err(gone()),
                 Wait::Signal(signal) => {

@@ -19,8 +19,8 @@ const MENDING: Duration = Duration::from_secs(1);
 /// How much longer, where those that still run only wait for a processor: they execute nothing meanwhile, and what has been
 /// read of cannot be mended without them.
 const STARVED: Duration = Duration::from_secs(8);
-/// Polls before sleeping: stops mostly come within microseconds.
-const SPINS: u32 = 30;
+/// How often threads are looked at that have told of nothing.
+const LOOK_EVERY: Duration = Duration::from_micros(200);
 /// How long threads that run are waited for before those that sleep in the kernel are looked at.
 const PATIENCE: Duration = Duration::from_millis(5);
 /// The same once an event has been read: whoever waited with it is on its way to its stop.
@@ -68,7 +68,6 @@ impl Tracer {
                     break;
                 }
             }
-            let mut spins = 0u32;
             loop {
                 for &tid in &seized {
                     if stopped.contains(&tid) {
@@ -144,7 +143,6 @@ impl Tracer {
                     if since.elapsed() > PATIENCE || unstopped.all(|&t| sleeps_in_kernel(pid, t)) {
                         events.read_one();
                         read = true;
-                        spins = 0;
                         continue;
                     }
                 } else if strictness == Strictness::NoUserCode
@@ -164,12 +162,8 @@ impl Tracer {
                     failure = Some(StopError::Timeout);
                     break 'outer;
                 }
-                spins += 1;
-                if spins > SPINS {
-                    crate::changes::wait_for_change(awaited, Duration::from_micros(200));
-                } else {
-                    std::thread::yield_now();
-                }
+                // Not by yielding: that gives whoever keeps the processors busy more than one turn.
+                crate::changes::wait_for_change(awaited, LOOK_EVERY);
             }
         }
         let tids: Vec<i32> = stopped.difference(&ended).copied().collect();
