@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,10 @@ def test_every_unsafe_block_of_the_crates_says_why_it_is_sound() -> None:
         assert tomllib.loads(path.read_text()).get("lints") == {"workspace": True}, path
     for source in CRATES.glob("*/src/**/*.rs"):
         assert not re.search(r"allow\([^)]*undocumented_unsafe", source.read_text()), source
+
+
+def test_whoever_only_asks_a_server_loads_neither_the_engine_nor_numpy() -> None:
+    code = "import sys, pageone.cli.commands.attach, pageone.service.client, pageone.service.select\n"
+    code += "print(*sorted({'numpy', 'pageone._native', 'pageone.engine', 'pageone.live'} & set(sys.modules)))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == []

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from pageone import procfs
 from pageone.errors import BadTargetError, TargetError
-from pageone.live import patience
 
 if TYPE_CHECKING:
     from pageone.engine import Target
@@ -39,6 +38,9 @@ def owner(pid: int) -> int:
 
 def command_line(pid: int) -> str:
     """Return the command line of a process in one line of at most 200 characters."""
+    # It loads the engine, which only a server needs: whoever asks one has `owner` from here, and is to begin at once.
+    from pageone.live import patience
+
     try:
         words = patience.look(pid, procfs.arguments, pid)
     except (OSError, patience.HeldUpError):

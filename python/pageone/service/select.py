@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from pageone import procfs
 from pageone.errors import BadTargetError, TargetError, UsageError
-from pageone.live import patience
 from pageone.service.members import owner
 
 __all__ = ["by_user", "find"]
@@ -34,6 +33,9 @@ def find(pids: Sequence[int], *, match: str | None, user: str | None) -> tuple[l
             if pid <= 0 or not os.path.exists(f"/proc/{pid}"):
                 raise BadTargetError(f"PID {pid}: there is no such process")
         return list(dict.fromkeys(pids)), True
+    # It loads the engine, which takes its time: not for processes that are named.
+    from pageone.live import patience
+
     try:
         pattern = re.compile(match or "")
     except re.error as error:
