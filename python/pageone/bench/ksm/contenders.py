@@ -26,6 +26,7 @@ from pageone.bench.ksm import _engine_host
 from pageone.bench.ksm.model import Model
 from pageone.bench.processes import Image, Workers, cpu_s
 from pageone.errors import PageOneError
+from pageone.policy import MAPPING_BYTES
 
 U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
@@ -45,8 +46,6 @@ TIMEOUT_S = 600.0
 SETTLED_STEPS, STEPS_MAX = 2, 40
 #: A step that looked at fewer pages than this share of all has found nothing more.
 REST_SHARE = 0.001
-#: What the kernel keeps for one more mapping (vm_area_struct, its node and its share of page tables), for the books.
-MAPPING_BYTES = 256
 
 
 @dataclass
