@@ -248,7 +248,8 @@ impl PoolClient {
     }
 }
 
-fn seconds(value: f64, name: &str) -> PyResult<Duration> {
+/// A time from its seconds.
+pub(crate) fn seconds(value: f64, name: &str) -> PyResult<Duration> {
     Duration::try_from_secs_f64(value)
         .map_err(|_| PyValueError::new_err(format!("{name} must be a time")))
 }

@@ -1,9 +1,7 @@
 //! `_native.mem`, the live side: what is asked of running processes beside their pages.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::os_error;
@@ -34,18 +32,20 @@ impl Kinds {
 }
 
 /// bare_stops(pid, times, apart_s) -> seconds
+#[cfg(feature = "bench")]
 #[pyfunction]
 fn bare_stops(py: Python<'_>, pid: i32, times: usize, apart_s: f64) -> PyResult<Vec<f64>> {
-    let apart = Duration::try_from_secs_f64(apart_s)
-        .map_err(|_| PyValueError::new_err("apart_s must be a time"))?;
+    let apart = crate::mem_guard::seconds(apart_s, "apart_s")?;
     let stops = py
         .detach(move || pagemem::ptrace::bare_stops(pid, times, apart))
         .map_err(os_error)?;
-    Ok(stops.iter().map(Duration::as_secs_f64).collect())
+    Ok(stops.iter().map(std::time::Duration::as_secs_f64).collect())
 }
 
 /// Adds the live side to the submodule `mem`.
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<Kinds>()?;
-    m.add_function(wrap_pyfunction!(bare_stops, m)?)
+    #[cfg(feature = "bench")]
+    m.add_function(wrap_pyfunction!(bare_stops, m)?)?;
+    Ok(())
 }

@@ -7,7 +7,7 @@ use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1, PyReadwriteArray1};
 use pagemem::hold;
 use pagemem::maps::{self, Maps};
 use pagemem::pagemap::{self, Found, Query};
-use pagemem::read::{self, Process, Source};
+use pagemem::read::{self, AddressSpace, Source};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -38,7 +38,7 @@ impl Key {
 }
 
 fn process(pid: i32) -> impl FnOnce() -> io::Result<Source> {
-    move || Ok(Source::Process(Process::open(pid)?))
+    move || Ok(Source::Process(AddressSpace::open(pid)?))
 }
 
 fn some_size(page_size: usize) -> PyResult<()> {
@@ -203,7 +203,7 @@ fn read_own_keys<'py>(
 ) -> PyResult<(Array<'py, u64>, Array<'py, u8>)> {
     let at = addr.as_slice()?;
     let (mut keys, mut code) = (vec![0u64; at.len()], vec![0u8; at.len()]);
-    py.detach(|| read::read_own_keys(&Process::open(pid)?, at, &key.0, &mut keys, &mut code))
+    py.detach(|| read::read_own_keys(&AddressSpace::open(pid)?, at, &key.0, &mut keys, &mut code))
         .map_err(os_error)?;
     Ok((keys.into_pyarray(py), code.into_pyarray(py)))
 }
@@ -244,6 +244,7 @@ fn file_keys<'py>(
 }
 
 /// keys_of(buffer, page_size, key, threads=1) -> (keys, code)
+#[cfg(feature = "bench")]
 #[pyfunction]
 #[pyo3(signature = (buffer, page_size, key, threads=1))]
 fn keys_of<'py>(
@@ -328,6 +329,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(read_keys, m)?)?;
     m.add_function(wrap_pyfunction!(read_own_keys, m)?)?;
     m.add_function(wrap_pyfunction!(file_keys, m)?)?;
+    #[cfg(feature = "bench")]
     m.add_function(wrap_pyfunction!(keys_of, m)?)?;
     m.add_function(wrap_pyfunction!(read_pages, m)?)?;
     m.add_function(wrap_pyfunction!(compare, m)?)?;

@@ -18,7 +18,7 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use pagemem::pagemap::ENTRY_EXCLUSIVE;
-use pagemem::read::{self, PageBuffer, Process, Source, CODE_GONE, CODE_OK, CODE_ZERO};
+use pagemem::read::{self, AddressSpace, PageBuffer, Source, CODE_GONE, CODE_OK, CODE_ZERO};
 use sdtree::{Full, KeyTree};
 
 /// In place of the number of a content: all bytes are zero.
@@ -113,7 +113,7 @@ impl Opened<'_> {
             return Ok(&self.open[i].1);
         }
         let source = match self.targets[target].place {
-            Place::Process(pid) => Source::Process(Process::open(pid)?),
+            Place::Process(pid) => Source::Process(AddressSpace::open(pid)?),
             Place::File(fd) => Source::File(fd),
         };
         if self.open.len() < OPEN {

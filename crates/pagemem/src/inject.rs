@@ -91,7 +91,7 @@ fn unfinished() -> io::Error {
 
 /// Code of the target's own that calls are made with before there is a workshop.
 #[derive(Clone, Copy, Debug)]
-struct Code {
+struct EntryPoints {
     /// Makes a system call and returns.
     call: u64,
     /// Returns from a signal.
@@ -99,7 +99,7 @@ struct Code {
 }
 
 /// Finds such code in the target's executable mappings; a C library has both.
-fn find_code(pid: i32) -> io::Result<Code> {
+fn find_code(pid: i32) -> io::Result<EntryPoints> {
     let mut candidates: Vec<(bool, Vma)> = maps_text(pid)?
         .lines()
         .filter_map(|l| {
@@ -143,7 +143,7 @@ fn find_code(pid: i32) -> io::Result<Code> {
             "no system call instruction found in its executable mappings",
         )
     })?;
-    Ok(Code { call, back })
+    Ok(EntryPoints { call, back })
 }
 
 /// Which thread runs injected code: one that no seccomp filter could kill for it, and not inside a call that only its
@@ -251,7 +251,7 @@ struct Caller {
     tid: i32,
     regs: Regs,
     mask: u64,
-    code: Code,
+    code: EntryPoints,
     frame: Option<u64>,
     /// What stood where the frame stands.
     before: Vec<u8>,

@@ -58,8 +58,28 @@ fn take<'a>(rest: &mut &'a [u8], separator: u8) -> Option<&'a [u8]> {
     Some(head)
 }
 
-impl Maps {
-    fn push(&mut self, line: &[u8], known: &mut HashMap<Vec<u8>, u32>) -> Option<()> {
+/// A line of `/proc/PID/maps`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line<'a> {
+    /// First byte address.
+    pub start: u64,
+    /// Byte address after the last.
+    pub end: u64,
+    /// Bits `PERM_*`.
+    pub perms: u8,
+    /// Byte offset in the mapped file.
+    pub offset: u64,
+    /// Device of the file, `major << 32 | minor`; 0 for anonymous memory.
+    pub dev: u64,
+    /// Inode of the file; 0 for anonymous memory.
+    pub inode: u64,
+    /// Its name, which may be any bytes; mostly none.
+    pub name: &'a [u8],
+}
+
+impl<'a> Line<'a> {
+    /// Parses it; None where it is no such line.
+    pub fn parse(line: &'a [u8]) -> Option<Self> {
         let mut rest = line;
         let start = hex(take(&mut rest, b'-')?)?;
         let end = hex(take(&mut rest, b' ')?)?;
@@ -81,6 +101,27 @@ impl Maps {
         if perms.len() != 4 || start >= end {
             return None;
         }
+        let bit = |at: usize, letter: u8, bit: u8| if perms[at] == letter { bit } else { 0 };
+        Some(Self {
+            start,
+            end,
+            perms: bit(0, b'r', PERM_READ)
+                | bit(1, b'w', PERM_WRITE)
+                | bit(2, b'x', PERM_EXEC)
+                | bit(3, b's', PERM_SHARED),
+            offset,
+            dev: major << 32 | minor,
+            inode,
+            name,
+        })
+    }
+}
+
+impl Maps {
+    fn push(&mut self, line: &[u8], known: &mut HashMap<Vec<u8>, u32>) -> Option<()> {
+        let line = Line::parse(line)?;
+        let (start, end, offset, inode, name) =
+            (line.start, line.end, line.offset, line.inode, line.name);
         // One that has been joined with its neighbour since that was told is told as a whole.
         let told = self
             .end
@@ -93,17 +134,11 @@ impl Maps {
             0 => (start + told, offset),
             _ => (start + told, offset + told),
         };
-        let bit = |at: usize, letter: u8, bit: u8| if perms[at] == letter { bit } else { 0 };
-        self.perms.push(
-            bit(0, b'r', PERM_READ)
-                | bit(1, b'w', PERM_WRITE)
-                | bit(2, b'x', PERM_EXEC)
-                | bit(3, b's', PERM_SHARED),
-        );
+        self.perms.push(line.perms);
         self.start.push(start);
         self.end.push(end);
         self.offset.push(offset);
-        self.dev.push(major << 32 | minor);
+        self.dev.push(line.dev);
         self.inode.push(inode);
         let number = match known.get(name) {
             Some(&number) => number,

@@ -46,29 +46,29 @@ pub const CODE_GONE: u8 = 2;
 #[derive(Debug)]
 pub enum Source {
     /// A process; positions are addresses in it, and a page has 4096 bytes.
-    Process(Process),
+    Process(AddressSpace),
     /// An open file or block device; positions are byte offsets in it.
     File(RawFd),
 }
 
-/// A process to read from. It stands for the address space that the process had when it was opened.
+/// The memory of a process to read from: that which the process had when it was opened.
 #[derive(Debug)]
-pub struct Process {
+pub struct AddressSpace {
     pid: i32,
     /// `None` when there is no such process: then every page is gone.
     files: Option<(File, File)>,
 }
 
-impl Process {
+impl AddressSpace {
     /// Opens `/proc/PID/pagemap` and `/proc/PID/mem` for reading. A process that is gone is no error.
     ///
     /// # Errors
     /// `PermissionDenied` where the process may not be read.
-    pub fn open(pid: i32) -> io::Result<Process> {
+    pub fn open(pid: i32) -> io::Result<AddressSpace> {
         let open = |what| File::open(format!("/proc/{pid}/{what}"));
         let files = open("pagemap").and_then(|pagemap| Ok((pagemap, open("mem")?)));
         match files {
-            Ok(files) => Ok(Process {
+            Ok(files) => Ok(AddressSpace {
                 pid,
                 files: Some(files),
             }),
@@ -76,7 +76,7 @@ impl Process {
                 if error.kind() == io::ErrorKind::NotFound
                     || error.raw_os_error() == Some(libc::ESRCH) =>
             {
-                Ok(Process { pid, files: None })
+                Ok(AddressSpace { pid, files: None })
             }
             Err(error) => Err(error),
         }
@@ -250,7 +250,7 @@ impl Source {
     pub fn entries(&self, at: &[u64], entries: &mut Vec<u64>) -> io::Result<()> {
         entries.clear();
         match self {
-            Source::Process(Process {
+            Source::Process(AddressSpace {
                 files: Some((pagemap, _)),
                 ..
             }) => entries_of(pagemap.as_raw_fd(), at, entries),

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::hold;
+use crate::maps::Line;
 use crate::pagemap::{self, Query};
 
 /// Bytes of a page.
@@ -465,20 +466,16 @@ pub fn all_are(maps: &mut Maps, range: std::ops::Range<u64>, flags: u64) -> io::
 
 /// Parses one line of `/proc/PID/maps`.
 pub fn parse_line(line: &str) -> Option<Vma> {
-    let mut it = line.split_ascii_whitespace();
-    let (start, end) = it.next()?.split_once('-')?;
-    let perms = it.next()?.as_bytes();
-    let offset = u64::from_str_radix(it.next()?, 16).ok()?;
-    let (major, minor) = it.next()?.split_once(':')?;
-    let number = |n: &str| u32::from_str_radix(n, 16).ok();
-    let file = FileId::new(number(major)?, number(minor)?, it.next()?.parse().ok()?);
-    let bit = |i: usize, c: u8, v: u64| if perms.get(i) == Some(&c) { v } else { 0 };
+    let line = Line::parse(line.as_bytes())?;
     Some(Vma {
-        start: u64::from_str_radix(start, 16).ok()?,
-        end: u64::from_str_radix(end, 16).ok()?,
-        flags: bit(0, b'r', 1) | bit(1, b'w', 2) | bit(2, b'x', 4) | bit(3, b's', 8),
-        offset,
-        file,
+        start: line.start,
+        end: line.end,
+        flags: u64::from(line.perms),
+        offset: line.offset,
+        file: FileId {
+            device: line.dev,
+            inode: line.inode,
+        },
     })
 }
 

@@ -111,7 +111,10 @@ def file_keys(
     """As :func:`read_keys` for blocks of an open file; a block that is not wholly there is ``GONE``."""
 
 def keys_of(buffer: _U8, page_size: int, key: Key, threads: int = 1) -> tuple[_U64, _U8]:
-    """As :func:`read_keys` for the whole pages of a buffer; what is left behind the last is not looked at."""
+    """As :func:`read_keys` for the whole pages of a buffer; what is left behind the last is not looked at.
+
+    For tests: not in a shipped wheel.
+    """
 
 def read_pages(pid: int, addr: _U64, out: _U8) -> _U8:
     """Read pages of a process into ``out``, of ``4096 * len(addr)`` bytes; return a ``ReadCode`` of each.
@@ -204,5 +207,5 @@ def bare_stops(pid: int, times: int, apart_s: float) -> list[float]:
     """Stop and release all threads of a process ``times`` times, doing nothing; seconds it stood still each time.
 
     ``apart_s`` lie between two stops. ``OSError`` where the process has ended, may not be traced, or does not stop
-    within a second. For benchmarks.
+    within a second. For benchmarks: not in a shipped wheel.
     """

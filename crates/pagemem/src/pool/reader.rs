@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::pagemap::{ENTRY_FILE, ENTRY_PRESENT, ENTRY_SWAPPED};
-use crate::read::{PageBuffer, Process, Source, CODE_GONE};
+use crate::read::{AddressSpace, PageBuffer, Source, CODE_GONE};
 use crate::sys::{self, cpu_time, PAGE};
 
 /// Pages read at a time: they stay in the cache.
@@ -101,7 +101,7 @@ impl Hand {
                 let before = cpu_time();
                 if job.first {
                     sys::be_as_modest_as(job.like);
-                    source = Process::open(job.pid).map(Source::Process).ok();
+                    source = AddressSpace::open(job.pid).map(Source::Process).ok();
                 }
                 let read = source.as_ref().map(|source| job.part.read(source));
                 if !matches!(read, Some(Ok(()))) {

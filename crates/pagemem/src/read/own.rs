@@ -7,7 +7,7 @@ use keyhash::Key;
 
 use super::chunks::{chunk_pages, with_scratch};
 use super::keys::keys_of_read;
-use super::{Process, CODE_GONE, PAGE};
+use super::{AddressSpace, CODE_GONE, PAGE};
 use crate::hold;
 use crate::pagemap::entries_of;
 
@@ -23,7 +23,7 @@ pub const CODE_SHARED: u8 = 3;
 /// # Panics
 /// If `keys` or `code` is not as long as `at`.
 pub fn read_own_keys(
-    process: &Process,
+    process: &AddressSpace,
     at: &[u64],
     key: &Key,
     keys: &mut [u64],

@@ -7,7 +7,7 @@ use std::io::Write;
 use keyhash::Key;
 
 fn me() -> Source {
-    Source::Process(Process::open(std::process::id() as i32).unwrap())
+    Source::Process(AddressSpace::open(std::process::id() as i32).unwrap())
 }
 
 /// Anonymous memory with page `i` filled with the bytes of `i`; leaked.
@@ -88,7 +88,7 @@ fn a_process_that_is_gone_has_no_page_and_one_of_no_address_fails_nobody_else() 
     // SAFETY: reaps the child just forked.
     unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
     let (mut out, mut code) = (vec![0; 2 * PAGE], vec![99; 2]);
-    Source::Process(Process::open(child).unwrap())
+    Source::Process(AddressSpace::open(child).unwrap())
         .read(&[4096, 8192], None, PAGE, &mut out, &mut code)
         .unwrap();
     assert_eq!(code, [CODE_GONE; 2]);
@@ -123,7 +123,7 @@ fn reading_leaves_the_pages_of_a_fork_shared() {
     }
     let at: Vec<u64> = (map as u64..end).step_by(PAGE).collect();
     let (mut out, mut code) = (vec![0; PAGES * PAGE], vec![99; PAGES]);
-    Source::Process(Process::open(child).unwrap())
+    Source::Process(AddressSpace::open(child).unwrap())
         .read(&at, None, PAGE, &mut out, &mut code)
         .unwrap();
     let after = exclusive();
