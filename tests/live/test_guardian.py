@@ -137,10 +137,28 @@ def test_discards_of_others_go_on_whatever_a_target_does(
     assert max(longest for *_, longest in told) < 2_000_000
 
 
+def waits_beside(kind: str, bystanders: int, hostile: Path, spawn: Any, ask: Callable[..., str]) -> list[int]:
+    """Return how long answers of a bare echo take beside the same hostile program, which nobody looks after."""
+    programs = [spawn([hostile, kind]), *(spawn([hostile, "bystander"]) for _ in range(bystanders))]
+    for one in programs:
+        assert one.stdout.readline() == "ready\n"
+    try:
+        ask(programs[0], "strike")
+        for one in programs[1:]:
+            print("echo 40 500", file=one.stdin, flush=True)
+        told = [[int(n) for n in one.stdout.readline().split()] for one in programs[1:]]
+    finally:
+        for one in programs:
+            one.kill()
+    return [took for _, *times in told for took in times]
+
+
 @pytest.mark.soak
 @pytest.mark.needs("root")
 @pytest.mark.parametrize("kind", HOSTILITIES)
 def test_of_two_hundred_targets_one_is_hostile(kind: str, hostile: Path, spawn: Any, ask: Callable[..., str]) -> None:
+    floor = np.percentile(waits_beside(kind, 199, hostile, spawn, ask), [50, 99])
+    print(f"{kind}: an echo beside it, nobody looked after: median {floor[0]:.0f} µs, p99 {floor[1]:.0f} µs")
     told = discards_beside(kind, 199, "measure 40 500", hostile, spawn, ask)
     each = np.median([np.percentile(times, 99) for _, *times in told])
     took = np.concatenate([times for _, *times in told])
