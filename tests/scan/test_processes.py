@@ -226,7 +226,7 @@ def test_the_command_chooses_by_pattern_and_children(
     assert process.stdout is not None
     _, children = json.loads(process.stdout.readline())
     by_pattern = json.loads(pageone("scan", "--match", mark, "--json").stdout)
-    by_parent = json.loads(pageone("scan", str(process.pid), "--children", "--json").stdout)
+    by_parent = json.loads(pageone("scan", str(process.pid), "--descendants", "--json").stdout)
     for report in (by_pattern, by_parent):
         assert {target["pid"] for target in report["targets"]} == {process.pid, *children}
     uid = str(os.geteuid())

@@ -78,7 +78,7 @@ def test_a_comparison_tells_what_changed(images: list[Path], tmp_path: Path, pag
         ([], 2, "nothing to scan"),
         (["--match", "("], 2, "not a regular expression"),
         (["--user", "no-such-user-here"], 2, "no such user"),
-        (["--children"], 2, "--children"),
+        (["--descendants"], 2, "--descendants"),
         (["0"], 2, "a PID is a number"),
         (["99999999999"], 2, "a PID is a number"),
         (["4194305"], 2, "no such process"),

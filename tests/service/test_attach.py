@@ -101,9 +101,9 @@ def test_children_are_followed_only_when_asked_for(user: User) -> None:
     assert user.run("attach", "--period", "0.1", *pids).returncode == 0
     time.sleep(1)
     assert {t["pid"] for t in user.status()[0]["targets"]} == {s.pid for s in shells}
-    assert user.run("attach", "--children", *pids).returncode == 0
+    assert user.run("attach", "--descendants", *pids).returncode == 0
     until(lambda: merged(*children))
-    assert user.run("detach", "--children", *pids).stdout == b"detached 4 processes\n"
+    assert user.run("detach", "--descendants", *pids).stdout == b"detached 4 processes\n"
     assert not any(map(merged_bytes, children))
     assert all(map(right, shells))
 

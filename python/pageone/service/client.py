@@ -207,7 +207,7 @@ class LetGo(NamedTuple):
     left_pages: int  #: pages left merged: each is one for a whole family of processes, as before a fork
 
 
-def detach(pids: Sequence[int], *, children: bool) -> tuple[LetGo, list[int]]:
+def detach(pids: Sequence[int], *, descendants: bool) -> tuple[LetGo, list[int]]:
     """Have processes detached from whichever engines follow them.
 
     Returns what was done, and those that no engine follows; if there are such, none is touched.
@@ -227,7 +227,7 @@ def detach(pids: Sequence[int], *, children: bool) -> tuple[LetGo, list[int]]:
     failed: dict[str, str] = {}
     if not unknown:
         for connection, mine in known:
-            reply = connection.request("detach", pids=mine, children=children)
+            reply = connection.request("detach", pids=mine, descendants=descendants)
             detached += len(reply["detached"])
             failed |= reply["failed"]
             left += reply["left_pages"]

@@ -55,7 +55,7 @@ class Member:
 
     pid: int
     start: int  #: clock ticks since boot
-    children: bool  #: whether its descendants are to be followed as well
+    descendants: bool  #: whether its descendants are to be followed as well
     ready_at: float  #: not attached before (``time.monotonic``): most processes are gone within a moment
     command: str = ""
     target: Target | None = None
@@ -90,7 +90,7 @@ class Members:
     by_pid: dict[int, Member] = field(default_factory=dict)
     _let_go: dict[int, int] = field(default_factory=dict)  # PID -> start
 
-    def add(self, pid: int, *, children: bool, now: float, at_once: bool = False) -> Member | None:
+    def add(self, pid: int, *, descendants: bool, now: float, at_once: bool = False) -> Member | None:
         """Add a process (or have its descendants followed from now on); None if it has ended."""
         start = procfs.identity(pid)
         if start is None:
@@ -98,9 +98,9 @@ class Members:
         self._let_go.pop(pid, None)
         known = self.by_pid.get(pid)
         if known is not None and known.start == start:
-            known.children |= children
+            known.descendants |= descendants
             return known
-        member = Member(pid, start, children, now + (0.0 if at_once else self.settle_s), command_line(pid))
+        member = Member(pid, start, descendants, now + (0.0 if at_once else self.settle_s), command_line(pid))
         self.by_pid[pid] = member
         return member
 
@@ -124,10 +124,10 @@ class Members:
         ``guarded`` are processes known to be children of merged ones: among them those whose parent ended before it
         was looked at. They are added if all members want their descendants, so that it is clear whose they are.
         """
-        if self.by_pid and all(m.children for m in self.by_pid.values()):
+        if self.by_pid and all(m.descendants for m in self.by_pid.values()):
             for pid in guarded:
                 self._found(pid, now)
-        todo = [m.pid for m in self.by_pid.values() if m.children]
+        todo = [m.pid for m in self.by_pid.values() if m.descendants]
         seen = set(todo)
         while todo:
             for child in procfs.children(todo.pop()):
@@ -139,9 +139,9 @@ class Members:
     def _found(self, pid: int, now: float) -> None:
         known = self.by_pid.get(pid)
         if known is not None:
-            known.children = True
+            known.descendants = True
         elif pid not in self._let_go or self._let_go[pid] != procfs.identity(pid):
-            self.add(pid, children=True, now=now)
+            self.add(pid, descendants=True, now=now)
 
     def descendants(self, pid: int) -> list[int]:
         """Return the members that descend from ``pid``."""

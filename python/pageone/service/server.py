@@ -383,12 +383,12 @@ class Server:
                 return {"ok": True, **self._launch(request, who)}
             if kind == "attach":
                 pids = _pids(request)
-                period, children = self._period(request), bool(request.get("children"))
+                period, descendants = self._period(request), bool(request.get("descendants"))
                 strict = bool(request.get("strict"))
-                return {"ok": True, **self._call(lambda: self._attach_all(pids, children, strict, period, who.pid))}
+                return {"ok": True, **self._call(lambda: self._attach_all(pids, descendants, strict, period, who.pid))}
             if kind == "detach":
-                pids, children = _pids(request), bool(request.get("children"))
-                return {"ok": True, **self._call(lambda: self._detach_all(pids, children))}
+                pids, descendants = _pids(request), bool(request.get("descendants"))
+                return {"ok": True, **self._call(lambda: self._detach_all(pids, descendants))}
             if kind == "status":
                 return {"ok": True, **self._status_soon()}
             if kind == "step":
@@ -439,10 +439,10 @@ class Server:
     def _launched(self, pid: int) -> None:
         self._used = True
         self._launched_at = time.monotonic()
-        self.members.add(pid, children=True, now=self._launched_at)
+        self.members.add(pid, descendants=True, now=self._launched_at)
 
     def _attach_all(
-        self, pids: list[int], children: bool, strict: bool, period: float | None, asked_by: int
+        self, pids: list[int], descendants: bool, strict: bool, period: float | None, asked_by: int
     ) -> dict[str, Any]:
         """Attach processes. ``strict``: none unless all can be. ``asked_by``: who may name us its tracer by itself."""
         from pageone.live import preflight
@@ -469,7 +469,7 @@ class Server:
         self._set_period(period)
         attached: list[int] = []
         for pid in good:
-            member = self.members.add(pid, children=children, now=time.monotonic(), at_once=True)
+            member = self.members.add(pid, descendants=descendants, now=time.monotonic(), at_once=True)
             if member is not None and member.target is None:
                 self._attach(member)
             if member is None or member.target is None:
@@ -477,13 +477,13 @@ class Server:
                 self.members.by_pid.pop(pid, None)
             else:
                 attached.append(pid)
-        if children:
+        if descendants:
             self.members.discover((), time.monotonic())
         return {"attached": attached, "refused": refused, "period": self.engine.period}
 
-    def _detach_all(self, pids: list[int], children: bool) -> dict[str, Any]:
+    def _detach_all(self, pids: list[int], descendants: bool) -> dict[str, Any]:
         """Give processes memory of their own again and follow them no more. All are known, or none is touched."""
-        if children:
+        if descendants:
             pids = list(dict.fromkeys([*pids, *(c for pid in pids for c in self.members.descendants(pid))]))
         for pid in pids:
             if pid not in self.members.by_pid:
@@ -545,7 +545,7 @@ class Server:
                 "pid": member.pid,
                 "command": member.command,
                 "state": member.state,
-                "children": member.children,
+                "descendants": member.descendants,
                 "reason": member.reason,
             }
             if member.target is not None and member.target.attached:

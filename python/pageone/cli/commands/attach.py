@@ -20,7 +20,7 @@ Examples:
 
 - `pageone attach 4711 4712`
 - `pageone attach --match 'gunicorn: worker'`
-- `sudo pageone attach --user www-data --children`
+- `sudo pageone attach --user www-data --descendants`
 """
 
 
@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
             str | None, typer.Option(metavar="REGEX", help="Processes whose command line contains this.")
         ] = None,
         user: Annotated[str | None, typer.Option(metavar="NAME", help="Processes of this user (name or id).")] = None,
-        children: Annotated[bool, typer.Option("--children", help="Follow their descendants, too.")] = False,
+        descendants: Annotated[bool, typer.Option("--descendants", help="Follow their descendants, too.")] = False,
         period: Period = None,
         cpu: Cpu = None,
         domain: Domain = None,
@@ -52,7 +52,7 @@ def register(app: typer.Typer) -> None:
             reply = ask(
                 choose(domain=domain, uid=uid, period=period, cpu=cpu),
                 lambda connection, members=members: connection.request(  # type: ignore[misc]
-                    "attach", pids=members, children=children, strict=strict, period=period, cpu=cpu
+                    "attach", pids=members, descendants=descendants, strict=strict, period=period, cpu=cpu
                 ),
             )
             attached += len(reply["attached"])

@@ -16,7 +16,7 @@ Pages that forked relatives share stay merged, because each relative would need 
 Examples:
 
 - `pageone detach 4711`
-- `pageone detach 4711 --children`
+- `pageone detach 4711 --descendants`
 - `pageone detach 4711 --json | jq .left_pages`
 """
 
@@ -27,13 +27,13 @@ def register(app: typer.Typer) -> None:
     @app.command(help=HELP)
     def detach(
         pids: Annotated[list[int], typer.Argument(metavar="PID…", help="Processes that an engine follows.")],
-        children: Annotated[bool, typer.Option("--children", help="Detach their descendants, too.")] = False,
+        descendants: Annotated[bool, typer.Option("--descendants", help="Detach their descendants, too.")] = False,
         as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     ) -> None:
         from pageone.cli.engines import print_let_go
         from pageone.service.client import detach as detach_from
 
-        let_go, unknown = detach_from(pids, children=children)
+        let_go, unknown = detach_from(pids, descendants=descendants)
         if unknown:
             names = ", ".join(map(str, unknown))
             raise UsageError(f"detach: PID {names}: attached to no engine of yours; see: pageone status")

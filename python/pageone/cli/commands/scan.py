@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def choose(
-    targets: list[str], match: str | None, user: str | None, children: bool, everything: bool
+    targets: list[str], match: str | None, user: str | None, descendants: bool, everything: bool
 ) -> tuple[list[int], list[str]]:
     """Return the PIDs and files meant. Digits are a PID; write ./123 for a file of that name.
 
@@ -32,9 +32,9 @@ def choose(
     files = [target for target in targets if not (target.isascii() and target.isdigit())]
     if any(pid >= 2**31 or pid == 0 for pid in pids):
         raise UsageError("a PID is a number from 1 to 2147483647; write ./NAME for a file with such a name")
-    if children:
+    if descendants:
         if not pids:
-            raise UsageError("--children: give the PIDs whose descendants are meant")
+            raise UsageError("--descendants: give the PIDs whose descendants are meant")
         for pid in list(pids):
             try:
                 pids += [child.pid for child in psutil.Process(pid).children(recursive=True)]
@@ -90,7 +90,9 @@ def register(app: typer.Typer) -> None:
             str | None, typer.Option(metavar="REGEX", help="Processes whose command line contains this.")
         ] = None,
         user: Annotated[str | None, typer.Option(metavar="NAME", help="Processes of a user.")] = None,
-        children: Annotated[bool, typer.Option("--children", help="Scan the descendants of the PIDs, too.")] = False,
+        descendants: Annotated[
+            bool, typer.Option("--descendants", help="Scan the descendants of the PIDs, too.")
+        ] = False,
         everything: Annotated[bool, typer.Option("--all", help="All processes.")] = False,
         page_size: Annotated[int, typer.Option(metavar="BYTES", help="Size of the blocks of files.")] = 4096,
         threads: Annotated[int, typer.Option(metavar="N", help="Threads that read and count.")] = 1,
@@ -119,7 +121,7 @@ def register(app: typer.Typer) -> None:
         old = ScanReport.load(compare) if compare else None
         if html is not None and (os.path.isdir(html) or not os.path.isdir(os.path.dirname(html) or ".")):
             raise UsageError(f"--html {html}: not a file in an existing folder")
-        pids, files = choose(targets or [], match, user, children, everything)
+        pids, files = choose(targets or [], match, user, descendants, everything)
         errors = Console(stderr=True)
         report = _with_progress(
             errors,
