@@ -148,7 +148,7 @@ class Engine:
             self.accounting.targets[target.number] = target
             return target
 
-    def hurry_when(self, urgent: Callable[[], bool]) -> None:
+    def bypass_cpu_budget_when(self, urgent: Callable[[], bool]) -> None:
         """Suspend the CPU budget while ``urgent()`` is True: somebody waits for the engine. Called every 0.1 s."""
         self._workers.urgent = urgent
 

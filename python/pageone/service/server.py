@@ -99,7 +99,7 @@ class Server:
         self._lock = threading.Lock()
         self._connections = 0
         self._urgent = 0  # requests for which somebody waits until the engine comes round to them
-        self.engine.hurry_when(lambda: self._urgent > 0)
+        self.engine.bypass_cpu_budget_when(lambda: self._urgent > 0)
         self._pending: set[int] = set()  # PIDs about to become a command
         self._launched_at = -NEW_S
         self._since = time.time()
