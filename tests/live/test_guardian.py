@@ -150,6 +150,9 @@ def waits_beside(kind: str, bystanders: int, hostile: Path, spawn: Any, ask: Cal
     finally:
         for one in programs:
             one.kill()
+            one.wait()
+            one.stdin.close()  # the tests may have few descriptors
+            one.stdout.close()
     return [took for _, *times in told for took in times]
 
 
