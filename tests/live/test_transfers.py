@@ -204,8 +204,17 @@ class Caller:
 
     def answer(self) -> Any:
         readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE_S)
-        assert readable, "it does not answer"
+        assert readable, f"it does not answer: {self.threads()}"
         return json.loads(self.process.stdout.readline())
+
+    def threads(self) -> list[tuple[str, ...]]:
+        """What each thread does, for whoever has to find out why it does not go on."""
+        found = []
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            kept = ("State", "TracerPid", "Sig", "Shd")
+            status = [line for line in (task / "status").read_text().splitlines() if line.startswith(kept)]
+            found.append((task.name, (task / "syscall").read_text(), (task / "wchan").read_text(), *status))
+        return found
 
     def sleeps(self) -> None:
         """Wait until the first thread, or any other, has slept in the call for a while: it has done what it could."""
