@@ -156,7 +156,7 @@ def lacking(what: str) -> str | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests that set the whole machine (KSM's knobs, swap), or rely on it, apart when several run at once."""
     # Where there is swap, frames are not watched for who gave up rights.
-    files = ("_ksm.py", "test_truth.py", "test_pressure.py", "test_rights.py")
+    files = ("_ksm.py", "test_truth.py", "test_pressure.py", "test_engine_bench.py", "test_rights.py")
     for item in items:
         path = item.path.as_posix()
         wanted = [what for marker in item.iter_markers("needs") for what in marker.args]
