@@ -60,6 +60,14 @@ def pytest_configure(config: pytest.Config) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(_FILES, hard) if hard >= 0 else _FILES, hard))
 
 
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """Whatever a test calls leaves no signal blocked: all that later tests start would inherit it."""
+    yield
+    blocked = signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    assert not blocked
+
+
 # --- needs ----------------------------------------------------------------------------------------------------
 
 

@@ -361,20 +361,26 @@ fn traced_by_us(pid: i32, tid: i32) -> bool {
 /// Stops all threads of `pid` and releases them, `times` in succession, `apart` from each other, and does nothing in
 /// between; how long it stood still each time. What no work inside of a stop can be shorter than: for benchmarks.
 pub fn bare_stops(pid: i32, times: usize, apart: Duration) -> io::Result<Vec<Duration>> {
-    let process = Process::open(pid)?;
-    let mut tracer = Tracer::default();
-    (0..times)
-        .map(|_| {
-            std::thread::sleep(apart);
-            tracer
-                .stop(
-                    &process,
-                    Duration::from_secs(1),
-                    Strictness::All,
-                    &mut NoEvents,
-                )
-                .map(|stopped| tracer.release(stopped))
-                .map_err(StopError::into_io)
-        })
-        .collect()
+    let stops = move || {
+        let process = Process::open(pid)?;
+        let mut tracer = Tracer::default();
+        (0..times)
+            .map(|_| {
+                std::thread::sleep(apart);
+                tracer
+                    .stop(
+                        &process,
+                        Duration::from_secs(1),
+                        Strictness::All,
+                        &mut NoEvents,
+                    )
+                    .map(|stopped| tracer.release(stopped))
+                    .map_err(StopError::into_io)
+            })
+            .collect()
+    };
+    // In a thread of its own: a tracer blocks signals for good in the one that makes it.
+    std::thread::spawn(stops)
+        .join()
+        .unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
 }
