@@ -36,29 +36,14 @@ def give_up(why, *ones):
             with open(f"/proc/{one.pid}{task}/wchan") as waits, open(f"/proc/{one.pid}{task}/syscall") as call:
                 state = [status(one.pid, name, task) for name in ("State:", "TracerPid:")]
                 print(one.args[0], tid, *state, waits.read(), call.read().strip(), file=sys.stderr)
-            with open(f"/proc/{one.pid}{task}/status") as lines:
-                print(*(line.strip() for line in lines if line.startswith(("Sig", "Shd"))), file=sys.stderr)
     said.seek(0)
     print(*said.read().splitlines()[-20:], sep="\\n", file=sys.stderr)
     sys.exit(1)
-def waits_for_its_tracer(one):
-    tasks = [f"/task/{tid}" for tid in os.listdir(f"/proc/{one.pid}/task")]
-    return all(status(one.pid, "State:", task) == "t" for task in tasks)
 def answer(one, *others):
     # Each answer is one line, so nothing of it is in a buffer yet.
     if not select.select([one.stdout], [], [], PATIENCE_S)[0]:
-        # gdb has been known to miss that what it traces has stopped. Whoever waits for it alone goes on without it.
-        if tracer != "gdb" or not others or not waits_for_its_tracer(one):
-            give_up("no answer", one, *others)
-        leave(others[0], one)
-        if not select.select([one.stdout], [], [], PATIENCE_S)[0]:
-            give_up("no answer without its tracer either", one)
+        give_up("no answer", one, *others)
     return one.stdout.readline()
-def leave(by, acting):
-    # What it traces may be left suspended.
-    by.kill()
-    by.wait()
-    acting.send_signal(signal.SIGCONT)
 def start(*argv):
     one = subprocess.Popen([program, *argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     begun.append(one)
@@ -97,7 +82,10 @@ def end(one, acting):
     except subprocess.TimeoutExpired:
         if tracer == "own":
             give_up("does not end", acting, one)
-        leave(one, acting)  # gdb has been known to miss a SIGTERM
+        # gdb has been known to miss a SIGTERM. Killed, it may leave what it traces suspended.
+        one.kill()
+        one.wait()
+        acting.send_signal(signal.SIGCONT)
 def ask(one, what, *others):
     print(what, file=one.stdin, flush=True)
     return [int(word) for word in answer(one, *others).split()]
