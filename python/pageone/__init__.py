@@ -5,11 +5,17 @@
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pageone.errors import PageOneError
 
 if TYPE_CHECKING:
+    from pageone import engine as engine
+    from pageone import ksm as ksm
+    from pageone import live as live
+    from pageone import one as one
+    from pageone import scan as scan
+    from pageone._native import __version__
     from pageone.engine import Engine
     from pageone.one import Interner, KeyTree, SDTree, unique_rows
     from pageone.service.own import merge_self
@@ -25,14 +31,13 @@ __all__ = [
     "unique_rows",
 ]
 
-__version__ = "0.1.0"
-
 #: What is heavy, and where it is defined.
 _LAZY = {
     "Engine": "pageone.engine",
     "Interner": "pageone.one",
     "KeyTree": "pageone.one",
     "SDTree": "pageone.one",
+    "__version__": "pageone._native",
     "merge_self": "pageone.service.own",
     "unique_rows": "pageone.one",
 }
@@ -40,7 +45,7 @@ _LAZY = {
 _ROOMS = ("engine", "ksm", "live", "one", "scan")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import what is heavy when it is first asked for."""
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)

@@ -49,6 +49,7 @@ mod _native {
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
+        m.add("__version__", env!("CARGO_PKG_VERSION"))?;
         one::register(m)?;
         mem::register(m)?;
         census::register(m)?;

@@ -5,3 +5,6 @@ from pageone._native import contenders as contenders
 from pageone._native import ksm as ksm
 from pageone._native import mem as mem
 from pageone._native import one as one
+
+#: The version of the workspace (``Cargo.toml``), which is that of the package.
+__version__: str

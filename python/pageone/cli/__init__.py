@@ -13,7 +13,6 @@ from typing import Annotated
 
 import typer
 
-from pageone import __version__
 from pageone.errors import PageOneError
 
 __all__ = ["build_app", "main"]
@@ -53,6 +52,8 @@ def build_app(only: str | None = None) -> typer.Typer:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from pageone import __version__  # late: it comes from the native core, which not every command needs
+
         print(f"pageone {__version__}")
         raise typer.Exit
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pageone import __version__
+import pageone
 from pageone.errors import PageOneError, UsageError
 from pageone.service import protocol
 from pageone.service.place import Place, engines, runtime_folder, sweep
@@ -70,10 +70,10 @@ class Connection:
             self._socket.close()
             raise
 
-    def request(self, do: str, **values: Any) -> dict[str, Any]:
+    def request(self, do: str, **values: object) -> dict[str, Any]:
         """Ask, and return the reply. Raises :class:`ServiceError` when it is a refusal or none comes."""
         try:
-            protocol.send(self._socket, {"do": do, "version": __version__, **values})
+            protocol.send(self._socket, {"do": do, "version": pageone.__version__, **values})
             reply = protocol.receive(self._socket, protocol.REPLY_MAX)
         except (OSError, protocol.ProtocolError) as error:
             raise EngineGone(f"the engine ended before it answered: {error}") from error
