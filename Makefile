@@ -49,6 +49,11 @@ build: $(STAMPS)/native ## the virtual environment and the native core
 
 failpoints: $(STAMPS)/failpoints ## a second native core whose remedies can be switched off, for tests of tests alone
 
+wheel: build ## the wheel that users get, in dist/, which is installed elsewhere and tried
+	rm -rf dist
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin build --release -q --out dist
+	PAGEONE_WHEEL=$$(echo dist/*.whl) $(BIN)/python -m pytest -q tests/house/test_wheel.py
+
 rust-test: $(STAMPS)/toolchain ## the tests of the crates, and the examples in their documentation
 	@if cargo nextest --version >/dev/null 2>&1; then \
 	    $(AFTER) cargo nextest run $(CRATES) --no-tests=pass 2>&1 | tee $(STAMPS)/rust-test.log; \
@@ -84,7 +89,7 @@ fuzz: ## the tree against a BTreeMap on inputs that a fuzzer makes, for FUZZ_SEC
 	    --target $$(rustc -vV | sed -n 's/^host: //p') -- target/fuzz/corpus fuzz/corpus/tree \
 	    -max_total_time=$${FUZZ_SECONDS:-60} -max_len=512 -timeout=30 -artifact_prefix=target/fuzz/ -print_final_stats=1
 
-pytest: $(STAMPS)/native $(STAMPS)/failpoints ## the Python tests
+pytest: $(STAMPS)/native $(STAMPS)/failpoints $(STAMPS)/wheel ## the Python tests
 	$(BIN)/python -m pytest -q -n $(PYTEST_JOBS) --dist loadgroup --junitxml=$(STAMPS)/pytest.xml \
 	    -m "not soak and not realworld" $(PYTEST_ARGS) $(SHOW)
 
@@ -154,6 +159,12 @@ $(STAMPS)/failpoints: $(STAMPS)/native
 	    --example native_with_failpoints -- -C opt-level=0 -C debuginfo=0
 	@touch $@
 
+# What the tests install: around the native core that is there, peers included, which is not built a second time.
+$(STAMPS)/wheel: $(STAMPS)/native $(filter python/%,$(PY_SRC))
+	rm -rf target/wheel
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin build --release --features bench -q --out target/wheel
+	@touch $@
+
 $(STAMPS)/rustfmt: $(STAMPS)/toolchain $(RUST_SRC)
 	cargo fmt --all --check
 	@touch $@
@@ -191,4 +202,4 @@ $(STAMPS)/mypy: $(STAMPS)/venv $(PY_SRC)
 	$(AFTER) $(BIN)/mypy
 	@touch $@
 
-.PHONY: help demo test lint build docs failpoints rust-test loom sanitize fuzz pytest soak realworld crates bench criterion clean
+.PHONY: help demo test lint build wheel docs failpoints rust-test loom sanitize fuzz pytest soak realworld crates bench criterion clean

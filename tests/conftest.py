@@ -408,6 +408,12 @@ class OrdinaryUser:
 
 
 @pytest.fixture(scope="session")
+def distributions() -> Callable[[Sequence[str]], set[str]]:
+    """Return the installed distributions that those of these names need, themselves included."""
+    return _distributions
+
+
+@pytest.fixture(scope="session")
 def compiled() -> Iterator[Callable[..., Path]]:
     """Compile a C program of the tests, ``compiled(source, *options)``, once; every user can run what it returns."""
     folder: Path | None = None
