@@ -26,8 +26,17 @@ class Census:
         tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint64]],
         tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]],
         int,
-    ]: ...
-    def add(self, ids: npt.NDArray[np.uint32]) -> None: ...
+    ]:
+        """Read and count pages ``low`` to ``high`` of a target; returns ``(doubts, shared, error)``.
+
+        ``doubts``: page, id and key of those that must be read again; ``shared``: page and pagemap entry of those that
+        are mapped more than once; ``error``: the number of the error that ended it, 0 for none. ``ValueError`` for
+        pages that are not the target's, ``MemoryError`` when all ids are in use. Releases the GIL.
+        """
+
+    def add(self, ids: npt.NDArray[np.uint32]) -> None:
+        """Count one more page for each of ``(n,)`` ids. ``ValueError`` for one that is none."""
+
     @property
     def ids(self) -> npt.NDArray[np.uint32]: ...
     @property

@@ -8,7 +8,9 @@ class Model:
 
     def __init__(
         self, pages: int, checksum: str, smart_scan: bool, use_zero_pages: bool, max_page_sharing: int
-    ) -> None: ...
+    ) -> None:
+        """Make one for ``pages`` pages; the rest are the kernel's knobs. ``ValueError`` for one out of range."""
+
     def scan(self, pages: npt.NDArray[np.uint8], threads: int) -> tuple[float, float, int]:
         """Scan every page once; returns CPU-seconds, seconds, comparisons. Releases the GIL."""
 

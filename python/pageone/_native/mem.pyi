@@ -39,7 +39,8 @@ SCAN_CHECK_WPASYNC: int
 class Key:
     """The secret that the keys of pages depend on; making one costs about 0.1 ms, so keep it."""
 
-    def __new__(cls, seed: bytes) -> Key: ...
+    def __new__(cls, seed: bytes) -> Key:
+        """Make the key of ``seed``, secret bytes of any number; the same bytes make the same key."""
 
 def maps(pid: int) -> _Maps:
     """Return ``(start, end, perms, offset, dev, inode, name, names)`` of the mappings, ascending.

@@ -19,6 +19,7 @@ import json
 import sys
 import time
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ class Part:
         for start, chunk in self.chunks():
             self.words[start : start + len(chunk)] = chunk
 
-    def chunks(self) -> Any:
+    def chunks(self) -> Iterator[tuple[int, U64]]:
         """Yield ``(first page, words)`` of what the part was built as; the words are the receiver's to change."""
         generator = None if self.seed is None else np.random.PCG64(self.seed)
         for start in range(0, len(self.words), CHUNK):

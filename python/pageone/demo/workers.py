@@ -92,8 +92,8 @@ class Worker:
         """Wait until the memory is built; return its pages."""
         return int(self.answer()["pages"])
 
-    def ask(self, do: str, **arguments: Any) -> None:
-        """Send a question and do not wait."""
+    def ask(self, do: str, **arguments: object) -> None:
+        """Send a question, with what JSON can say, and do not wait."""
         try:
             stdin = _pipe(self.process.stdin)
             stdin.write(json.dumps({"do": do} | arguments).encode() + b"\n")

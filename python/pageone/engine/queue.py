@@ -89,7 +89,7 @@ class Workers:
         self._nice, self._idle = nice, idle
         #: Asked while workers sleep for the budget: when it says True they go on at once. The time is not forgotten.
         self.urgent: Callable[[], bool] = lambda: False
-        self._queue = _native_queue.BatchQueue()
+        self._queue: _native_queue.BatchQueue[Job] = _native_queue.BatchQueue()
         self._wake = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._busy = 0
