@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import numpy as np
@@ -370,11 +371,14 @@ def test_the_thread_follows_targets_and_tells_what_ended_it() -> None:
             time.sleep(0.01)
         assert engine.stats.sharers == 512
 
+        failed = threading.Event()
+
         def fail(name: str, process: FakeProcess) -> None:
+            failed.set()
             raise RuntimeError("broken")
 
         backend.hook = fail
-        time.sleep(0.1)
+        assert failed.wait(20)
         with pytest.raises(RuntimeError, match="broken"):
             engine.stop()
         backend.hook = lambda name, process: None

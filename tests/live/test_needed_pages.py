@@ -70,12 +70,11 @@ def _merge(backend: LiveBackend, process: subprocess.Popen[str], *passing: PageC
         pytest.skip("needs a C library with restartable sequences (glibc 2.35)")
     page = area & ~(PAGE_SIZE - 1)
     memory = backend.attach(process.pid)
-    memory.regions()
-    time.sleep(0.1)  # a small mapping is not used at once
-    regions = memory.regions()
-    assert ((regions.start <= page) & (page < regions.end)).any(), "no mapping that is tracked holds the page"
-    address, frame = np.array([page], np.uint64), np.array([0], np.uint32)
     deadline = time.monotonic() + PATIENCE_S
+    while not (((regions := memory.regions()).start <= page) & (page < regions.end)).any():
+        assert time.monotonic() < deadline, "no mapping that is tracked holds the page"
+        time.sleep(0.01)  # a small mapping is not used at once
+    address, frame = np.array([page], np.uint64), np.array([0], np.uint32)
     while time.monotonic() < deadline:
         _wait_until_at_rest(memory, page)
         assert backend.fill(frame, memory, address)[0] == 0

@@ -142,12 +142,12 @@ def test_pages_written_all_the_time_are_never_taken_for_duplicates(spawn: Spawne
         "import mmap, numpy as np\n"
         "m = mmap.mmap(-1, 2000 * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
         "v = np.frombuffer(m, dtype=np.uint64).reshape(2000, 512)\n"
-        "v[:] = 1\nprint('ready', flush=True)\nn = 0\n"
+        "v[:] = 1\nn = 0\n"
         "while True:\n    n += 1\n    v[:, 0] = np.arange(n * 2000, n * 2000 + 2000)\n"
+        "    if n == 2: print('ready', flush=True)\n"
     )
     assert writer.stdout is not None
     writer.stdout.readline()
-    time.sleep(0.1)
     report = scan(pids=[writer.pid], watch=0.2)
     # At any moment all 2000 differ; while they are read some repeat a number of an earlier round, never the same page.
     assert big(report)["repeated_pages"] < 100
@@ -189,7 +189,6 @@ def test_thread_stacks_and_heap_are_told_apart(spawn: Spawner) -> None:
     )
     assert process.stdout is not None
     process.stdout.readline()
-    time.sleep(0.1)
     kinds = {row["kind"]: row["pages"] for row in scan(pids=[process.pid]).regions}
     assert kinds["thread stack"] >= 3
     assert kinds["stack"] > 0
@@ -201,7 +200,6 @@ def test_an_ordinary_user_scans_its_own_and_is_told_about_the_rest(as_user: Ordi
         "import os, json, sys, pageone\n"
         "pid = os.fork()\n"
         "if pid == 0:\n    import time; time.sleep(60)\n"
-        "import time; time.sleep(0.2)\n"
         "r = pageone.scan(pids=[pid, 1])\n"
         "os.kill(pid, 9); os.waitpid(pid, 0)\n"
         "print(json.dumps([r.pages, r.sharing, r.problems]))\n"

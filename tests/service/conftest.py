@@ -129,6 +129,12 @@ class User:
         self.run("stop", "--leave")
 
 
+def wait_periods(user: User, count: int) -> None:
+    """Wait until the one engine of a user has done so many more periods."""
+    last = user.status()[0]["stats"]["period"] + count
+    until(lambda: user.status()[0]["stats"]["period"] >= last)
+
+
 def right(process: subprocess.Popen[bytes]) -> bool:
     """Whether a worker finds all its bytes right."""
     assert process.stdin

@@ -6,12 +6,11 @@ import json
 import os
 import re
 import signal
-import time
 from typing import Any
 
 import pytest
 
-from .conftest import MIB, User, both, merged_bytes, pss, right, until
+from .conftest import MIB, User, both, merged_bytes, pss, right, until, wait_periods
 
 pytestmark = pytest.mark.needs("merge")
 
@@ -35,7 +34,7 @@ def test_running_programs_are_merged_and_given_their_memory_back(user: User) -> 
     assert pss(first.pid) > small + SIZE // 4
     assert right(first)
     assert right(second)
-    time.sleep(0.5)
+    wait_periods(user, 5)
     assert merged_bytes(first.pid) == 0  # and it is followed no more
     assert user.run("detach", str(first.pid)).returncode == 2
 
@@ -99,7 +98,7 @@ def test_children_are_followed_only_when_asked_for(user: User) -> None:
         children.append(int(shell.stdout.readline().split()[1]))
     pids = [str(s.pid) for s in shells]
     assert user.run("attach", "--period", "0.1", *pids).returncode == 0
-    time.sleep(1)
+    wait_periods(user, 10)
     assert {t["pid"] for t in user.status()[0]["targets"]} == {s.pid for s in shells}
     assert user.run("attach", "--descendants", *pids).returncode == 0
     until(lambda: merged(*children))

@@ -6,12 +6,11 @@ import os
 import random
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from .conftest import MIB, Terminal, User, both, both_busy, merged_bytes, pss, right, until
+from .conftest import MIB, Terminal, User, both, both_busy, merged_bytes, pss, right, until, wait_periods
 
 pytestmark = pytest.mark.needs("merge")
 
@@ -150,10 +149,10 @@ def test_bad_options_are_refused_before_anything_starts(user: User) -> None:
 # --- the terminal ---------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_ends_the_command_and_the_shell_goes_on(terminal: Terminal) -> None:
+def test_ctrl_c_ends_the_command_and_the_shell_goes_on(terminal: Terminal, busy: User) -> None:
     terminal.say("pageone run --period 0.1 -- sh -c 'echo st''arted; sleep 60'; echo code:$?")
     terminal.expect(b"started")
-    time.sleep(0.7)  # by now it is merged, and followed where forks need it
+    wait_periods(busy, 7)  # by now it is merged, and followed where forks need it
     terminal.press(b"\x03")
     terminal.say("echo code:$?")  # the interrupt ends the line above as a whole
     terminal.expect(b"code:130")
@@ -163,13 +162,14 @@ def test_a_program_that_handles_ctrl_c_gets_it_once_and_decides(terminal: Termin
     code = (
         "import signal, time, sys; n = []; signal.signal(2, lambda *_: n.append(1))\n"
         "print('st' + 'arted', flush=True)\n"
-        "t = time.time()\nwhile time.time() - t < 2: time.sleep(.05)\n"
+        "while not n: time.sleep(.05)\n"
+        "time.sleep(.5)\n"  # a second one would come by then
         "print('n' + 'umber', len(n)); sys.exit(7)"
     )
     (busy.folder / "handler.py").write_text(code)
     terminal.say(f"pageone run --period 0.1 -- {busy.python} {busy.folder}/handler.py; echo code:$?")
     terminal.expect(b"started")
-    time.sleep(0.7)
+    wait_periods(busy, 7)
     terminal.press(b"\x03")
     terminal.expect(b"number 1")
     terminal.expect(b"code:7")
@@ -187,7 +187,7 @@ def test_ctrl_z_suspends_and_fg_continues_while_it_is_merged(terminal: Terminal,
         terminal.expect(b"Stopped")
         terminal.expect(b'"$@"')
         until(lambda: Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] in "Tt")
-        time.sleep(0.5)  # some periods go by
+        wait_periods(busy, 5)
         assert Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] in "Tt"
         terminal.say("fg")
         terminal.expect(b'"$@"')  # the job, as the shell calls it
@@ -199,13 +199,14 @@ def test_ctrl_z_suspends_and_fg_continues_while_it_is_merged(terminal: Terminal,
 
 
 @both_busy
-def test_a_shell_under_it_has_job_control(terminal: Terminal) -> None:
+def test_a_shell_under_it_has_job_control(terminal: Terminal, busy: User) -> None:
     terminal.say("pageone run --period 0.1 -- bash --norc --noediting -i")
     terminal.say("stty -echo; echo in''side")
     terminal.expect(b"inside")
-    time.sleep(1)
-    terminal.say("sleep 50 | cat")
-    time.sleep(1)
+    wait_periods(busy, 10)
+    terminal.say("sleep 50 | { echo pi''ped; cat; }")
+    terminal.expect(b"piped")
+    wait_periods(busy, 10)
     terminal.press(b"\x1a")
     terminal.expect(b"Stopped")
     terminal.say("bg; jobs; kill %1; wait; echo do''ne; exit 5")

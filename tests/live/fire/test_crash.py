@@ -219,10 +219,9 @@ def test_the_guardian_ends_with_the_last_program_that_it_guards(start: Callable[
     running = [start("writers", 3600, n) for n in (2, 3)]
     print(*(one.pid for one in running), file=engines.stdin, flush=True)
     engine, guard = (int(word) for word in engines.stdout.readline().split())
-    time.sleep(0.5)
+    _until(lambda: all(_pools(one.pid) for one in running))
     os.kill(engine, signal.SIGKILL)
     assert engines.stdout.readline() == "gone\n"
-    time.sleep(0.2)
     for one in running:
         one.begin()
         _expect_right(one)
