@@ -114,7 +114,7 @@ docs: $(STAMPS)/docs ## the documentation site, in site/, made in a virtual envi
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
 
 criterion: $(STAMPS)/venv ## the Criterion benchmarks of the tree and its peers (BENCH_ARGS: a name, or options of Criterion)
-	cargo bench -p contenders --features criterion --bench tree -- --warm-up-time 0.5 --measurement-time 2 $(BENCH_ARGS)
+	cargo bench -p baselines --features criterion --bench tree -- --warm-up-time 0.5 --measurement-time 2 $(BENCH_ARGS)
 
 clean: ## remove everything that was made
 	rm -rf $(VENV) $(DOCS_VENV) site $(STAMPS) target .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -170,7 +170,7 @@ $(STAMPS)/rustfmt: $(STAMPS)/toolchain $(RUST_SRC)
 	@touch $@
 
 $(STAMPS)/clippy: $(STAMPS)/venv $(RUST_SRC)
-	$(AFTER) cargo clippy -q --workspace --all-targets --features pageone-bindings/bench,contenders/criterion -- -D warnings
+	$(AFTER) cargo clippy -q --workspace --all-targets --features pageone-bindings/bench,baselines/criterion -- -D warnings
 	$(AFTER) cargo clippy -q -p pagemem --all-targets --features failpoints -- -D warnings
 	@touch $@
 

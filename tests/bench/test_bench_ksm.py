@@ -14,7 +14,7 @@ from pageone.errors import UsageError
 
 ROW = {
     "data",
-    "contender",
+    "baseline",
     "threads",
     "pages",
     "cpu_s",
@@ -34,14 +34,14 @@ MODELS = ["ksm-model-jhash2", "ksm-model-crc32c", "ksm-model-xxh64"]
 
 @pytest.fixture(scope="module")
 def models():
-    return run.run(run.Settings(data=["random", "equal"], contenders=MODELS, pages=2048, threads=[1, 2], rounds=2))
+    return run.run(run.Settings(data=["random", "equal"], baselines=MODELS, pages=2048, threads=[1, 2], rounds=2))
 
 
 def test_a_run_without_root_measures_the_model_with_each_checksum_and_with_more_threads(models):
     rows = models["rows"]
     # The checksums differ in speed, not in how they scale: one of them is run with more threads too.
     turns = [(name, 1) for name in MODELS] + [("ksm-model-xxh64", 2)]
-    assert {(r["data"], r["contender"], r["threads"]) for r in rows} == {
+    assert {(r["data"], r["baseline"], r["threads"]) for r in rows} == {
         (data, *turn) for data in ("random", "equal") for turn in turns
     }
     for row in rows:
@@ -55,7 +55,7 @@ def test_the_report_is_one_file_with_its_plots_and_reads_nothing_from_the_networ
     path = report.write(models, tmp_path / "new")
     text = path.read_text()
     for row in models["rows"]:
-        assert row["contender"] in text
+        assert row["baseline"] in text
     assert models["machine"]["cpu"] in text
     assert "Plotly.newPlot" in text
     assert not re.search(r'<script[^>]*src=|<link[^>]*href="http', text)
@@ -63,8 +63,8 @@ def test_the_report_is_one_file_with_its_plots_and_reads_nothing_from_the_networ
 
 def test_ratios_are_ksms_figure_by_ours_and_a_loss_is_marked_as_one():
     base = {"data": "head", "threads": 1, "pages": 10, "expected_pages": 4, "found_pages": 4, "observe_s": 0.0}
-    theirs = base | {"contender": "ksm-kernel", "cpu_s": 2.0, "cpu_s_min": 1.0, "cpu_s_max": 4.0, "wall_s": 3.0}
-    ours = base | {"contender": "pageone", "cpu_s": 4.0, "cpu_s_min": 2.0, "cpu_s_max": 5.0, "wall_s": 1.0}
+    theirs = base | {"baseline": "ksm-kernel", "cpu_s": 2.0, "cpu_s_min": 1.0, "cpu_s_max": 4.0, "wall_s": 3.0}
+    ours = base | {"baseline": "pageone", "cpu_s": 4.0, "cpu_s_min": 2.0, "cpu_s_max": 5.0, "wall_s": 1.0}
     ours["observe_s"] = 5.0
     ours["metadata_bytes"], theirs["metadata_bytes"] = 10, 100
     (row,) = report.comparisons([theirs, ours])
@@ -79,13 +79,13 @@ def test_ratios_are_ksms_figure_by_ours_and_a_loss_is_marked_as_one():
 def test_a_report_begins_with_the_aims_that_were_missed():
     base = {"threads": 1, "pages": 10, "expected_pages": 4, "found_pages": 4, "observe_s": 0.0, "wall_s": 1.0}
     cpu = {"cpu_s": 9.0, "cpu_s_min": 9.0, "cpu_s_max": 9.0}
-    ours = base | {"contender": "pageone", "cpu_s": 1.0, "cpu_s_min": 1.0, "cpu_s_max": 1.0}
+    ours = base | {"baseline": "pageone", "cpu_s": 1.0, "cpu_s_min": 1.0, "cpu_s_max": 1.0}
     rows = [
-        base | cpu | {"contender": "ksm-kernel", "data": "tail", "stay_cpu_s": 60.0},
+        base | cpu | {"baseline": "ksm-kernel", "data": "tail", "stay_cpu_s": 60.0},
         ours | {"data": "tail", "stay_cpu_s": 2.0},
-        base | cpu | {"contender": "ksm-kernel", "data": "random"},
+        base | cpu | {"baseline": "ksm-kernel", "data": "random"},
         ours | {"data": "random", "found_pages": 3},
-        base | cpu | {"contender": "ksm-kernel", "data": "head"},
+        base | cpu | {"baseline": "ksm-kernel", "data": "head"},
         ours | {"data": "head"},
     ]
     missed = [(row["data"], row["what"], row["found"]) for row in report.aims(rows) if not row["held"]]
@@ -107,7 +107,7 @@ def test_a_report_begins_with_the_aims_that_were_missed():
     ("settings", "named"),
     [
         ({"data": ["nothing"]}, "thermometer"),
-        ({"contenders": ["uksm"]}, "ksm-kernel"),
+        ({"baselines": ["uksm"]}, "ksm-kernel"),
         ({"pages": 3}, "too few"),
         ({"rounds": 0}, "1 or more"),
     ],
@@ -137,12 +137,12 @@ def test_the_set_memory_is_made_of_the_pages_of_real_workers():
 def test_root_measures_kernel_and_pageone_on_the_same_pages_and_ksm_is_left_as_it_was(pageone, tmp_path):
     before = ksm.read_knobs()
     argv = ["bench", "ksm", "-d", "random", "-n", "2048", "-r", "1", "-t", "1", "--json"]
-    out = pageone(*argv, "-c", "ksm-kernel", "-c", "pageone", "--report", str(tmp_path), timeout=110)
+    out = pageone(*argv, "-b", "ksm-kernel", "-b", "pageone", "--report", str(tmp_path), timeout=110)
     assert out.returncode == 0, out.stderr
     result = json.loads(out.stdout)
     assert {(row["data"], row["what"]) for row in result["aims"]} >= {("random", "cpu"), ("random", "found")}
     assert result["floor"]["read_us_per_page"] > 0.05
-    rows = {row["contender"]: row for row in result["rows"]}
+    rows = {row["baseline"]: row for row in result["rows"]}
     for row in rows.values():
         assert row.keys() >= PROCESS_ROW
         assert row["exact"]
@@ -161,7 +161,7 @@ def test_a_benchmark_that_is_interrupted_or_killed_leaves_ksm_as_it_was(end):
     with ksm.driven() as before:
         pass
     code = "from pageone.cli import main; main()"
-    argv = ["bench", "ksm", "-d", "unique", "-c", "ksm-kernel", "-r", "50", "-n", "4096"]
+    argv = ["bench", "ksm", "-d", "unique", "-b", "ksm-kernel", "-r", "50", "-n", "4096"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -85,7 +85,7 @@ def imports(path: Path) -> set[str]:
 
 
 def test_the_tree_knows_neither_the_system_nor_python() -> None:
-    assert not dependencies("sdtree") & (SYSTEM_CRATES | PYTHON_CRATES | {"pagemem", "ksmmodel", "contenders"})
+    assert not dependencies("sdtree") & (SYSTEM_CRATES | PYTHON_CRATES | {"pagemem", "ksmmodel", "baselines"})
     for source in (CRATES / "sdtree" / "src").rglob("*.rs"):
         text = source.read_text()
         for reach in ("std::fs", "std::net", "std::process", "std::os", 'extern "C"', "syscall!"):
@@ -102,7 +102,7 @@ def test_only_the_bindings_know_python() -> None:
     assert {c for c in crates if dependencies(c, dev=True) & PYTHON_CRATES} == {"bindings"}
 
 
-@pytest.mark.parametrize(("crate", "module"), [("contenders", "contenders"), ("ksmmodel", "ksm")])
+@pytest.mark.parametrize(("crate", "module"), [("baselines", "baselines"), ("ksmmodel", "ksm")])
 def test_peers_and_models_are_not_in_the_shipped_wheel(crate: str, module: str) -> None:
     table = manifest("bindings")
     assert table["dependencies"][crate]["optional"] is True

@@ -106,7 +106,7 @@ def test_the_installed_command_tells_the_version_of_the_wheel(wheel: Path, elsew
 def test_the_wheel_of_users_has_no_peers_of_benchmarks(elsewhere: Path) -> None:
     done = run(elsewhere, "python", "-c", "import pageone._native as n; print(*vars(n))")
     assert done.returncode == 0, done.stderr
-    assert not {"contenders", "ksm"} & set(done.stdout.split())
+    assert not {"baselines", "ksm"} & set(done.stdout.split())
 
 
 @pytest.mark.needs("merge")

@@ -9,11 +9,11 @@ from pageone.errors import UsageError
 
 
 @pytest.mark.parametrize("kind", ["random", "tail", "zerohead", "thermometer", "onebit", "equal", "near"])
-def test_all_contenders_agree_on_the_number_of_distinct_pages(kind: str) -> None:
+def test_all_baselines_agree_on_the_number_of_distinct_pages(kind: str) -> None:
     report = run_tree(600, kind, copies=2, rounds=1)
     assert report["distinct"] == (1 if kind == "equal" else 300)
-    contenders = {"sdtree", "xxh3_table", "rbtree", "dashmap", "papaya", "read_once", "read_apart"}
-    assert set(report["ns_per_page"]) >= contenders
+    baselines = {"sdtree", "xxh3_table", "rbtree", "dashmap", "papaya", "read_once", "read_apart"}
+    assert set(report["ns_per_page"]) >= baselines
     assert all(ns > 0 for ns in report["ns_per_page"].values())
 
 
@@ -32,16 +32,16 @@ def test_the_json_has_what_the_reader_needs() -> None:
 
 def test_real_pages_of_files_and_processes_are_made_on_the_spot() -> None:
     for kind in ("files", "processes"):
-        report = run_tree(3000, kind, rounds=1, contenders=["sdtree", "xxh3_table"])
+        report = run_tree(3000, kind, rounds=1, baselines=["sdtree", "xxh3_table"])
         assert report["pages"] == 3000
         assert 0 < report["distinct"] < 3000
 
 
-def test_unknown_kinds_and_contenders_are_refused_by_name() -> None:
+def test_unknown_kinds_and_baselines_are_refused_by_name() -> None:
     with pytest.raises(UsageError, match="no kind 'x'"):
         run_tree(10, "x")
-    with pytest.raises(UsageError, match="no contender 'y'"):
-        run_tree(10, contenders=["y"])
+    with pytest.raises(UsageError, match="no baseline 'y'"):
+        run_tree(10, baselines=["y"])
     with pytest.raises(UsageError, match="at least 1"):
         run_one(0, 64)
 

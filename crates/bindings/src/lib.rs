@@ -1,7 +1,7 @@
 //! `pageone._native`: PyO3 glue. Arrays in, arrays out, errors mapped; no logic lives here.
 //!
 //! One submodule a core crate: `one` (sdtree), `mem` (pagemem), `census`, `queue` (crossbeam); with the feature
-//! `bench` also `contenders`, and `ksm` (ksmmodel).
+//! `bench` also `baselines`, and `ksm` (ksmmodel).
 //! Every call that may take longer than a few microseconds releases the GIL.
 
 use std::io;
@@ -9,9 +9,9 @@ use std::io;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
-mod census;
 #[cfg(feature = "bench")]
-mod contenders;
+mod baselines;
+mod census;
 #[cfg(feature = "bench")]
 mod ksm;
 mod mem;
@@ -56,7 +56,7 @@ mod _native {
         queue::register(m)?;
         #[cfg(feature = "bench")]
         {
-            contenders::register(m)?;
+            baselines::register(m)?;
             ksm::register(m)?;
         }
         Ok(())

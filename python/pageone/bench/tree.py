@@ -37,7 +37,7 @@ REAL = ("files", "processes")
 
 def _core() -> Any:
     """Return the native module of the peers, or raise :class:`UnsupportedError` in an installed wheel."""
-    return _checkout.native("contenders")
+    return _checkout.native("baselines")
 
 
 def _pages(count: int) -> U8:
@@ -119,8 +119,8 @@ def make_rows(kind: str, pages: int, copies: int) -> U8:
     return rows
 
 
-def measure(rows: U8, contenders: list[str], threads: int, rounds: int) -> tuple[dict[str, dict[str, Any]], int]:
-    """Run each contender ``rounds`` times, in turns, and return its best round for each operation, and the distinct.
+def measure(rows: U8, baselines: list[str], threads: int, rounds: int) -> tuple[dict[str, dict[str, Any]], int]:
+    """Run each baseline ``rounds`` times, in turns, and return its best round for each operation, and the distinct.
 
     Of each operation ``ns`` (wall clock) and ``cpu_ns`` (of all threads) a row, and ``ns_max``, the worst round.
     """
@@ -132,7 +132,7 @@ def measure(rows: U8, contenders: list[str], threads: int, rounds: int) -> tuple
     best: dict[str, dict[str, Any]] = {}
     distinct = 0
     for _ in range(rounds):
-        for name in contenders:
+        for name in baselines:
             got = core.measure(name, rows, misses, PAGE_SIZE, threads)
             mine = best.setdefault(name, {"bytes": got["bytes"], "depth": None})
             if got["depth_max"] is not None:
@@ -170,9 +170,9 @@ def run_tree(
     copies: int = 1,
     threads: int = 1,
     rounds: int = 3,
-    contenders: list[str] | None = None,
+    baselines: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Measure the contenders on ``pages`` rows of ``kind`` and return the report that ``--json`` prints.
+    """Measure the baselines on ``pages`` rows of ``kind`` and return the report that ``--json`` prints.
 
     Raises :class:`UsageError` for numbers or names that cannot be, :class:`UnsupportedError` without the peers.
     """
@@ -181,10 +181,10 @@ def run_tree(
         raise UsageError("pages, copies, threads and rounds must be at least 1")
     single = ("xxh3_table", "xxh3_table_scalar", "rbtree")
     possible = [n for n in core.names() if n != "mutex_table"] if threads == 1 else core.names()
-    names = [n for n in (contenders or possible) if threads == 1 or n not in single]
+    names = [n for n in (baselines or possible) if threads == 1 or n not in single]
     for name in names:
         if name not in core.names():
-            raise UsageError(f"no contender {name!r}; there are {', '.join(core.names())}")
+            raise UsageError(f"no baseline {name!r}; there are {', '.join(core.names())}")
     rows = make_rows(kind, pages, copies)
     figures, distinct = measure(rows, names, threads, rounds)
     tree = figures.get("sdtree")
@@ -213,7 +213,7 @@ def _print(report: dict[str, Any]) -> None:
         f"{report['threads']} thread(s): ns a page, best (worst) of {report['rounds']}"
     )
     table = Table(title=title)
-    table.add_column("contender")
+    table.add_column("baseline")
     for operation in OPERATIONS:
         table.add_column(operation, justify="right")
     for column in ("insert, CPU", "of sdtree's", "bytes/object"):
@@ -312,12 +312,12 @@ def register(app: typer.Typer) -> None:
         kind: Annotated[str, typer.Option(help="random, head, zerohead, tail, near, … files, processes")] = "random",
         copies: Annotated[int, typer.Option(help="copies of each page")] = 1,
         threads: Annotated[int, typer.Option(help="threads")] = 1,
-        rounds: Annotated[int, typer.Option(help="rounds, the contenders in turns; the best counts")] = 3,
-        contenders: Annotated[str, typer.Option(help="comma-separated; all if not given")] = "",
+        rounds: Annotated[int, typer.Option(help="rounds, the baselines in turns; the best counts")] = 3,
+        baselines: Annotated[str, typer.Option(help="comma-separated; all if not given")] = "",
         as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
     ) -> None:
         """Measure the SD tree against hash tables, a red-black tree and concurrent maps on the same pages."""
-        names = [n for n in contenders.split(",") if n] or None
+        names = [n for n in baselines.split(",") if n] or None
         report = run_tree(pages, kind, copies, threads, rounds, names)
         if as_json:
             print(json.dumps(report))

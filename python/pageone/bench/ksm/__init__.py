@@ -23,9 +23,9 @@ def _command(
     data: Annotated[
         list[str] | None, typer.Option("--data", "-d", help="Data set; may be repeated. Default: all.", metavar="NAME")
     ] = None,
-    contender: Annotated[
+    baseline: Annotated[
         list[str] | None,
-        typer.Option("--contender", "-c", help="Contender; may be repeated. Default: all.", metavar="NAME"),
+        typer.Option("--baseline", "-b", help="Baseline; may be repeated. Default: all.", metavar="NAME"),
     ] = None,
     pages: Annotated[int, typer.Option("--pages", "-n", help="Pages of 4 KiB in each set (not: memory).")] = 65536,
     threads: Annotated[
@@ -45,12 +45,12 @@ def _command(
     """
     from rich.console import Console
 
-    from pageone.bench.ksm import contenders, run
+    from pageone.bench.ksm import baselines, run
     from pageone.bench.ksm import report as reporting
 
     settings = run.Settings(
         data=data or run.DATA,
-        contenders=contender or contenders.NAMES,
+        baselines=baseline or baselines.NAMES,
         pages=pages,
         threads=threads or default_threads(),
         rounds=rounds,
@@ -85,10 +85,10 @@ def _show(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title="KSM and PageONE on the same pages (medians)", title_justify="left")
-    columns = ("data", "contender", "threads", "CPU s", "µs/page", "wall s", "+ waiting s", "found", "victim p99 µs",
+    columns = ("data", "baseline", "threads", "CPU s", "µs/page", "wall s", "+ waiting s", "found", "victim p99 µs",
                "stay CPU s/min", "with 1 %")  # fmt: skip
     for column in columns:
-        table.add_column(column, justify="left" if column in ("data", "contender") else "right")
+        table.add_column(column, justify="left" if column in ("data", "baseline") else "right")
 
     def number(value: float | None, digits: int = 3) -> str:
         return "–" if value is None else f"{value:.{digits}f}"
@@ -100,7 +100,7 @@ def _show(result: dict[str, Any]) -> None:
         found = 100 * row["found_pages"] / row["expected_pages"] if row["expected_pages"] else 100.0
         table.add_row(
             "" if row["data"] == last else row["data"],
-            row["contender"],
+            row["baseline"],
             str(row["threads"]),
             number(row["cpu_s"]),
             number(row["cpu_s"] / row["pages"] * 1e6, 2),

@@ -1,6 +1,6 @@
-"""The process in which the engine of the contender ``pageone`` runs, apart from the benchmark that measures it.
+"""The process in which the engine of the baseline ``pageone`` runs, apart from the benchmark that measures it.
 
-For: :mod:`pageone.bench.ksm.contenders`, which runs this file as a program. One JSON order a line in, one answer out.
+For: :mod:`pageone.bench.ksm.baselines`, which runs this file as a program. One JSON order a line in, one answer out.
 All CPU time is read from outside, so nothing here measures but what each step did and how long it took.
 """
 

@@ -81,9 +81,9 @@ def comparisons(rows: Sequence[Row]) -> list[Row]:
     """
     found = []
     for ours in rows:
-        if ours["contender"] != "pageone" or ours["threads"] != 1:
+        if ours["baseline"] != "pageone" or ours["threads"] != 1:
             continue
-        theirs = next((r for r in rows if r["data"] == ours["data"] and r["contender"] == "ksm-kernel"), None)
+        theirs = next((r for r in rows if r["data"] == ours["data"] and r["baseline"] == "ksm-kernel"), None)
         if theirs is None:
             continue
         row: Row = {"data": ours["data"]}
@@ -156,7 +156,7 @@ def page(result: dict[str, Any]) -> str:
         f"{html.escape(about['cpu'])}, {about['cpus']} processors, {about['memory_bytes'] / 2**30:.0f} GiB · "
         f"Linux {html.escape(about['kernel'])} · transparent huge pages: {html.escape(about['transparent_hugepage'])}"
         f"{' · in a virtual machine' if about['virtual_machine'] else ''}</p>",
-        f"<p>Medians of {result['settings']['rounds']} rounds in which the contenders took turns; bars show the least "
+        f"<p>Medians of {result['settings']['rounds']} rounds in which the baselines took turns; bars show the least "
         "and the most. Ratios are KSM's figure by PageONE's, one thread each: more than 1 is in PageONE's favour, "
         "less than 1 is a loss.</p>",
         *(f"<p class='{_class(line)}'>{html.escape(line)}</p>" for line in verdict(result)),
@@ -206,7 +206,7 @@ def _plots(rows: Sequence[Row]) -> list[str]:
     from plotly.offline import get_plotlyjs
 
     def label(row: Row) -> str:
-        return str(row["contender"]) if row["threads"] == 1 else f"{row['contender']} ×{row['threads']}"
+        return str(row["baseline"]) if row["threads"] == 1 else f"{row['baseline']} ×{row['threads']}"
 
     names = list(dict.fromkeys(label(row) for row in rows))
     data = list(dict.fromkeys(row["data"] for row in rows))

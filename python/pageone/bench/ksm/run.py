@@ -21,7 +21,7 @@ import psutil
 from pageone import ksm
 from pageone.bench.data import KINDS, DataSet
 from pageone.bench.floor import floor
-from pageone.bench.ksm import contenders as c
+from pageone.bench.ksm import baselines as c
 from pageone.bench.ksm import machine, memory
 from pageone.bench.ksm.model import Model
 from pageone.bench.processes import Image, Workers
@@ -35,7 +35,7 @@ PAGE_SIZE = 4096
 
 DATA = (*KINDS, "memory")
 
-#: Contenders that take more threads than one; the model's checksums differ in speed, not in how they scale.
+#: Baselines that take more threads than one; the model's checksums differ in speed, not in how they scale.
 WITH_THREADS = ("ksm-model-xxh64", "pageone")
 #: The set on which compaction is timed: one content, as many sharers as there are pages.
 COMPACTED = "equal"
@@ -55,7 +55,7 @@ class Settings:
     """What to run."""
 
     data: Sequence[str] = DATA
-    contenders: Sequence[str] = c.NAMES
+    baselines: Sequence[str] = c.NAMES
     pages: int = 65536
     threads: Sequence[int] = (1, 2)
     rounds: int = 3
@@ -79,8 +79,8 @@ class _Case:
 
 
 def check(settings: Settings) -> list[str]:
-    """Raise ``UsageError`` for settings that cannot be run; return why some contenders are left out."""
-    for kind, names, known in (("data set", settings.data, DATA), ("contender", settings.contenders, c.NAMES)):
+    """Raise ``UsageError`` for settings that cannot be run; return why some baselines are left out."""
+    for kind, names, known in (("data set", settings.data, DATA), ("baseline", settings.baselines, c.NAMES)):
         for name in names:
             if name not in known:
                 raise UsageError(f"no {kind} {name!r}: choose from {', '.join(known)}")
@@ -88,7 +88,7 @@ def check(settings: Settings) -> list[str]:
         raise UsageError(f"pages: {settings.pages} is too few: give {64 * settings.processes} or more")
     if settings.rounds < 1 or min(settings.threads, default=0) < 1 or settings.processes < 1:
         raise UsageError("rounds, threads and processes must be 1 or more")
-    reasons = {name: c.missing(name) for name in settings.contenders}
+    reasons = {name: c.missing(name) for name in settings.baselines}
     return [f"{name} left out: {reason}" for name, reason in reasons.items() if reason]
 
 
@@ -132,7 +132,7 @@ def _compact_s() -> float:
 
 
 def _in_processes(name: str, threads: int, case: _Case, settings: Settings) -> dict[str, Any]:
-    """Measure a contender that works on processes: the kernel's KSM or PageONE."""
+    """Measure a baseline that works on processes: the kernel's KSM or PageONE."""
     kernel = name == "ksm-kernel"
     with contextlib.ExitStack() as stack:
         if kernel:
@@ -140,10 +140,10 @@ def _in_processes(name: str, threads: int, case: _Case, settings: Settings) -> d
         workers = stack.enter_context(Workers(case.image, settings.processes, merge=kernel, bounds=case.bounds))
         workers.ask("touch")
         digests = [answer["digest"] for answer in workers.ask("digest")]
-        contender: c.Contender = (
+        baseline: c.Baseline = (
             c.KernelKsm(workers, case.image.count) if kernel else c.PageOne(workers, threads, settings.period_s)
         )
-        stack.callback(contender.close)
+        stack.callback(baseline.close)
         compact_before_s = _compact_s() if case.name == COMPACTED else math.nan
         available = settled_available_bytes()
         victim = workers[0]
@@ -151,7 +151,7 @@ def _in_processes(name: str, threads: int, case: _Case, settings: Settings) -> d
         psutil.cpu_percent(IDLE_S)
         idle = victim.victim_figures()
         victim.start_victim()
-        settled = contender.settle()
+        settled = baseline.settle()
         figures = victim.victim_figures()
         before = sum(worker.cpu_s() for worker in workers)
         workers.ask("touch")
@@ -167,7 +167,7 @@ def _in_processes(name: str, threads: int, case: _Case, settings: Settings) -> d
             "touch_cpu_s": touch_cpu_s,
             "freed_bytes": freed,
             "metadata_bytes": settled.metadata_bytes,
-            # What the page tables say; without root they do not tell, and the contender's own account must do.
+            # What the page tables say; without root they do not tell, and the baseline's own account must do.
             "found_pages": len(frames) - distinct if frames.any() else settled.found_pages,
             "exact": exact,
             **{f"victim_{key}": value for key, value in figures.items()},
@@ -179,8 +179,8 @@ def _in_processes(name: str, threads: int, case: _Case, settings: Settings) -> d
         rng = np.random.default_rng(settings.seed)
         if not exact:
             raise PageOneError(f"{name} changed the pages of {case.name}: this must never be")
-        row["stay_cpu_s"] = contender.stay(settings.period_s, STAY_PERIODS, None)
-        contender.pause()
+        row["stay_cpu_s"] = baseline.stay(settings.period_s, STAY_PERIODS, None)
+        baseline.pause()
         _, inverse, sharers = np.unique(frames, return_inverse=True, return_counts=True)
         first = workers[0]
         merged = np.flatnonzero(sharers[inverse][: first.count] > 1)
@@ -190,9 +190,9 @@ def _in_processes(name: str, threads: int, case: _Case, settings: Settings) -> d
             row["plain_write_us"] = _median(first.ask("timed_write", pages=chosen)["ns"]) / 1e3
         count = max(1, int(CHANGED_SHARE * case.image.count))
         changed = [rng.choice(case.image.count, count, replace=False).astype(np.uint32) for _ in range(STAY_PERIODS)]
-        row["stay_changing_cpu_s"] = contender.stay(settings.period_s, STAY_PERIODS, changed)
+        row["stay_changing_cpu_s"] = baseline.stay(settings.period_s, STAY_PERIODS, changed)
         digests = [answer["digest"] for answer in workers.ask("digest")]
-        row["unmerge_s"], row["unmerge_cpu_s"] = contender.unmerge()
+        row["unmerge_s"], row["unmerge_cpu_s"] = baseline.unmerge()
         frames = workers.frames()
         # Empty pages may stay with the kernel's zero page, which is nobody's.
         row["unmerged_all"] = len(frames) - len(np.unique(frames)) <= max(0, case.zero - 1) if frames.any() else True
@@ -202,8 +202,8 @@ def _in_processes(name: str, threads: int, case: _Case, settings: Settings) -> d
 
 
 def _in_model(name: str, threads: int, case: _Case, settings: Settings) -> dict[str, Any]:
-    contender = c.KsmModel(name.removeprefix("ksm-model-"), threads, case.image)
-    settled = contender.settle()
+    baseline = c.KsmModel(name.removeprefix("ksm-model-"), threads, case.image)
+    settled = baseline.settle()
     rng = np.random.default_rng(settings.seed)
     count = max(1, int(CHANGED_SHARE * case.image.count))
     changed = [rng.choice(case.image.count, count, replace=False).astype(np.uint32) for _ in range(STAY_PERIODS)]
@@ -214,8 +214,8 @@ def _in_model(name: str, threads: int, case: _Case, settings: Settings) -> dict[
         "metadata_bytes": settled.metadata_bytes,
         "found_pages": settled.found_pages,
         "exact": True,
-        "stay_cpu_s": contender.stay(settings.period_s, STAY_PERIODS, None),
-        "stay_changing_cpu_s": contender.stay(settings.period_s, STAY_PERIODS, changed),
+        "stay_cpu_s": baseline.stay(settings.period_s, STAY_PERIODS, None),
+        "stay_changing_cpu_s": baseline.stay(settings.period_s, STAY_PERIODS, changed),
         **settled.extra,
     }
 
@@ -245,12 +245,12 @@ def _merged(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def run(settings: Settings, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Run everything; return ``{"machine", "settings", "rows", "notes", "floor"}``.
 
-    One row a data set, contender and number of threads: medians over the rounds, in which the contenders take turns.
+    One row a data set, baseline and number of threads: medians over the rounds, in which the baselines take turns.
     ``stay_…`` are CPU-seconds for a minute. Raises ``UsageError`` before anything is started, ``PageOneError`` when
-    a contender gets stuck or changes a byte. Cost: some ten seconds a round and data set of 65,536 pages.
+    a baseline gets stuck or changes a byte. Cost: some ten seconds a round and data set of 65,536 pages.
     """
     notes = check(settings)
-    able = [name for name in settings.contenders if not c.missing(name)]
+    able = [name for name in settings.baselines if not c.missing(name)]
     turns = [(name, n) for name in able for n in (settings.threads if name in WITH_THREADS else [1])]
     rows: list[dict[str, Any]] = []
     tell = progress or (lambda text: None)
@@ -275,13 +275,13 @@ def run(settings: Settings, progress: Callable[[str], None] | None = None) -> di
             case.image.close()
         # A minute has so many periods; KSM does one full scan in each, to find a new duplicate as soon.
         per_minute = 60 / settings.period_s
-        for (contender, threads), measured in results.items():
+        for (baseline, threads), measured in results.items():
             row = _merged(measured)
             for key in [key for key in row if key.startswith("stay_") and row[key] is not None]:
                 row[key] *= per_minute
             head = {
                 "data": name,
-                "contender": contender,
+                "baseline": baseline,
                 "threads": threads,
                 "pages": case.image.count,
                 "expected_pages": case.expected,

@@ -1,7 +1,7 @@
-//! Criterion: insert-or-find, hits, misses and removals of 4 KiB pages, contender by contender, one thread.
-//! `cargo bench -p contenders`; the number of pages is in PAGEONE_BENCH_PAGES (100,000).
+//! Criterion: insert-or-find, hits, misses and removals of 4 KiB pages, baseline by baseline, one thread.
+//! `cargo bench -p baselines`; the number of pages is in PAGEONE_BENCH_PAGES (100,000).
 
-use contenders::{all, data, make, Rows};
+use baselines::{all, data, make, Rows};
 use criterion::{criterion_group, criterion_main, BatchSize, BenchmarkId, Criterion, Throughput};
 
 const SIZE: usize = 4096;
@@ -35,7 +35,7 @@ fn bench(c: &mut Criterion) {
             }
             group.bench_function(BenchmarkId::from_parameter(name), |b| {
                 b.iter_batched_ref(
-                    || make(name, rows).expect("a contender"),
+                    || make(name, rows).expect("a baseline"),
                     |peer| peer.insert(0..n),
                     BatchSize::PerIteration,
                 );
@@ -61,7 +61,7 @@ fn bench(c: &mut Criterion) {
             .throughput(Throughput::Elements(n as u64))
             .sample_size(10);
         for name in all(1) {
-            let peer = make(name, rows).expect("a contender");
+            let peer = make(name, rows).expect("a baseline");
             peer.insert(0..n);
             group.bench_function(BenchmarkId::from_parameter(name), |b| {
                 b.iter(|| peer.find(set, 0..n))

@@ -1,6 +1,6 @@
-//! `_native.contenders`: the `contenders` crate, for `pageone bench tree`. Only with the feature `bench`.
+//! `_native.baselines`: the `baselines` crate, for `pageone bench tree`. Only with the feature `bench`.
 
-use ::contenders::{data, make, on_cpu, Peer, Rows, FLOORS, NAMES};
+use ::baselines::{data, make, on_cpu, Peer, Rows, FLOORS, NAMES};
 use numpy::{PyReadonlyArray1, PyReadwriteArray1};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-/// Rows handed to a contender at a time.
+/// Rows handed to a baseline at a time.
 const BATCH: usize = 4096;
 
 /// What one pass over all rows took and counted.
@@ -52,13 +52,13 @@ fn pass(rows: usize, threads: usize, work: impl Fn(Range<usize>) -> usize + Sync
     }
 }
 
-/// The names of all contenders.
+/// The names of all baselines.
 #[pyfunction]
 fn names() -> Vec<&'static str> {
     NAMES.to_vec()
 }
 
-/// The names of the contenders that find nothing, but say what the machine can do.
+/// The names of the baselines that find nothing, but say what the machine can do.
 #[pyfunction]
 fn floors() -> Vec<&'static str> {
     FLOORS.to_vec()
@@ -95,7 +95,7 @@ fn fill(
     Ok(())
 }
 
-/// Measures one contender, once: all `rows` inserted (or found), found again, `misses` looked for, all removed. Returns
+/// Measures one baseline, once: all `rows` inserted (or found), found again, `misses` looked for, all removed. Returns
 /// `{operation: (wall ns, CPU ns, counted)}` a pass, `bytes`, `depth_mean`, `depth_max` where it has them.
 #[pyfunction]
 fn measure<'py>(
@@ -117,7 +117,7 @@ fn measure<'py>(
     let (rows, misses) = (Rows { data: rows, size }, Rows { data: misses, size });
     let Some(peer) = py.detach(|| make(name, rows)) else {
         return Err(PyValueError::new_err(format!(
-            "no contender {name:?}; there are {}",
+            "no baseline {name:?}; there are {}",
             NAMES.join(", ")
         )));
     };
@@ -154,9 +154,9 @@ fn measure<'py>(
     Ok(result)
 }
 
-/// Adds the submodule `contenders` to `parent`.
+/// Adds the submodule `baselines` to `parent`.
 pub fn register(parent: &Bound<'_, PyModule>) -> PyResult<()> {
-    let m = PyModule::new(parent.py(), "contenders")?;
+    let m = PyModule::new(parent.py(), "baselines")?;
     m.add_function(wrap_pyfunction!(names, &m)?)?;
     m.add_function(wrap_pyfunction!(floors, &m)?)?;
     m.add_function(wrap_pyfunction!(kinds, &m)?)?;

@@ -3,7 +3,7 @@
 //! For: benchmarks only; not part of the shipped wheel (feature `bench` of `bindings`). It may call `sdtree` and
 //! the libraries it measures.
 //!
-//! All contenders index rows of one length that stay where they are, and answer with row numbers; what differs is
+//! All baselines index rows of one length that stay where they are, and answer with row numbers; what differs is
 //! the index alone. Each is written as well as its kind allows: the tables are presized, keep the full hash beside
 //! the row number, and prefetch in batches; the tree compares with `memcmp`, as the kernel's does.
 

@@ -1,4 +1,4 @@
-//! The SD tree as a contender.
+//! The SD tree as a baseline.
 
 use crate::peer::{Depth, Peer, Rows};
 use sdtree::{Order, RowBatch, SdTree, Store};

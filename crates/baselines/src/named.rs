@@ -1,4 +1,4 @@
-//! The contenders by name.
+//! The baselines by name.
 
 use crate::peer::{Locked, Peer, Rows};
 use crate::tree::Sd;
@@ -24,10 +24,10 @@ pub const NAMES: [&str; 11] = [
 /// Those of [`NAMES`] that index nothing and find nothing, but say what the machine can do.
 pub const FLOORS: [&str; 2] = ["read_once", "read_apart"];
 
-/// Makes the contender `name` for `rows`, with room for all of them; `None` if there is none of that name.
+/// Makes the baseline `name` for `rows`, with room for all of them; `None` if there is none of that name.
 pub fn make<'a>(name: &str, rows: Rows<'a>) -> Option<Box<dyn Peer + 'a>> {
     /// A fixed seed: a benchmark that can be run again.
-    const SEED: &[u8] = b"contenders";
+    const SEED: &[u8] = b"baselines";
     let n = rows.count();
     Some(match name {
         "sdtree" => Box::new(Sd::new(rows, SampledMixed::new(SEED))),
@@ -47,7 +47,7 @@ pub fn make<'a>(name: &str, rows: Rows<'a>) -> Option<Box<dyn Peer + 'a>> {
     })
 }
 
-/// Makes all contenders that can work on `threads` threads.
+/// Makes all baselines that can work on `threads` threads.
 pub fn all(threads: usize) -> impl Iterator<Item = &'static str> {
     NAMES.into_iter().filter(move |name| {
         let single = ["xxh3_table", "xxh3_table_scalar", "rbtree"].contains(name);

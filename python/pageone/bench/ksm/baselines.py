@@ -1,6 +1,6 @@
-"""The contenders: the kernel's KSM, the model of it, and PageONE; each brought to its end state and kept there.
+"""The baselines: the kernel's KSM, the model of it, and PageONE itself; each brought to its end state and kept there.
 
-For: :mod:`pageone.bench.ksm.run`. All have the same interface, :class:`Contender`; nothing here compares them. CPU time
+For: :mod:`pageone.bench.ksm.run`. All have the same interface, :class:`Baseline`; nothing here compares them. CPU time
 is that of the process's own clock, read from outside: of ``ksmd``, or of the engine, its guardian and what the targets
 spent meanwhile (their victim threads apart).
 """
@@ -40,7 +40,7 @@ NAMES = ("ksm-kernel", "ksm-model-jhash2", "ksm-model-crc32c", "ksm-model-xxh64"
 POLL_S = 0.002
 #: Scans without a change after which KSM is taken to have found what it finds, and scans at most.
 SETTLED_SCANS, SCANS_MAX = 1, 40
-#: A contender that is not done by then is stuck.
+#: A baseline that is not done by then is stuck.
 TIMEOUT_S = 600.0
 #: Steps of the engine without a change after which it is taken to be done, and steps at most.
 SETTLED_STEPS, STEPS_MAX = 2, 40
@@ -60,7 +60,7 @@ class Settled:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-class Contender(Protocol):
+class Baseline(Protocol):
     """One way to find and share equal pages."""
 
     name: str
@@ -117,7 +117,7 @@ class KernelKsm:
         return counters.full_scans or 0, (counters.pages_sharing or 0) + (counters.ksm_zero_pages or 0)
 
     def settle(self) -> Settled:
-        """See :class:`Contender`. The end state: two full scans done, and nothing found in the last scans."""
+        """See :class:`Baseline`. The end state: two full scans done, and nothing found in the last scans."""
         start_scans, _ = self._found()
         cpu, start = cpu_s(self.pid), time.monotonic()
         ksm.set_knob("run", 1)
@@ -156,7 +156,7 @@ class KernelKsm:
         return cpu_s(self.pid) - cpu
 
     def stay(self, period_s: float, periods: int, changed: list[U32] | None) -> float:
-        """See :class:`Contender`: one full scan a period, so that a new duplicate is found as soon."""
+        """See :class:`Baseline`: one full scan a period, so that a new duplicate is found as soon."""
         ksm.set_knob("run", 1)
         self._scan()
         total = 0.0
@@ -169,18 +169,18 @@ class KernelKsm:
         return total / periods
 
     def pause(self) -> None:
-        """See :class:`Contender`: at full speed ksmd would merge a page again before it is looked at."""
+        """See :class:`Baseline`: at full speed ksmd would merge a page again before it is looked at."""
         ksm.set_knob("run", 0)
 
     def unmerge(self) -> tuple[float, float]:
-        """See :class:`Contender`: the writer of 2 to ``run`` does the work."""
+        """See :class:`Baseline`: the writer of 2 to ``run`` does the work."""
         ksm.set_knob("run", 0)
         cpu, start = time.process_time(), time.monotonic()
         ksm.set_knob("run", 2)
         return time.monotonic() - start, time.process_time() - cpu
 
     def close(self) -> None:
-        """See :class:`Contender`."""
+        """See :class:`Baseline`."""
         ksm.set_knob("run", 2)
 
 
@@ -193,7 +193,7 @@ class KsmModel:
         self.bytes: U8 = image.pages()
 
     def settle(self) -> Settled:
-        """See :class:`Contender`."""
+        """See :class:`Baseline`."""
         cpu = wall = 0.0
         best, reached, scans = -1, (0.0, 0.0), 0
         for scan in range(1, SCANS_MAX):
@@ -207,7 +207,7 @@ class KsmModel:
         return Settled(*reached, 0.0, self.model.metadata_bytes(), best, {"scans": scans})
 
     def stay(self, period_s: float, periods: int, changed: list[U32] | None) -> float:
-        """See :class:`Contender`: one full scan a period."""
+        """See :class:`Baseline`: one full scan a period."""
         if changed is not None:
             self.bytes = np.array(self.bytes)
         total = 0.0
@@ -219,14 +219,14 @@ class KsmModel:
         return total / periods
 
     def pause(self) -> None:
-        """See :class:`Contender`; it is never at work by itself."""
+        """See :class:`Baseline`; it is never at work by itself."""
 
     def unmerge(self) -> tuple[float, float]:
-        """See :class:`Contender`; there is nothing to unmerge."""
+        """See :class:`Baseline`; there is nothing to unmerge."""
         return float("nan"), float("nan")
 
     def close(self) -> None:
-        """See :class:`Contender`."""
+        """See :class:`Baseline`."""
 
 
 class PageOne:
@@ -268,7 +268,7 @@ class PageOne:
         return sum(self.known.values()) + sum(worker.cpu_s() for worker in self.workers)
 
     def settle(self) -> Settled:
-        """See :class:`Contender`. Steps follow each other at once: what a real engine waits is ``observe_s``."""
+        """See :class:`Baseline`. Steps follow each other at once: what a real engine waits is ``observe_s``."""
         cpu = self._cpu_s()
         wall = self._ask({"do": "attach", "pids": [worker.pid for worker in self.workers]})["wall_s"]
         steps, found, last, reached = 0, 0, 0, (0.0, 0.0)
@@ -313,7 +313,7 @@ class PageOne:
         return total
 
     def stay(self, period_s: float, periods: int, changed: list[U32] | None) -> float:
-        """See :class:`Contender`: one step of the engine a period."""
+        """See :class:`Baseline`: one step of the engine a period."""
         total = 0.0
         for i in range(periods):
             if changed is not None:
@@ -324,16 +324,16 @@ class PageOne:
         return total / periods
 
     def pause(self) -> None:
-        """See :class:`Contender`; the engine steps only when told."""
+        """See :class:`Baseline`; the engine steps only when told."""
 
     def unmerge(self) -> tuple[float, float]:
-        """See :class:`Contender`: detaching every target."""
+        """See :class:`Baseline`: detaching every target."""
         cpu = self._cpu_s()
         wall = self._ask({"do": "detach"})["wall_s"]
         return wall, self._cpu_s() - cpu
 
     def close(self) -> None:
-        """See :class:`Contender`."""
+        """See :class:`Baseline`."""
         if self.process.stdin is not None:
             self.process.stdin.close()
         try:
@@ -346,7 +346,7 @@ class PageOne:
 
 
 def missing(name: str) -> str | None:
-    """Return why a contender cannot run here; None if it can."""
+    """Return why a baseline cannot run here; None if it can."""
     if name == "ksm-kernel":
         if not ksm.supported():
             return "this kernel has no KSM"

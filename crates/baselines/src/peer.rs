@@ -1,4 +1,4 @@
-//! What all contenders have in common.
+//! What all baselines have in common.
 
 use std::sync::Mutex;
 
@@ -40,13 +40,13 @@ pub trait Peer: Send + Sync {
     fn insert(&self, range: std::ops::Range<usize>) -> usize;
     /// Returns how many of the rows of `other` in `range` are there.
     fn find(&self, other: Rows<'_>, range: std::ops::Range<usize>) -> usize;
-    /// Takes out the rows of `range`; returns how many were there, or `None` if this contender cannot.
+    /// Takes out the rows of `range`; returns how many were there, or `None` if this baseline cannot.
     fn remove(&self, range: std::ops::Range<usize>) -> Option<usize>;
     /// Whether many threads may call it at once without a lock around it.
     fn concurrent(&self) -> bool {
         true
     }
-    /// Bytes of index allocated, where the contender knows.
+    /// Bytes of index allocated, where the baseline knows.
     fn bytes(&self) -> Option<usize> {
         None
     }
@@ -56,7 +56,7 @@ pub trait Peer: Send + Sync {
     }
 }
 
-/// What a single-threaded contender does.
+/// What a single-threaded baseline does.
 pub(crate) trait Single: Send {
     fn insert(&mut self, range: std::ops::Range<usize>) -> usize;
     fn find(&mut self, other: Rows<'_>, range: std::ops::Range<usize>) -> usize;
@@ -65,7 +65,7 @@ pub(crate) trait Single: Send {
     fn depth(&self) -> Option<Depth>;
 }
 
-/// A single-threaded contender in a mutex, taken once a batch.
+/// A single-threaded baseline in a mutex, taken once a batch.
 ///
 /// The flag says whether that is how it is measured with many threads.
 pub(crate) struct Locked<T>(pub(crate) Mutex<T>, pub(crate) bool);

@@ -1,4 +1,4 @@
-"""Stubs of `pageone._native.contenders`: there only in a checkout, not in a wheel."""
+"""Stubs of `pageone._native.baselines`: there only in a checkout, not in a wheel."""
 
 from typing import Any
 

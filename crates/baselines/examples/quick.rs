@@ -1,7 +1,7 @@
-//! ns per page of the contenders on the families, for tuning. `cargo run --release -p contenders --example quick --
-//! PAGES COPIES KINDS CONTENDERS ROUNDS` (kinds and contenders comma-separated).
+//! ns per page of the baselines on the families, for tuning. `cargo run --release -p baselines --example quick --
+//! PAGES COPIES KINDS BASELINES ROUNDS` (kinds and baselines comma-separated).
 
-use contenders::{data, make, on_cpu, Rows, NAMES};
+use baselines::{data, make, on_cpu, Rows, NAMES};
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -22,7 +22,7 @@ fn main() {
         let mut best = vec![(f64::MAX, String::new()); names.len()];
         for _ in 0..rounds {
             for (name, best) in names.iter().zip(&mut best) {
-                let peer = make(name, rows).expect("a contender");
+                let peer = make(name, rows).expect("a baseline");
                 let start = on_cpu();
                 let new = (0..n)
                     .step_by(4096)
