@@ -2,7 +2,7 @@
 
 Two processes of one program run at once and are merged every 0.05 s, so that they share frames; each checks every byte
 that it was given. ``make test`` runs each alone for about a second, so that a failure is soon found, and all side by
-side for 15 seconds (``PAGEONE_FIRE_SECONDS``); ``make soak`` does that for ten minutes (``PAGEONE_SOAK_SECONDS``). Go
+side for 15 seconds (``PAGEONE_STRESS_SECONDS``); ``make soak`` does that for ten minutes (``PAGEONE_SOAK_SECONDS``). Go
 and Java, which take seconds to compile and to warm up, belong to ``make realworld``.
 """
 
@@ -24,7 +24,7 @@ from pageone.engine import Engine
 from pageone.live import LiveBackend
 
 SECONDS = 1.2
-FIRE_SECONDS = float(os.environ.get("PAGEONE_FIRE_SECONDS", "15"))
+STRESS_SECONDS = float(os.environ.get("PAGEONE_STRESS_SECONDS", "15"))
 SOAK_SECONDS = float(os.environ.get("PAGEONE_SOAK_SECONDS", "600"))
 REALWORLD_SECONDS = float(os.environ.get("PAGEONE_REALWORLD_SECONDS", "30"))
 PERIOD = 0.05
@@ -74,7 +74,7 @@ def allocate(compiled: Callable[..., Path]) -> Path:
 Program = tuple[Sequence[str | Path], dict[str, str]]
 
 
-def two_of_each_under_fire(spawn: Any, programs: dict[str, Program], seconds: float) -> None:
+def two_of_each_under_stress(spawn: Any, programs: dict[str, Program], seconds: float) -> None:
     """Run ``… SECONDS SEED`` of every program twice, all at once, under one merging engine.
 
     They may begin when pages of all have been merged. All must end with a line that begins with OK, and pages of each
@@ -132,25 +132,25 @@ def _all_programs(allocate: Path) -> dict[str, Program]:
 @pytest.mark.needs("gcc")
 @pytest.mark.parametrize("name", ALLOCATORS)
 def test_what_is_allocated_freed_and_allocated_again_stays_right_with(name: str, spawn: Any, allocate: Path) -> None:
-    two_of_each_under_fire(spawn, {name: _program(name, allocate)}, SECONDS)
+    two_of_each_under_stress(spawn, {name: _program(name, allocate)}, SECONDS)
 
 
 def test_objects_of_cpython_stay_right(spawn: Any) -> None:
-    two_of_each_under_fire(spawn, {"cpython": CPYTHON}, SECONDS + 1)
+    two_of_each_under_stress(spawn, {"cpython": CPYTHON}, SECONDS + 1)
 
 
-# Not beside the scenarios under fire: each keeps all processors busy.
-@pytest.mark.xdist_group("fire")
+# Not beside the scenarios under stress: each keeps all processors busy.
+@pytest.mark.xdist_group("stress")
 @pytest.mark.needs("gcc")
-@pytest.mark.timeout(FIRE_SECONDS + 150)
+@pytest.mark.timeout(STRESS_SECONDS + 150)
 def test_memory_of_all_allocators_side_by_side_stays_right(spawn: Any, allocate: Path) -> None:
-    two_of_each_under_fire(spawn, _all_programs(allocate), FIRE_SECONDS)
+    two_of_each_under_stress(spawn, _all_programs(allocate), STRESS_SECONDS)
 
 
 @pytest.mark.soak
 @pytest.mark.needs("gcc")
 def test_memory_of_all_allocators_side_by_side_stays_right_for_long(spawn: Any, allocate: Path) -> None:
-    two_of_each_under_fire(spawn, _all_programs(allocate), SOAK_SECONDS)
+    two_of_each_under_stress(spawn, _all_programs(allocate), SOAK_SECONDS)
 
 
 @pytest.mark.realworld
@@ -161,7 +161,7 @@ def test_objects_of_go_stay_right_while_its_collector_gives_memory_back(spawn: A
     environment = dict(os.environ) | {"GOCACHE": str(tmp_path / "cache"), "GO111MODULE": "off", "CGO_ENABLED": "0"}
     subprocess.run(["go", "build", "-o", str(program), str(HERE / "allocate.go")], check=True, env=environment)
     for advice in ("madvdontneed=1", "madvdontneed=0"):
-        two_of_each_under_fire(spawn, {advice: ([program], {"GODEBUG": advice, "GOGC": "40"})}, REALWORLD_SECONDS)
+        two_of_each_under_stress(spawn, {advice: ([program], {"GODEBUG": advice, "GOGC": "40"})}, REALWORLD_SECONDS)
 
 
 @pytest.mark.realworld
@@ -172,5 +172,5 @@ def test_objects_of_java_stay_right_while_g1_moves_them(spawn: Any, tmp_path: Pa
     options = ["-XX:+UseG1GC", "-Xmx192m", "-Xms16m", "-XX:MinHeapFreeRatio=5", "-XX:MaxHeapFreeRatio=10"]
     argv = ["java", *options, "-cp", str(tmp_path), "Allocate"]
     started = time.monotonic()
-    two_of_each_under_fire(spawn, {"G1": (argv, {})}, REALWORLD_SECONDS)
+    two_of_each_under_stress(spawn, {"G1": (argv, {})}, REALWORLD_SECONDS)
     assert time.monotonic() - started >= REALWORLD_SECONDS

@@ -1,4 +1,4 @@
-"""Programs under fire of an ordinary user, whose forks are followed by tracing them, and with no rights of root's."""
+"""Programs under stress of an ordinary user, whose forks are followed by tracing them, and with no rights of root's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = [pytest.mark.needs("merge", "gcc")]
 
-SECONDS = float(os.environ.get("PAGEONE_FIRE_USER_SECONDS", "8"))
+SECONDS = float(os.environ.get("PAGEONE_STRESS_USER_SECONDS", "8"))
 SCENARIOS = ["writers", "signals", "calls", "forks", "dontneed", "guards", "suspended", "mappings", "anything"]
 
 DRIVER = """
@@ -45,10 +45,10 @@ with Engine(period=0.05, quiet_periods=1, backend=LiveBackend(stop_timeout_s=0.2
 """
 
 
-@pytest.mark.xdist_group("fire")
+@pytest.mark.xdist_group("stress")
 @pytest.mark.timeout(150)
-def test_no_byte_changes_and_nothing_hangs_for_an_ordinary_user(as_user: Any, fire: Path) -> None:
-    done = as_user.run("-c", DRIVER, str(fire), str(SECONDS), *SCENARIOS, timeout=140)
+def test_no_byte_changes_and_nothing_hangs_for_an_ordinary_user(as_user: Any, stress: Path) -> None:
+    done = as_user.run("-c", DRIVER, str(stress), str(SECONDS), *SCENARIOS, timeout=140)
     assert done.returncode == 0, done.stderr
     verdicts = json.loads(done.stdout)
     wrong = {

@@ -1,7 +1,7 @@
-"""Programs under fire: real threads write and check at full speed while the engine merges every 0.05 s.
+"""Programs under stress: real threads write and check at full speed while the engine merges every 0.05 s.
 
-Each scenario of ``fire.c`` is one hazard. Several run side by side under one engine, and share frames: so each gets
-its 15 seconds in ``make test`` (``PAGEONE_FIRE_SECONDS``) and its ten minutes in ``make soak``
+Each scenario of ``stress.c`` is one hazard. Several run side by side under one engine, and share frames: so each gets
+its 15 seconds in ``make test`` (``PAGEONE_STRESS_SECONDS``) and its ten minutes in ``make soak``
 (``PAGEONE_SOAK_SECONDS``) without taking hours together. A failure names the scenario.
 """
 
@@ -24,7 +24,7 @@ from pageone.engine import Engine
 from pageone.errors import PageOneError
 from pageone.live import LiveBackend, LiveTarget
 
-SECONDS = float(os.environ.get("PAGEONE_FIRE_SECONDS", "15"))
+SECONDS = float(os.environ.get("PAGEONE_STRESS_SECONDS", "15"))
 SOAK_SECONDS = float(os.environ.get("PAGEONE_SOAK_SECONDS", "600"))
 PERIOD = 0.05
 MERGED = 300  #: a scenario of which no more pages were merged has shown nothing
@@ -66,7 +66,7 @@ class Followed:
                 self._before = before
 
 
-def under_fire(
+def under_stress(
     start: Callable[..., Any], scenarios: Sequence[str], seconds: float, within_s: float = 60, each: int = 1
 ) -> Engine:
     """Run scenarios side by side, ``each`` programs of each, under a merging engine to their end; return it, closed.
@@ -92,12 +92,12 @@ def under_fire(
         for p, before in zip(programs, at_rest, strict=True):
             under = p.merged - before
             try:
-                print(f"{p.scenario}: {p.program.verdict(0.1)}, {before} pages merged at rest and {under} under fire")
+                print(f"{p.scenario}: {p.program.verdict(0.1)}, {before} pages merged at rest and {under} under stress")
             except AssertionError as error:
                 wrong.append(f"{p.scenario}: {error}")
             # On a busy machine much may be left for later; not so in minutes.
             if before <= MERGED or (seconds >= LONG_S and p.scenario not in ONCE and not under):
-                wrong.append(f"{p.scenario}: only {before} pages merged at rest and {under} under fire")
+                wrong.append(f"{p.scenario}: only {before} pages merged at rest and {under} under stress")
         assert not wrong, "\n".join(wrong)
         engine.stop()
         engine.step()
@@ -146,23 +146,23 @@ SCENARIOS = {
 #: Those in which the attached process itself writes nothing that could be merged again.
 ONCE = {"leaderless", "limit-files", "orphans", "ptrace", "seccomp", "userfaultfd"}
 #: One scenario alone, for whoever looks into it (CONTRIBUTING.md).
-ALONE = os.environ.get("PAGEONE_FIRE_SCENARIO")
+ALONE = os.environ.get("PAGEONE_STRESS_SCENARIO")
 #: Dealt out in turn: neighbours in the list above ask for much of the same.
 SIDE_BY_SIDE = [[ALONE]] if ALONE else [list(SCENARIOS)[i::GROUPS] for i in range(GROUPS)]
 
 
 # One group at a time, also where tests run in parallel: each keeps all processors busy.
-@pytest.mark.xdist_group("fire")
+@pytest.mark.xdist_group("stress")
 @pytest.mark.timeout(SECONDS + 150)
 @pytest.mark.parametrize("scenarios", SIDE_BY_SIDE, ids=" ".join)
 def test_no_byte_changes_and_nothing_hangs_under(scenarios: list[str], start: Callable[..., Any]) -> None:
-    under_fire(start, scenarios, SECONDS)
+    under_stress(start, scenarios, SECONDS)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("scenarios", SIDE_BY_SIDE, ids=" ".join)
 def test_no_byte_changes_and_nothing_hangs_for_long_under(scenarios: list[str], start: Callable[..., Any]) -> None:
-    under_fire(start, scenarios, SOAK_SECONDS)
+    under_stress(start, scenarios, SOAK_SECONDS)
 
 
 #: Remedies, each with a scenario that finds wrong bytes, results or hangs without it, and for how long it may look.
@@ -214,7 +214,7 @@ def test_the_scenario_finds_what_is_wrong_where_its_remedy_is_switched_off(
 
         monkeypatch.setattr(LiveTarget, "merge", dawdling)
     with pytest.raises(AssertionError, match=r"WRONG|status|hangs"):
-        under_fire(start, [scenario], seconds, within_s=12, each=2)
+        under_stress(start, [scenario], seconds, within_s=12, each=2)
 
 
 def test_a_suspended_process_is_merged_and_stays_suspended(start: Callable[..., Any]) -> None:

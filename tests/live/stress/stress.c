@@ -1,6 +1,6 @@
-/* A program under fire: threads write and check memory at full speed while it is merged from outside.
+/* A program under stress: threads write and check memory at full speed while it is merged from outside.
  *
- *   fire SCENARIO SECONDS SEED
+ *   stress SCENARIO SECONDS SEED
  *
  * The area has PAGES pages. Every word of a page follows from (page, version), so a page can be checked against the
  * version that its owner knows it to have, and pages of version 0 are the same in every process and, by groups of
@@ -421,7 +421,7 @@ static void calls(void) {
     MUST(pipe(pipes) == 0 && pipe(ends) == 0 && socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
     listener = socket(AF_UNIX, SOCK_STREAM, 0);
     struct sockaddr_un name = {.sun_family = AF_UNIX};
-    snprintf(name.sun_path + 1, sizeof name.sun_path - 1, "pageone-fire-%d", getpid());
+    snprintf(name.sun_path + 1, sizeof name.sun_path - 1, "pageone-stress-%d", getpid());
     MUST(bind(listener, (struct sockaddr *)&name, sizeof name) == 0 && listen(listener, 1) == 0);
     pthread_t others[7] = {start(sleeper), start(futex_waiter), start(epoll_waiter), start(reader), start(receiver), start(acceptor)};
     MUST(pthread_create(&others[6], NULL, epoll_for_ever, &ends[0]) == 0);
@@ -562,7 +562,7 @@ static void execs(char *program) {
     if (over()) return;
     /* the next image is to end when this one would have */
     snprintf(text, sizeof text, "%f", began);
-    setenv("FIRE_BEGAN", text, 1);
+    setenv("STRESS_BEGAN", text, 1);
     snprintf(text, sizeof text, "%f", seconds);
     execl(program, program, "exec", text, "1", NULL);
     wrong("exec: errno %d", errno);
@@ -1075,7 +1075,7 @@ static void third_process(int through_file) {
 static int source; /* a file that holds PAGES pages of version 9 */
 
 static void make_source(void) {
-    char name[] = "/tmp/pageone-fire-XXXXXX";
+    char name[] = "/tmp/pageone-stress-XXXXXX";
     source = mkostemp(name, O_DIRECT);
     if (source < 0) source = mkstemp(name);
     MUST(source >= 0);
@@ -1406,7 +1406,7 @@ int main(int count, char **arguments) {
         char c;
         MUST(read(0, &c, 1) == 1);
     }
-    began = getenv("FIRE_BEGAN") ? atof(getenv("FIRE_BEGAN")) : now();
+    began = getenv("STRESS_BEGAN") ? atof(getenv("STRESS_BEGAN")) : now();
     if (!strcmp(what, "writers")) writers();
     else if (!strcmp(what, "signals")) signals();
     else if (!strcmp(what, "churn")) churn();

@@ -1,4 +1,4 @@
-"""What tests under fire share: the program, compiled once, and running programs of it."""
+"""What tests under stress share: the program, compiled once, and running programs of it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def fire(compiled: Callable[..., Path]) -> Path:
-    return compiled(Path(__file__).with_name("fire.c"))
+def stress(compiled: Callable[..., Path]) -> Path:
+    return compiled(Path(__file__).with_name("stress.c"))
 
 
-class Fire:
-    """One running program of ``fire.c``, which begins when it is told to."""
+class Program:
+    """One running program of ``stress.c``, which begins when it is told to."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -64,11 +64,11 @@ class Fire:
 
 
 @pytest.fixture
-def start(spawn: Any, fire: Path) -> Callable[..., Fire]:
-    """Start a scenario of ``fire.c``: ``start(scenario, seconds, seed)``, at a niceness if that is given."""
+def start(spawn: Any, stress: Path) -> Callable[..., Program]:
+    """Start a scenario of ``stress.c``: ``start(scenario, seconds, seed)``, at a niceness if that is given."""
 
-    def go(scenario: str, seconds: float, seed: int = 2, *, nice: int = 0, **options: Any) -> Fire:
-        argv = [fire, scenario, str(seconds), str(seed)]
-        return Fire(spawn(["nice", "-n", str(nice), *argv] if nice else argv, **options))
+    def go(scenario: str, seconds: float, seed: int = 2, *, nice: int = 0, **options: Any) -> Program:
+        argv = [stress, scenario, str(seconds), str(seed)]
+        return Program(spawn(["nice", "-n", str(nice), *argv] if nice else argv, **options))
 
     return go

@@ -18,7 +18,7 @@ from pageone.live import LiveBackend
 # An ordinary user's guardian traces what it follows all the time: nobody else can come.
 pytestmark = [pytest.mark.needs("merge", "gcc"), pytest.mark.root]
 
-SECONDS = float(os.environ.get("PAGEONE_FIRE_TRACED_SECONDS", "4"))
+SECONDS = float(os.environ.get("PAGEONE_STRESS_TRACED_SECONDS", "4"))
 SOAK_SECONDS = float(os.environ.get("PAGEONE_SOAK_SECONDS", "600"))
 SCENARIOS = ["discards", "orphans", "orphans", "forks"]
 MERGED = 300
@@ -27,9 +27,9 @@ LONGEST_MS = 300
 
 
 @pytest.fixture
-def fire(fire: Path, tmp_path: Path) -> Path:
+def stress(stress: Path, tmp_path: Path) -> Path:
     """The program under a name that nobody else runs."""
-    return Path(shutil.copy(fire, tmp_path / f"fire{os.getpid()}"))
+    return Path(shutil.copy(stress, tmp_path / f"stress{os.getpid()}"))
 
 
 @pytest.fixture
@@ -67,16 +67,16 @@ def _under_a_tracer(start: Callable[..., Any], spawn: Any, comes: Path, name: st
         assert came > 5
 
 
-@pytest.mark.xdist_group("fire")
+@pytest.mark.xdist_group("stress")
 @pytest.mark.timeout(180)
 def test_no_byte_changes_while_another_tracer_comes_and_goes(
-    start: Callable[..., Any], spawn: Any, comes: Path, fire: Path
+    start: Callable[..., Any], spawn: Any, comes: Path, stress: Path
 ) -> None:
-    _under_a_tracer(start, spawn, comes, fire.name, SECONDS)
+    _under_a_tracer(start, spawn, comes, stress.name, SECONDS)
 
 
 @pytest.mark.soak
 def test_no_byte_changes_while_another_tracer_comes_and_goes_for_long(
-    start: Callable[..., Any], spawn: Any, comes: Path, fire: Path
+    start: Callable[..., Any], spawn: Any, comes: Path, stress: Path
 ) -> None:
-    _under_a_tracer(start, spawn, comes, fire.name, SOAK_SECONDS)
+    _under_a_tracer(start, spawn, comes, stress.name, SOAK_SECONDS)
