@@ -1,6 +1,6 @@
 //! `pageone._native`: PyO3 glue. Arrays in, arrays out, errors mapped; no logic lives here.
 //!
-//! One submodule a core crate: `one` (sdtree), `mem` (pagemem), `census`, `queue` (crossbeam); with the feature
+//! One submodule a core crate: `one` (sdtree), `mem` (pagemem), `duplicates`, `queue` (crossbeam); with the feature
 //! `bench` also `baselines`, and `ksm` (ksmmodel).
 //! Every call that may take longer than a few microseconds releases the GIL.
 
@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 
 #[cfg(feature = "bench")]
 mod baselines;
-mod census;
+mod duplicates;
 #[cfg(feature = "bench")]
 mod ksm;
 mod mem;
@@ -52,7 +52,7 @@ mod _native {
         m.add("__version__", env!("CARGO_PKG_VERSION"))?;
         one::register(m)?;
         mem::register(m)?;
-        census::register(m)?;
+        duplicates::register(m)?;
         queue::register(m)?;
         #[cfg(feature = "bench")]
         {

@@ -1,7 +1,7 @@
 """The native core. Private: use the public packages ``pageone.one``, ``pageone.live``."""
 
 from pageone._native import baselines as baselines
-from pageone._native import census as census
+from pageone._native import duplicates as duplicates
 from pageone._native import ksm as ksm
 from pageone._native import mem as mem
 from pageone._native import one as one

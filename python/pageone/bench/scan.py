@@ -38,23 +38,23 @@ sys.stdin.read()
 #: Peak memory of counting a file, above that of the same process before it: bytes a page.
 _MEMORY = """
 import sys
-from pageone.scan.census import Census
+from pageone.scan.duplicates import DuplicateCount
 from pageone.scan import sources, account
 import pageone.one
 def peak():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
-def census(path, threads):
+def count_duplicates(path, threads):
     source = sources.file(path)
-    c = Census([source], threads)
+    c = DuplicateCount([source], threads)
     c.run()
     account.account(c)
     return len(source)
-census(sys.argv[2], 1)
+count_duplicates(sys.argv[2], 1)
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # the peak starts anew from what is resident
 before = peak()
-pages = census(sys.argv[1], 1)
+pages = count_duplicates(sys.argv[1], 1)
 print((peak() - before) / pages)
 """
 
@@ -126,17 +126,17 @@ def measure(mebibytes: int, repeats: int) -> dict[str, Any]:
 
     from pageone._native import mem
     from pageone.scan import sources
-    from pageone.scan.census import Census
+    from pageone.scan.duplicates import DuplicateCount
 
     def timed(work: Callable[[], None]) -> tuple[float, float]:
         wall, cpu = time.perf_counter(), time.process_time()
         work()
         return time.perf_counter() - wall, time.process_time() - cpu
 
-    def census(open_source: Callable[[], sources.Source], threads: int) -> Callable[[], None]:
+    def count_duplicates(open_source: Callable[[], sources.Source], threads: int) -> Callable[[], None]:
         def work() -> None:
             source = open_source()
-            Census([source], threads).run()
+            DuplicateCount([source], threads).run()
             source.close()
 
         return work
@@ -152,10 +152,10 @@ def measure(mebibytes: int, repeats: int) -> dict[str, Any]:
         with open(small, "wb") as file:
             file.write(rng.bytes(16 << 20))
         one, two, ratio, cpu_rate, alone_ratio = [], [], [], [], []
-        census(lambda: sources.file(path), 1)()
+        count_duplicates(lambda: sources.file(path), 1)()
         for _ in range(repeats):
-            wall, cpu = timed(census(lambda: sources.file(path), 1))
-            wall_two, _ = timed(census(lambda: sources.file(path), 2))
+            wall, cpu = timed(count_duplicates(lambda: sources.file(path), 1))
+            wall_two, _ = timed(count_duplicates(lambda: sources.file(path), 2))
             one.append(size / wall / 1e9)
             cpu_rate.append(size / cpu / 1e9)
             two.append(size / wall_two / 1e9)
@@ -198,7 +198,7 @@ def measure(mebibytes: int, repeats: int) -> dict[str, Any]:
             timed(lambda pid=target.pid, at=at: _read_alone(pid, at, pages))  # type: ignore[misc]
             for _ in range(repeats):
                 base, base_cpu = timed(lambda pid=target.pid, at=at: _read_alone(pid, at, pages))  # type: ignore[misc]
-                wall, cpu = timed(census(live, 1))
+                wall, cpu = timed(count_duplicates(live, 1))
                 alone.append(base / pages * 1e9)
                 counted.append(wall / pages * 1e9)
                 against.append(wall / base)

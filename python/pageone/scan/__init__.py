@@ -111,7 +111,7 @@ def _count(
 ) -> tuple[ScanReport, float]:
     """Return the report of these sources, and how long reading took; raises where one of them holds it up."""
     from pageone.scan.account import account
-    from pageone.scan.census import Census
+    from pageone.scan.duplicates import DuplicateCount
     from pageone.scan.patient import Once
 
     total, done = sum(len(source) for source in found), 0
@@ -128,14 +128,14 @@ def _count(
 
     def work() -> tuple[ScanReport, float]:
         started = time.perf_counter()
-        census = Census(found, threads, once.advance, remember=watch > 0)
-        census.run()
+        counted = DuplicateCount(found, threads, once.advance, remember=watch > 0)
+        counted.run()
         seconds = time.perf_counter() - started
         changed = None
         if watch > 0:
             time.sleep(watch)
-            changed = census.look_again()
-        return account(census, changed, min_run), seconds
+            changed = counted.look_again()
+        return account(counted, changed, min_run), seconds
 
     return once.run(work)
 

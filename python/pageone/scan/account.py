@@ -25,7 +25,7 @@ from pageone.policy import (
     frames_wanted,
     worth_splitting,
 )
-from pageone.scan.census import UNSTABLE, ZERO, Census
+from pageone.scan.duplicates import UNSTABLE, ZERO, DuplicateCount
 from pageone.scan.huge import shared_unseen
 from pageone.scan.report import ScanReport
 
@@ -93,32 +93,32 @@ def page_cache_shared(rows: list[U64], page_size: int) -> int:
     return (total - int(fresh.sum())) * page_size
 
 
-def account(census: Census, changed: Bools | None = None, min_run: int = 1) -> ScanReport:
-    """Return the report of a census. ``changed``: the pages that a second look found changed.
+def account(counted: DuplicateCount, changed: Bools | None = None, min_run: int = 1) -> ScanReport:
+    """Return the report of a count. ``changed``: the pages that a second look found changed.
 
     ``min_run``: the engine's option of that name: equal pages in shorter runs are left alone.
 
     Cost: about 0.1 µs a duplicate page, less for others.
     """
     limits = Limits(min_run=min_run, mappings=int(MAP_SHARE * procfs.max_map_count()))
-    report = ScanReport(page_size=census.sources[0].page_size if census.sources else 4096)
+    report = ScanReport(page_size=counted.sources[0].page_size if counted.sources else 4096)
     size = report.page_size
-    zero = np.flatnonzero(census.ids == ZERO).astype(np.uint32)
-    report.pages = census.total
+    zero = np.flatnonzero(counted.ids == ZERO).astype(np.uint32)
+    report.pages = counted.total
     report.zero_pages = len(zero)
-    report.unstable_pages = int(np.count_nonzero(census.ids == UNSTABLE))
-    report.duplicate_pages = int(census.extra.sum(dtype=np.int64))
+    report.unstable_pages = int(np.count_nonzero(counted.ids == UNSTABLE))
+    report.duplicate_pages = int(counted.extra.sum(dtype=np.int64))
     report.distinct_pages = report.pages - report.zero_pages - report.unstable_pages - report.duplicate_pages
 
-    duplicates = _duplicates(census)
-    frames = _Frames(census, duplicates, zero)
+    duplicates = _duplicates(counted)
+    frames = _Frames(counted, duplicates, zero)
     report.sharing = frames.sharing
-    _targets(census, duplicates, zero, report)
-    _sharing(census, frames, report)
-    saved, saved_zero = _savings(census, duplicates, zero, frames, report, limits)
-    _regions(census, duplicates, zero, saved, saved_zero, report)
-    _pairs(census, duplicates, report)
-    _contents(census, duplicates, report)
+    _targets(counted, duplicates, zero, report)
+    _sharing(counted, frames, report)
+    saved, saved_zero = _savings(counted, duplicates, zero, frames, report, limits)
+    _regions(counted, duplicates, zero, saved, saved_zero, report)
+    _pairs(counted, duplicates, report)
+    _contents(counted, duplicates, report)
     if changed is not None:
         dup_changed = changed[duplicates.page]
         report.watch = {
@@ -128,31 +128,31 @@ def account(census: Census, changed: Bools | None = None, min_run: int = 1) -> S
             "saveable_quiet_bytes": int(saved[~dup_changed].sum() + saved_zero[~changed[zero]].sum()) * size,
             "by_target": [
                 int(np.count_nonzero(changed[int(a) : int(b)]))
-                for a, b in zip(census.base[:-1], census.base[1:], strict=True)
+                for a, b in zip(counted.base[:-1], counted.base[1:], strict=True)
             ],
         }
-    for source in census.sources:
+    for source in counted.sources:
         report.problems += source.notes
     return report
 
 
-def _duplicates(census: Census) -> _Duplicates:
-    repeated = np.flatnonzero(census.extra)
+def _duplicates(counted: DuplicateCount) -> _Duplicates:
+    repeated = np.flatnonzero(counted.extra)
     # In the order of their first pages, which is the order in which the engine would give frames.
-    repeated = repeated[np.argsort(census.model[repeated], kind="stable")]
-    number = np.zeros(len(census.extra), np.uint32)  # plus one; touched only where there is a duplicate
+    repeated = repeated[np.argsort(counted.representative[repeated], kind="stable")]
+    number = np.zeros(len(counted.extra), np.uint32)  # plus one; touched only where there is a duplicate
     number[repeated] = np.arange(1, len(repeated) + 1, dtype=np.uint32)
-    first_extent = np.concatenate((np.zeros(1, np.int64), np.cumsum([len(s.pages) for s in census.sources])))
+    first_extent = np.concatenate((np.zeros(1, np.int64), np.cumsum([len(s.pages) for s in counted.sources])))
     pages, contents, extents = [], [], []
-    for low in range(0, census.total, CHUNK):
-        ids = census.ids[low : low + CHUNK]
+    for low in range(0, counted.total, CHUNK):
+        ids = counted.ids[low : low + CHUNK]
         stable = ids < UNSTABLE
         index = np.zeros(len(ids), np.uint32)
         index[stable] = number[ids[stable]]
         rows = np.flatnonzero(index)
         pages.append((rows + low).astype(np.uint32))
         contents.append(index[rows] - np.uint32(1))
-        extents.append(_extents(census, rows + low, first_extent))
+        extents.append(_extents(counted, rows + low, first_extent))
     empty = [np.empty(0, np.uint32)]
     content = np.concatenate(contents or empty)
     return _Duplicates(
@@ -160,24 +160,24 @@ def _duplicates(census: Census) -> _Duplicates:
         content=content,
         extent=np.concatenate(extents or empty),
         first_extent=first_extent,
-        count=census.extra[repeated].astype(np.int64) + 1,
+        count=counted.extra[repeated].astype(np.int64) + 1,
     )
 
 
-def _extents(census: Census, page: I64, first_extent: I64) -> U32:
+def _extents(counted: DuplicateCount, page: I64, first_extent: I64) -> U32:
     """Return the extent, across sources, of pages given in ascending order."""
-    cuts = np.searchsorted(page, census.base)
+    cuts = np.searchsorted(page, counted.base)
     out = np.empty(len(page), np.uint32)
     for number in np.flatnonzero(np.diff(cuts)).tolist():
         part = slice(int(cuts[number]), int(cuts[number + 1]))
-        out[part] = census.sources[number].extent_of(page[part] - census.base[number]) + first_extent[number]
+        out[part] = counted.sources[number].extent_of(page[part] - counted.base[number]) + first_extent[number]
     return out
 
 
-def _by_extent(census: Census, what: str) -> npt.NDArray[np.generic]:
+def _by_extent(counted: DuplicateCount, what: str) -> npt.NDArray[np.generic]:
     """Return a column with an element for each extent of all sources."""
     columns: list[npt.NDArray[np.generic]] = []
-    for source in census.sources:
+    for source in counted.sources:
         if what == "mergeable":
             columns.append(np.array([r.mergeable for r in source.regions], bool)[source.region])
         elif what == "start":
@@ -198,14 +198,14 @@ class _Frames:
     a frame that nobody else maps. A page mapped once always stands for its frame.
     """
 
-    def __init__(self, census: Census, duplicates: _Duplicates, zero: U32) -> None:
-        self.page, frame = _shared(census)
-        live = any(source.pid is not None for source in census.sources)
+    def __init__(self, counted: DuplicateCount, duplicates: _Duplicates, zero: U32) -> None:
+        self.page, frame = _shared(counted)
+        live = any(source.pid is not None for source in counted.sources)
         self.sharing = "none" if not live else "frames" if os.geteuid() == 0 else "assumed"
         if len(frame) and not frame.any():
             # The kernel does not tell frames: equal shared pages are taken for one frame.
             self.sharing = "assumed"
-            frame = census.ids[self.page].astype(np.uint64)
+            frame = counted.ids[self.page].astype(np.uint64)
         _, first, inverse, count = np.unique(frame, return_index=True, return_inverse=True, return_counts=True)
         self.lead = np.zeros(len(self.page), bool)
         self.lead[first] = True
@@ -234,32 +234,32 @@ class _Frames:
         return at, inside
 
 
-def _shared(census: Census) -> tuple[U32, U64]:
+def _shared(counted: DuplicateCount) -> tuple[U32, U64]:
     """Return the pages that are mapped more than once, ascending, and their frames: also those within huge pages."""
-    page, frame = census.shared()
-    found = [shared_unseen(source, mapcounts) for source in census.sources]
-    pages = [page, *((its + base).astype(np.uint32) for (its, _), base in zip(found, census.base, strict=False))]
+    page, frame = counted.shared()
+    found = [shared_unseen(source, mapcounts) for source in counted.sources]
+    pages = [page, *((its + base).astype(np.uint32) for (its, _), base in zip(found, counted.base, strict=False))]
     frames = np.concatenate([frame, *(its for _, its in found)])
     # What was mapped page by page since it was counted is in both.
     unique, first = np.unique(np.concatenate(pages), return_index=True)
     return unique, frames[first]
 
 
-def _targets(census: Census, duplicates: _Duplicates, zero: U32, report: ScanReport) -> None:
-    owner = np.searchsorted(census.base, duplicates.page, side="right") - 1
+def _targets(counted: DuplicateCount, duplicates: _Duplicates, zero: U32, report: ScanReport) -> None:
+    owner = np.searchsorted(counted.base, duplicates.page, side="right") - 1
     # Of each content, its pages in one target: the first in a target that is not the content's first is "across".
-    order = np.lexsort((owner, duplicates.content)) if len(census.sources) > 1 else np.arange(len(owner))
-    if len(census.sources) > 1:
+    order = np.lexsort((owner, duplicates.content)) if len(counted.sources) > 1 else np.arange(len(owner))
+    if len(counted.sources) > 1:
         content, target = duplicates.content[order], owner[order]
         new_pair = np.r_[True, (content[1:] != content[:-1]) | (target[1:] != target[:-1])] if len(order) else []
         pairs = int(np.count_nonzero(new_pair))
         report.duplicates_across = pairs - len(duplicates.count)
     report.duplicates_inside = report.duplicate_pages - report.duplicates_across
-    dup_pages = np.bincount(owner, minlength=len(census.sources))
-    zero_pages = np.bincount(np.searchsorted(census.base, zero, side="right") - 1, minlength=len(census.sources))
-    for number, source in enumerate(census.sources):
-        low, high = int(census.base[number]), int(census.base[number + 1])
-        unstable = int(np.count_nonzero(census.ids[low:high] == UNSTABLE))
+    dup_pages = np.bincount(owner, minlength=len(counted.sources))
+    zero_pages = np.bincount(np.searchsorted(counted.base, zero, side="right") - 1, minlength=len(counted.sources))
+    for number, source in enumerate(counted.sources):
+        low, high = int(counted.base[number]), int(counted.base[number + 1])
+        unstable = int(np.count_nonzero(counted.ids[low:high] == UNSTABLE))
         report.targets.append(
             {
                 "name": source.name,
@@ -279,26 +279,26 @@ def _targets(census: Census, duplicates: _Duplicates, zero: U32, report: ScanRep
         )
 
 
-def _sharing(census: Census, frames: _Frames, report: ScanReport) -> None:
+def _sharing(counted: DuplicateCount, frames: _Frames, report: ScanReport) -> None:
     size = report.page_size
-    zero_page = sum(source.zero_mapped for source in census.sources)
+    zero_page = sum(source.zero_mapped for source in counted.sources)
     report.already_shared = {
         "fork_bytes": frames.repeats * size,
-        "page_cache_bytes": page_cache_shared([source.file_pages for source in census.sources], size),
+        "page_cache_bytes": page_cache_shared([source.file_pages for source in counted.sources], size),
         "zero_page_bytes": zero_page * size,
     }
     report.already_shared_bytes = sum(report.already_shared.values())
 
 
 def _savings(
-    census: Census, duplicates: _Duplicates, zero: U32, frames: _Frames, report: ScanReport, limits: Limits
+    counted: DuplicateCount, duplicates: _Duplicates, zero: U32, frames: _Frames, report: ScanReport, limits: Limits
 ) -> tuple[F64, F64]:
     """Fill in what PageONE and KSM would save; returns the frames saved by each duplicate page and each zero page."""
     size = report.page_size
     extent, content, contents = duplicates.extent, duplicates.content, len(duplicates.count)
-    mergeable = _by_extent(census, "mergeable").astype(bool)
-    huge = _by_extent(census, "huge").astype(bool)
-    zero_extent = _extents(census, zero.astype(np.int64), duplicates.first_extent)
+    mergeable = _by_extent(counted, "mergeable").astype(bool)
+    huge = _by_extent(counted, "huge").astype(bool)
+    zero_extent = _extents(counted, zero.astype(np.int64), duplicates.first_extent)
     frees, zero_frees = frames.frees(duplicates.page), frames.frees(zero)
 
     # KSM takes any private page; zero pages share frames too, as use_zero_pages is off unless switched on.
@@ -314,7 +314,7 @@ def _savings(
         "saveable_bytes": ksm_bytes,
         "metadata_bytes": ksm_cost,
         "net_bytes": ksm_bytes - ksm_cost,
-        "huge_pages_split": _huge_units(census, np.r_[duplicates.page, zero], np.r_[extent, zero_extent], huge),
+        "huge_pages_split": _huge_units(counted, np.r_[duplicates.page, zero], np.r_[extent, zero_extent], huge),
     }
 
     # PageONE: private anonymous memory that one process has alone; a huge page is split only for more than half of it.
@@ -323,7 +323,7 @@ def _savings(
     zero_able = mergeable[zero_extent] & zero_own
     all_page = np.r_[duplicates.page[able], zero[zero_able]]
     all_extent = np.r_[extent[able], zero_extent[zero_able]]
-    whole, split = _whole_huge(census, all_page, all_extent, huge, limits)
+    whole, split = _whole_huge(counted, all_page, all_extent, huge, limits)
     kept = int(np.count_nonzero(whole))
     first_zero = int(np.count_nonzero(able))
     able[np.flatnonzero(able)[whole[:first_zero]]] = False
@@ -335,7 +335,7 @@ def _savings(
         needed = np.where(count > 1, frames_wanted(count, limits), 0)
         saved = np.where(count > 1, np.maximum(0, count - needed), 0)
         taken = able & (saved > 0)[content]
-        runs = _Runs(census, duplicates, taken, np.where(saved > 0, needed, 0))
+        runs = _Runs(counted, duplicates, taken, np.where(saved > 0, needed, 0))
         short = runs.length < limits.min_run
         over = runs.over_budget(limits) if not short.any() else np.zeros(len(short), bool)
         if not short.any() and not over.any():
@@ -371,28 +371,28 @@ def _savings(
     return by_page, by_zero
 
 
-def _huge_index(census: Census, page: U32, extent: U32, huge: Bools) -> tuple[I64, U64]:
+def _huge_index(counted: DuplicateCount, page: U32, extent: U32, huge: Bools) -> tuple[I64, U64]:
     """Return the rows that lie in huge pages, and a number for the huge page of each."""
     rows = np.flatnonzero(huge[extent]) if len(extent) else np.empty(0, np.int64)
     if not len(rows):
         return rows, np.empty(0, np.uint64)
-    owner = np.searchsorted(census.base, page[rows], side="right") - 1
+    owner = np.searchsorted(counted.base, page[rows], side="right") - 1
     unit = np.empty(len(rows), np.uint64)
     for number in np.unique(owner).tolist():
         mine = owner == number
-        at = census.sources[number].positions(page[rows[mine]].astype(np.int64) - census.base[number])
+        at = counted.sources[number].positions(page[rows[mine]].astype(np.int64) - counted.base[number])
         unit[mine] = at // np.uint64(PAGES_PER_HUGE * 4096) | np.uint64(number << 40)
     return rows, unit
 
 
-def _huge_units(census: Census, page: U32, extent: U32, huge: Bools) -> int:
-    return len(np.unique(_huge_index(census, page, extent, huge)[1]))
+def _huge_units(counted: DuplicateCount, page: U32, extent: U32, huge: Bools) -> int:
+    return len(np.unique(_huge_index(counted, page, extent, huge)[1]))
 
 
-def _whole_huge(census: Census, page: U32, extent: U32, huge: Bools, limits: Limits) -> tuple[Bools, int]:
+def _whole_huge(counted: DuplicateCount, page: U32, extent: U32, huge: Bools, limits: Limits) -> tuple[Bools, int]:
     """Return which pages stay unmerged since too little of their huge page could be, and how many are split."""
     whole = np.zeros(len(page), bool)
-    rows, unit = _huge_index(census, page, extent, huge)
+    rows, unit = _huge_index(counted, page, extent, huge)
     if not len(rows):
         return whole, 0
     _, inverse, count = np.unique(unit, return_inverse=True, return_counts=True)
@@ -404,19 +404,19 @@ def _whole_huge(census: Census, page: U32, extent: U32, huge: Bools, limits: Lim
 class _Runs:
     """Runs of pages that would map to runs of frames, with the mappings that they need."""
 
-    def __init__(self, census: Census, duplicates: _Duplicates, taken: Bools, needed: I64) -> None:
+    def __init__(self, counted: DuplicateCount, duplicates: _Duplicates, taken: Bools, needed: I64) -> None:
         self.rows = np.flatnonzero(taken)
         page = duplicates.page[self.rows].astype(np.int64)
         extent = duplicates.extent[self.rows]
         content = duplicates.content[self.rows]
-        self.owner = np.searchsorted(census.base, page, side="right") - 1
+        self.owner = np.searchsorted(counted.base, page, side="right") - 1
         frame = (np.cumsum(needed) - needed)[content]
-        start = _by_extent(census, "start").astype(np.uint64)
-        region = _by_extent(census, "region").astype(np.int64)
+        start = _by_extent(counted, "start").astype(np.uint64)
+        region = _by_extent(counted, "region").astype(np.int64)
         first_page = np.concatenate(
-            [s.first[:-1] + b for s, b in zip(census.sources, census.base, strict=False)] or [page]
+            [s.first[:-1] + b for s, b in zip(counted.sources, counted.base, strict=False)] or [page]
         )
-        size = census.sources[0].page_size if census.sources else 4096
+        size = counted.sources[0].page_size if counted.sources else 4096
         at = start[extent] // np.uint64(size) + (page - first_page[extent]).astype(np.uint64)
         if len(page):
             follows = (self.owner[1:] == self.owner[:-1]) & (region[extent[1:]] == region[extent[:-1]])
@@ -433,7 +433,7 @@ class _Runs:
         beside = np.r_[False, follows[self.first[1:] - 1]] if len(page) else np.empty(0, bool)
         self.added = np.where(beside, 1, 2)
         self.mappings = int(self.added.sum())
-        self.sources = census.sources
+        self.sources = counted.sources
 
     def over_budget(self, limits: Limits) -> Bools:
         """Return the runs that a target's budget of mappings leaves out, the shortest first."""
@@ -475,18 +475,18 @@ def _sums(index: npt.NDArray[np.integer], weight: F64, length: int) -> F64:
 
 
 def _regions(
-    census: Census, duplicates: _Duplicates, zero: U32, saved: F64, saved_zero: F64, report: ScanReport
+    counted: DuplicateCount, duplicates: _Duplicates, zero: U32, saved: F64, saved_zero: F64, report: ScanReport
 ) -> None:
     size = report.page_size
     names: dict[str, int] = {}
     label = []
-    for source in census.sources:
-        several = len(census.sources) == 1 or source.kind == "process"
+    for source in counted.sources:
+        several = len(counted.sources) == 1 or source.kind == "process"
         of_region = np.array([names.setdefault(r.kind if several else source.name, len(names)) for r in source.regions])
         label.append(of_region[source.region] if len(source.region) else np.empty(0, np.int64))
     kind = np.concatenate(label) if label else np.empty(0, np.int64)
-    zero_extent = _extents(census, zero.astype(np.int64), duplicates.first_extent)
-    pages = np.concatenate([s.pages for s in census.sources]) if census.sources else np.empty(0, np.int64)
+    zero_extent = _extents(counted, zero.astype(np.int64), duplicates.first_extent)
+    pages = np.concatenate([s.pages for s in counted.sources]) if counted.sources else np.empty(0, np.int64)
     total = np.bincount(kind, weights=pages, minlength=len(names))
     repeated = np.bincount(kind[duplicates.extent], minlength=len(names))
     zeros = np.bincount(kind[zero_extent], minlength=len(names))
@@ -502,21 +502,21 @@ def _regions(
             }
         )
     report.regions.sort(key=lambda row: -int(row["saveable_bytes"]))
-    owner = np.searchsorted(census.base, duplicates.page, side="right") - 1
-    zero_owner = np.searchsorted(census.base, zero, side="right") - 1
-    each = _sums(owner, saved, len(census.sources)) + _sums(zero_owner, saved_zero, len(census.sources))
+    owner = np.searchsorted(counted.base, duplicates.page, side="right") - 1
+    zero_owner = np.searchsorted(counted.base, zero, side="right") - 1
+    each = _sums(owner, saved, len(counted.sources)) + _sums(zero_owner, saved_zero, len(counted.sources))
     for target, amount in zip(report.targets, each.tolist(), strict=True):
         target["saveable_bytes"] = round(amount * size)
 
 
-def _pairs(census: Census, duplicates: _Duplicates, report: ScanReport) -> None:
-    if len(census.sources) < 2:
+def _pairs(counted: DuplicateCount, duplicates: _Duplicates, report: ScanReport) -> None:
+    if len(counted.sources) < 2:
         return
-    owner = np.searchsorted(census.base, duplicates.page, side="right") - 1
-    amount = np.bincount(owner, minlength=len(census.sources))
+    owner = np.searchsorted(counted.base, duplicates.page, side="right") - 1
+    amount = np.bincount(owner, minlength=len(counted.sources))
     chosen = np.argsort(-amount, kind="stable")[:PAIRS]
     chosen = np.sort(chosen[amount[chosen] > 0])
-    place = np.full(len(census.sources), -1)
+    place = np.full(len(counted.sources), -1)
     place[chosen] = np.arange(len(chosen))
     matrix = np.zeros((len(chosen), len(chosen)))
     step = 1 << 16
@@ -530,12 +530,12 @@ def _pairs(census: Census, duplicates: _Duplicates, report: ScanReport) -> None:
         has[part[column >= 0], column[column >= 0]] = 1
         matrix += has.T @ has
     report.pairs = {
-        "targets": [census.sources[i].name for i in chosen.tolist()],
+        "targets": [counted.sources[i].name for i in chosen.tolist()],
         "pages": np.rint(matrix).astype(np.int64).tolist(),
     }
 
 
-def _contents(census: Census, duplicates: _Duplicates, report: ScanReport) -> None:
+def _contents(counted: DuplicateCount, duplicates: _Duplicates, report: ScanReport) -> None:
     if report.zero_pages > 1:
         report.contents.append({"pages": report.zero_pages, "hex": "00" * PREVIEW, "what": "all bytes 00"})
     if not len(duplicates.count):
@@ -545,11 +545,11 @@ def _contents(census: Census, duplicates: _Duplicates, report: ScanReport) -> No
     is_top = np.isin(duplicates.content, top.astype(np.uint32))
     rows = np.flatnonzero(is_top)
     content, first = np.unique(duplicates.content[rows], return_index=True)
-    model = dict(zip(content.tolist(), duplicates.page[rows[first]].tolist(), strict=True))
+    representative = dict(zip(content.tolist(), duplicates.page[rows[first]].tolist(), strict=True))
     for number in top.tolist():
-        page = model[number]
-        owner = int(np.searchsorted(census.base, page, side="right")) - 1
-        data = census.preview(owner, page - int(census.base[owner]))
+        page = representative[number]
+        owner = int(np.searchsorted(counted.base, page, side="right")) - 1
+        data = counted.preview(owner, page - int(counted.base[owner]))
         report.contents.append(
             {"pages": int(duplicates.count[number]), "hex": data[:PREVIEW].hex(), "what": describe(data)}
         )

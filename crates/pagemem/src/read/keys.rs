@@ -1,6 +1,6 @@
 //! Keys of pages, by which equal ones are found: of bytes at hand, or read from a source and forgotten.
 //!
-//! Called by the bindings and by `census`.
+//! Called by the bindings and by `duplicates`.
 
 use std::io;
 

@@ -1,13 +1,15 @@
 """The count: which pages hold equal bytes. Exact: a key only routes, all bytes of every duplicate are compared.
 
-For: :mod:`pageone.scan`. It hands batches of sources to the native count (``pageone._native.census``) and settles what
-that leaves in doubt; it knows neither reports nor the command line.
+For: :mod:`pageone.scan`. It hands batches of sources to the native count (``pageone._native.duplicates``) and settles
+what that leaves in doubt; it knows neither reports nor the command line.
 
-The native count reads each page once. A page whose key is new becomes its content's *model*; any other is compared with
-its model, all bytes, while they are in the cache. Where they differ, here both are read again: a page that has changed
-is counted as unstable; so is a model, and the page at hand takes its place; two contents with one key are told apart by
-their bytes.
-Memory: 4 bytes a page for its content, 4 for the model and 28 in the tree for each distinct content, 4 for counts.
+The native count reads each page once. A page whose key is new becomes its content's *representative*; any other is
+compared with its representative, all bytes, while they are in the cache. Where they differ, here both are read again: a
+page that has changed is counted as unstable; so is a representative, and the page at hand takes its place; two contents
+with one key are told apart by their bytes.
+
+Memory: 4 bytes a page for its content, 4 for the representative and 28 in the tree for each distinct content, 4 for
+counts.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pageone._native import census as native
+from pageone._native import duplicates as native
 from pageone._native import mem
 from pageone.scan.sources import Source
 
@@ -40,13 +42,13 @@ _OK, _GONE = 0, 2
 _SAME = 0
 
 
-class Census:
+class DuplicateCount:
     """Counts the contents of sources.
 
     After :meth:`run`: ``ids``, ``(pages,)`` uint32, the content of each page, or ``ZERO`` or ``UNSTABLE``; ``extra``,
-    uint32 by content, how many pages have it beyond the first; ``model``, uint32 by content, a page that has it, plus
-    one; ``shared_page`` and ``shared_frame``, the pages mapped more than once and their frames (0 if not told).
-    ``base[i]`` is the number of source ``i``'s first page.
+    uint32 by content, how many pages have it beyond the first; ``representative``, uint32 by content, a page that has
+    it, plus one; ``shared_page`` and ``shared_frame``, the pages mapped more than once and their frames (0 if not
+    told). ``base[i]`` is the number of source ``i``'s first page.
     """
 
     def __init__(
@@ -66,13 +68,13 @@ class Census:
         seed = secrets.token_bytes(32)
         mask = (1 << truncate) - 1
         size = self.sources[0].page_size if self.sources else 4096
-        self._native: native.Census | None = native.Census(
+        self._native: native.DuplicateCount | None = native.DuplicateCount(
             [(*source.handle, source.start, source.first) for source in self.sources], size, seed, mask, remember
         )
         self.ids = self._native.ids
         # Not touched before it is used, so a page without a twin costs no count.
         self.extra = self._native.extra
-        self.model = self._native.model
+        self.representative = self._native.representative
         self.remembered = self._native.keys
         self.collided = 0
         self._progress = progress or (lambda pages: None)
@@ -88,7 +90,7 @@ class Census:
     def run(self) -> None:
         """Read and count everything. Cost: what reading costs, and 0.1-0.2 µs a page."""
         self._each(self._batch, self._work())
-        # With several threads a content may be met before its first thread has written down its model.
+        # With several threads a content may be met before its first thread has written down its representative.
         while self._late:
             self._verify(*self._late.pop())
         self._native = None  # the tree goes, the columns stay
@@ -145,36 +147,36 @@ class Census:
     # --- all bytes --------------------------------------------------------------------------------------------
 
     def _verify(self, number: int, page: I64, ids: U32, keys: U64) -> None:
-        """Compare pages of source ``number`` with the models of their contents, all bytes, and book the outcome."""
-        model = self.model[ids].astype(np.int64) - 1
-        late = model < 0
+        """Compare pages of source ``number`` with their representatives, all bytes, and record the outcome."""
+        representative = self.representative[ids].astype(np.int64) - 1
+        late = representative < 0
         if late.any():
             with self._lock:
                 self._late.append((number, page[late], ids[late], keys[late]))
-            page, ids, keys, model = page[~late], ids[~late], keys[~late], model[~late]
-        verdict = self._compare(number, page, model)
+            page, ids, keys, representative = page[~late], ids[~late], keys[~late], representative[~late]
+        verdict = self._compare(number, page, representative)
         same = verdict == _SAME
         self._add(ids[same])
         if not same.all():
             with self._lock:
-                self._differing(number, page[~same], ids[~same], keys[~same], model[~same])
+                self._differing(number, page[~same], ids[~same], keys[~same], representative[~same])
 
     def _add(self, ids: U32) -> None:
         # Atomic: other threads count meanwhile.
         assert self._native is not None
         self._native.add(ids)
 
-    def _compare(self, number: int, page: I64, model: I64) -> U8:
+    def _compare(self, number: int, page: I64, representative: I64) -> U8:
         verdict = np.full(len(page), _GONE, np.uint8)
         source = self.sources[number]
         at = source.positions(page)
-        owner = np.searchsorted(self.base, model, side="right") - 1
+        owner = np.searchsorted(self.base, representative, side="right") - 1
         for other in np.unique(owner).tolist():
             mine = owner == other
             its = self.sources[other]
-            model_at = its.positions(model[mine] - self.base[other])
+            representative_at = its.positions(representative[mine] - self.base[other])
             with contextlib.suppress(OSError):  # one has become unreadable: its pages have changed
-                verdict[mine] = mem.compare(source.handle, at[mine], its.handle, model_at, source.page_size)
+                verdict[mine] = mem.compare(source.handle, at[mine], its.handle, representative_at, source.page_size)
         return verdict
 
     def _now(self, number: int, page: I64) -> U64:
@@ -188,34 +190,34 @@ class Census:
         keys[code != _OK] = ~np.uint64(0)
         return keys
 
-    def _differing(self, number: int, page: I64, ids: U32, keys: U64, model: I64) -> None:
-        """Book pages that are not what their models are: one of the two has changed, or two contents share a key.
+    def _differing(self, number: int, page: I64, ids: U32, keys: U64, representative: I64) -> None:
+        """Settle pages that differ from their representatives: one of the two has changed, or two contents share a key.
 
-        Under the lock: models change.
+        Under the lock: representatives change.
         """
         base = int(self.base[number])
         changed = self._now(number, page) != keys
         self.ids[base + page[changed]] = UNSTABLE
-        page, ids, keys, model = page[~changed], ids[~changed], keys[~changed], model[~changed]
+        page, ids, keys, representative = page[~changed], ids[~changed], keys[~changed], representative[~changed]
 
-        owner = np.searchsorted(self.base, model, side="right") - 1
-        now = np.empty(len(model), np.uint64)
+        owner = np.searchsorted(self.base, representative, side="right") - 1
+        now = np.empty(len(representative), np.uint64)
         for other in np.unique(owner).tolist():
-            now[owner == other] = self._now(other, model[owner == other] - self.base[other])
-        stale = (now != keys) & (self.model[ids].astype(np.int64) - 1 == model)
-        # The first page of each content takes the changed model's place: one page more, one less.
+            now[owner == other] = self._now(other, representative[owner == other] - self.base[other])
+        stale = (now != keys) & (self.representative[ids].astype(np.int64) - 1 == representative)
+        # The first page of each content takes the changed representative's place: one page more, one less.
         _, first = np.unique(ids[stale], return_index=True)
         first = np.flatnonzero(stale)[first]
-        self.ids[model[first]] = UNSTABLE
-        self.model[ids[first]] = base + page[first] + 1
+        self.ids[representative[first]] = UNSTABLE
+        self.representative[ids[first]] = base + page[first] + 1
         done = np.zeros(len(page), bool)
         done[first] = True
-        # Pages whose model has been replaced are compared with the new one.
-        again = ~done & (self.model[ids].astype(np.int64) - 1 != model)
+        # Pages whose representative has been replaced are compared with the new one.
+        again = ~done & (self.representative[ids].astype(np.int64) - 1 != representative)
         if again.any():
             self._verify(number, page[again], ids[again], keys[again])
         rest = np.flatnonzero(~done & ~again)
-        verdict = self._compare(number, page[rest], model[rest])
+        verdict = self._compare(number, page[rest], representative[rest])
         self._add(ids[rest[verdict == _SAME]])
         # What is left has the key of another content: told apart by its bytes, in a table of bytes.
         size = self.sources[number].page_size
@@ -226,9 +228,9 @@ class Census:
                 continue
             content = self._contents.get(data)
             if content is None:
-                content = len(self.model) - 1 - len(self._contents)
+                content = len(self.representative) - 1 - len(self._contents)
                 self._contents[data] = content
-                self.model[content] = base + int(page[i]) + 1
+                self.representative[content] = base + int(page[i]) + 1
                 self.collided += 1
             else:
                 self.extra[content] += np.uint32(1)

@@ -1,4 +1,4 @@
-"""Stubs of `pageone._native.census`."""
+"""Stubs of `pageone._native.duplicates`."""
 
 from typing import final
 
@@ -6,10 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 @final
-class Census:
+class DuplicateCount:
     """Counts pages. ``targets``: (is a process, PID or descriptor, position and first page of each extent).
 
-    ``ids``, ``extra``, ``model``, ``keys`` are views, not copies; what they hold is said in ``pageone.scan.census``.
+    ``ids``, ``extra``, ``representative``, ``keys`` are views, not copies; what they hold is said in
+    ``pageone.scan.duplicates``.
     """
 
     def __new__(
@@ -19,7 +20,7 @@ class Census:
         seed: bytes,
         mask: int,
         remember: bool,
-    ) -> Census: ...
+    ) -> DuplicateCount: ...
     def count(
         self, target: int, low: int, high: int
     ) -> tuple[
@@ -42,6 +43,6 @@ class Census:
     @property
     def extra(self) -> npt.NDArray[np.uint32]: ...
     @property
-    def model(self) -> npt.NDArray[np.uint32]: ...
+    def representative(self) -> npt.NDArray[np.uint32]: ...
     @property
     def keys(self) -> npt.NDArray[np.uint64] | None: ...

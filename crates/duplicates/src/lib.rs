@@ -3,13 +3,14 @@
 //! For: `pageone.scan`. It calls `pagemem::read`, `keyhash` and the tree of keys; it changes no target, decides nothing
 //! about merging and knows nothing of Python. `bindings` calls it.
 //!
-//! Pages are read chunk by chunk into a buffer that stays in the cache. While a chunk is there, each page
-//! gets its key (a keyed hash of all its bytes), each key its number from the tree, and each page whose key is not new is
-//! compared, all its bytes, with the first page that had this key: its *model*, read for the purpose. So a page is read
-//! once, and once more as a model for each duplicate of it. What could not be proven equal is handed back as a
-//! [`Doubt`]: the model has changed, or two contents share a key, or another thread has not named the model yet.
+//! Pages are read chunk by chunk into a buffer that stays in the cache. While a chunk is there, each page gets its key
+//! (a keyed hash of all its bytes), each key its number from the tree, and each page whose key is not new is compared,
+//! all its bytes, with the first page that had this key: its *representative*, read for the purpose. So a page is read
+//! once, and once more as a representative for each duplicate of it. What could not be proven equal is handed back as a
+//! [`Doubt`]: the representative has changed, or two contents share a key, or another thread has not named the
+//! representative yet.
 //!
-//! Any number of threads may count batches of one [`Census`] at once; none waits for another.
+//! Any number of threads may count batches of one [`DuplicateCount`] at once; none waits for another.
 
 use std::cell::RefCell;
 use std::io;
@@ -26,11 +27,11 @@ pub const ZERO: u32 = u32::MAX;
 /// In place of the number of a content: the page was gone, or changed while it was looked at.
 pub const UNSTABLE: u32 = u32::MAX - 1;
 
-/// Bytes of a chunk, and of the models read at a time. Measured (Zen 3, 512 KiB of second-level cache): from 128 KiB to
-/// 2 MiB it hardly matters; half a MiB is among the best.
+/// Bytes of a chunk, and of the representatives read at a time. Measured (Zen 3, 512 KiB of second-level cache): from
+/// 128 KiB to 2 MiB it hardly matters; half a MiB is among the best.
 const CHUNK_BYTES: usize = 512 << 10;
-const MODEL_BYTES: usize = 256 << 10;
-/// Targets that a call keeps open at a time for their models.
+const REPRESENTATIVE_BYTES: usize = 256 << 10;
+/// Targets that a call keeps open at a time for their representatives.
 const OPEN: usize = 16;
 
 /// Where the pages of a target are read from.
@@ -61,7 +62,7 @@ pub struct Columns<'a> {
     /// By content: pages that have it beyond the first.
     pub extra: &'a [AtomicU32],
     /// By content: the page that stands for it plus one; 0 until it is named.
-    pub model: &'a [AtomicU32],
+    pub representative: &'a [AtomicU32],
     /// By page: its key, if a second look will want it.
     pub keys: Option<&'a [AtomicU64]>,
 }
@@ -90,7 +91,7 @@ pub struct Counted {
 }
 
 /// The contents met so far, and where the pages are.
-pub struct Census {
+pub struct DuplicateCount {
     targets: Vec<Target>,
     /// By target: the number of its first page; then the number of all pages.
     base: Vec<u64>,
@@ -130,7 +131,7 @@ impl Opened<'_> {
 #[derive(Default)]
 struct Work {
     chunk: PageBuffer,
-    models: PageBuffer,
+    representatives: PageBuffer,
     at: Vec<u64>,
     entries: Vec<u64>,
     code: Vec<u8>,
@@ -140,7 +141,7 @@ struct Work {
     key: Vec<u64>,
     id: Vec<u32>,
     new: Vec<bool>,
-    /// Pages whose models are elsewhere: index into `row`, the model's target, its position.
+    /// Pages whose representatives are elsewhere: index into `row`, the representative's target, its position.
     away: Vec<(u32, u32, u64)>,
 }
 
@@ -153,12 +154,12 @@ enum Failed {
     Full(Full),
 }
 
-impl Census {
+impl DuplicateCount {
     /// A count of pages of `page_size` bytes; `seed` makes the keys, of which `mask` keeps bits (all, but in tests).
     ///
     /// # Panics
     /// If the page size is 0, or a target has not one element more in `first` than in `start`.
-    pub fn new(targets: Vec<Target>, page_size: usize, seed: &[u8], mask: u64) -> Census {
+    pub fn new(targets: Vec<Target>, page_size: usize, seed: &[u8], mask: u64) -> DuplicateCount {
         assert!(page_size > 0, "pages have bytes");
         let mut base = vec![0];
         for target in &targets {
@@ -167,7 +168,7 @@ impl Census {
         }
         // Room at once: to move a table that has become too small costs more than a table that stays half empty.
         let pages = base[targets.len()] as usize;
-        Census {
+        DuplicateCount {
             targets,
             base,
             page_size,
@@ -190,7 +191,7 @@ impl Census {
     }
 
     /// Reads pages `pages` of a target and counts them. Cost: what reading costs and 0.1 to 0.3 µs a page, and for each
-    /// duplicate a read of its model.
+    /// duplicate a read of its representative.
     ///
     /// # Errors
     /// [`Full`] when there are more contents than can be numbered. A target that cannot be read any more is told in
@@ -248,7 +249,7 @@ impl Census {
         let (n, size) = ((pages.end - pages.start) as usize, self.page_size);
         let Work {
             chunk,
-            models,
+            representatives,
             at,
             entries,
             code,
@@ -307,11 +308,12 @@ impl Census {
             let page = base as usize + row[i] as usize;
             columns.ids[page].store(id[i], Ordering::Relaxed);
             if new[i] {
-                columns.model[id[i] as usize].store(page as u32 + 1, Ordering::Release);
+                columns.representative[id[i] as usize].store(page as u32 + 1, Ordering::Release);
             }
         }
 
-        // What is not new is compared: within the chunk at once, with models elsewhere when they have been read.
+        // What is not new is compared: within the chunk at once, with representatives elsewhere when they have been
+        // read.
         away.clear();
         let doubt = |i: usize| Doubt {
             page: base as u32 + row[i],
@@ -322,23 +324,24 @@ impl Census {
         let same = |i: usize| columns.extra[id[i] as usize].fetch_add(1, Ordering::Relaxed);
         let mut finder = Finder::new(self);
         for i in (0..row.len()).filter(|&i| !new[i]) {
-            let model = u64::from(columns.model[id[i] as usize].load(Ordering::Acquire));
-            if model == 0 {
+            let representative =
+                u64::from(columns.representative[id[i] as usize].load(Ordering::Acquire));
+            if representative == 0 {
                 counted.doubts.push(doubt(i));
-            } else if (base + 1..=base + n as u64).contains(&model) {
-                let place = (model - 1 - base) as usize;
-                // A model is named once its bytes are here.
+            } else if (base + 1..=base + n as u64).contains(&representative) {
+                let place = (representative - 1 - base) as usize;
+                // A representative is named once its bytes are here.
                 if code[place] == CODE_OK && page_of(row[i] as usize) == page_of(place) {
                     same(i);
                 } else {
                     counted.doubts.push(doubt(i));
                 }
             } else {
-                let (target, position) = finder.find(model - 1);
+                let (target, position) = finder.find(representative - 1);
                 away.push((i as u32, target, position));
             }
         }
-        let step = (MODEL_BYTES / size).max(1);
+        let step = (REPRESENTATIVE_BYTES / size).max(1);
         let mut rest = away.as_slice();
         while let Some(&(_, target, _)) = rest.first() {
             let part = rest
@@ -351,7 +354,7 @@ impl Census {
             at.clear();
             at.extend(part.iter().map(|entry| entry.2));
             let code = &mut code[..part.len()];
-            let theirs = models.lend(part.len() * size);
+            let theirs = representatives.lend(part.len() * size);
             // A target that has become unreadable has changed.
             let readable = opened
                 .get(target as usize)
@@ -359,11 +362,11 @@ impl Census {
             if readable.is_err() {
                 code.fill(CODE_GONE);
             }
-            for ((&(i, _, _), model), &code) in
+            for ((&(i, _, _), representative), &code) in
                 part.iter().zip(theirs.chunks_exact(size)).zip(&*code)
             {
                 let i = i as usize;
-                if code == CODE_OK && page_of(row[i] as usize) == model {
+                if code == CODE_OK && page_of(row[i] as usize) == representative {
                     same(i);
                 } else {
                     counted.doubts.push(doubt(i));
@@ -391,7 +394,7 @@ impl Census {
 
 /// Finds the positions of pages; those asked for in a row are mostly of one extent.
 struct Finder<'a> {
-    census: &'a Census,
+    count: &'a DuplicateCount,
     target: usize,
     extent: usize,
     /// The pages of the extent found last.
@@ -399,9 +402,9 @@ struct Finder<'a> {
 }
 
 impl<'a> Finder<'a> {
-    fn new(census: &'a Census) -> Self {
+    fn new(count: &'a DuplicateCount) -> Self {
         Finder {
-            census,
+            count,
             target: 0,
             extent: 0,
             here: 0..0,
@@ -410,15 +413,15 @@ impl<'a> Finder<'a> {
 
     /// The target of a page, and the page's position in it.
     fn find(&mut self, page: u64) -> (u32, u64) {
-        let census = self.census;
+        let count = self.count;
         if !self.here.contains(&page) {
-            self.target = census.base.partition_point(|&base| base <= page) - 1;
-            let (base, first) = (census.base[self.target], &census.targets[self.target].first);
+            self.target = count.base.partition_point(|&base| base <= page) - 1;
+            let (base, first) = (count.base[self.target], &count.targets[self.target].first);
             self.extent = first.partition_point(|&first| first <= page - base) - 1;
             self.here = base + first[self.extent]..base + first[self.extent + 1];
         }
-        let start = census.targets[self.target].start[self.extent];
-        let position = start + (page - self.here.start) * census.page_size as u64;
+        let start = count.targets[self.target].start[self.extent];
+        let position = start + (page - self.here.start) * count.page_size as u64;
         (self.target as u32, position)
     }
 }
@@ -434,7 +437,7 @@ mod tests {
     /// An unnamed file with a page for each number: zeros for 0, else pages that differ in their last bytes.
     fn file(numbers: &[u64]) -> std::fs::File {
         let path = std::env::temp_dir().join(format!(
-            "census-{}-{:?}",
+            "duplicates-{}-{:?}",
             std::process::id(),
             std::thread::current().id()
         ));
@@ -460,7 +463,7 @@ mod tests {
     struct Space {
         ids: Vec<AtomicU32>,
         extra: Vec<AtomicU32>,
-        model: Vec<AtomicU32>,
+        representative: Vec<AtomicU32>,
     }
 
     impl Space {
@@ -469,7 +472,7 @@ mod tests {
             Space {
                 ids: column(pages),
                 extra: column(pages + 4096),
-                model: column(pages + 4096),
+                representative: column(pages + 4096),
             }
         }
 
@@ -477,7 +480,7 @@ mod tests {
             Columns {
                 ids: &self.ids,
                 extra: &self.extra,
-                model: &self.model,
+                representative: &self.representative,
                 keys: None,
             }
         }
@@ -492,27 +495,24 @@ mod tests {
     }
 
     #[test]
-    fn equal_pages_get_one_number_whether_their_model_is_near_or_far_or_in_another_target() {
+    fn equal_pages_get_one_number_whether_their_representative_is_near_or_far_or_in_another_target()
+    {
         let mut numbers: Vec<u64> = (0..3000).map(|i| i % 700).collect();
         numbers.extend([7; 50]);
         let (one, two) = (file(&numbers), file(&numbers[..1000]));
         let n = numbers.len();
         let space = Space::new(n + 1000);
-        let census = Census::new(
+        let count = DuplicateCount::new(
             vec![whole(&one, n as u64), whole(&two, 1000)],
             SIZE,
-            b"a test of the census",
+            b"a test of the count",
             u64::MAX,
         );
         let columns = space.columns();
         for range in [0..1700, 1700..n as u64] {
-            assert!(census.count(&columns, 0, range).unwrap().doubts.is_empty());
+            assert!(count.count(&columns, 0, range).unwrap().doubts.is_empty());
         }
-        assert!(census
-            .count(&columns, 1, 0..1000)
-            .unwrap()
-            .doubts
-            .is_empty());
+        assert!(count.count(&columns, 1, 0..1000).unwrap().doubts.is_empty());
         let id = |i: usize| space.ids[i].load(Ordering::Relaxed);
         let all: Vec<u64> = numbers.iter().chain(&numbers[..1000]).copied().collect();
         for (i, &number) in all.iter().enumerate() {
@@ -532,8 +532,8 @@ mod tests {
         let data = file(&numbers);
         let space = Space::new(199);
         // No bit of the key is kept: all contents collide.
-        let census = Census::new(vec![whole(&data, 199)], SIZE, b"a test of the census", 0);
-        let counted = census.count(&space.columns(), 0, 0..199).unwrap();
+        let count = DuplicateCount::new(vec![whole(&data, 199)], SIZE, b"a test of the count", 0);
+        let counted = count.count(&space.columns(), 0, 0..199).unwrap();
         assert_eq!(counted.doubts.len(), 198);
         assert_eq!(
             counted.doubts[0],
@@ -556,30 +556,33 @@ mod tests {
             first: vec![0, 1, 3, 6],
         };
         let space = Space::new(6);
-        let census = Census::new(vec![target], SIZE, b"a test of the census", u64::MAX);
-        assert_eq!(census.pages(), 6);
-        let counted = census.count(&space.columns(), 0, 1..6).unwrap();
+        let count = DuplicateCount::new(vec![target], SIZE, b"a test of the count", u64::MAX);
+        assert_eq!(count.pages(), 6);
+        let counted = count.count(&space.columns(), 0, 1..6).unwrap();
         assert!(counted.stopped.is_none() && counted.doubts.is_empty());
         let ids: Vec<u32> = space.ids[1..]
             .iter()
             .map(|id| id.load(Ordering::Relaxed))
             .collect();
         assert_eq!(ids, [0, 1, 2, UNSTABLE, UNSTABLE]);
-        let model = |id: usize| space.model[id].load(Ordering::Relaxed);
-        assert_eq!([model(0), model(1), model(2)], [2, 3, 4]);
+        let representative = |id: usize| space.representative[id].load(Ordering::Relaxed);
+        assert_eq!(
+            [representative(0), representative(1), representative(2)],
+            [2, 3, 4]
+        );
     }
 
     #[test]
     fn a_target_that_cannot_be_read_leaves_its_pages_unstable_and_says_why() {
         let directory = std::fs::File::open("/").unwrap();
         let space = Space::new(3);
-        let census = Census::new(
+        let count = DuplicateCount::new(
             vec![whole(&directory, 3)],
             SIZE,
-            b"a test of the census",
+            b"a test of the count",
             u64::MAX,
         );
-        let counted = census.count(&space.columns(), 0, 0..3).unwrap();
+        let counted = count.count(&space.columns(), 0, 0..3).unwrap();
         assert!(counted.stopped.is_some());
         assert!(space
             .ids

@@ -1,10 +1,10 @@
-//! `_native.census`: the `census` crate, for Python.
+//! `_native.duplicates`: the `duplicates` crate, for Python.
 
 use std::ops::Deref;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use census::{Columns, Place, Target};
+use duplicates::{Columns, Place, Target};
 use numpy::{IntoPyArray, PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pyo3::exceptions::{PyMemoryError, PyValueError};
 use pyo3::prelude::*;
@@ -83,18 +83,18 @@ fn column<'py, R, T: numpy::Element>(
     rows.iter().map(field).collect::<Vec<_>>().into_pyarray(py)
 }
 
-/// The count of equal pages; see `pageone.scan.census`.
-#[pyclass(frozen, module = "pageone._native.census")]
-struct Census {
-    census: census::Census,
+/// The count of equal pages; see `pageone.scan.duplicates`.
+#[pyclass(frozen, module = "pageone._native.duplicates")]
+struct DuplicateCount {
+    inner: duplicates::DuplicateCount,
     ids: Column<u32>,
     extra: Column<u32>,
-    model: Column<u32>,
+    representative: Column<u32>,
     keys: Option<Column<u64>>,
 }
 
 #[pymethods]
-impl Census {
+impl DuplicateCount {
     #[new]
     fn new(
         py: Python<'_>,
@@ -130,16 +130,16 @@ impl Census {
                 first: first.iter().map(|&first| first as u64).collect(),
             });
         }
-        let census = census::Census::new(list, page_size, seed, mask);
-        let pages = census.pages() as usize;
+        let inner = duplicates::DuplicateCount::new(list, page_size, seed, mask);
+        let pages = inner.pages() as usize;
         if pages > (u32::MAX - 2) as usize - SLACK {
             return Err(PyValueError::new_err("more pages than can be numbered"));
         }
-        Ok(Census {
-            census,
+        Ok(DuplicateCount {
+            inner,
             ids: Column::zeros(py, pages),
             extra: Column::zeros(py, pages + SLACK),
-            model: Column::zeros(py, pages + SLACK),
+            representative: Column::zeros(py, pages + SLACK),
             keys: remember.then(|| Column::zeros(py, pages)),
         })
     }
@@ -152,7 +152,7 @@ impl Census {
         low: u64,
         high: u64,
     ) -> PyResult<Outcome<'py>> {
-        if low > high || high > self.census.pages_of(target).unwrap_or(0) {
+        if low > high || high > self.inner.pages_of(target).unwrap_or(0) {
             return Err(PyValueError::new_err("no such pages"));
         }
         let counted = py
@@ -160,10 +160,10 @@ impl Census {
                 let columns = Columns {
                     ids: &self.ids,
                     extra: &self.extra,
-                    model: &self.model,
+                    representative: &self.representative,
                     keys: self.keys.as_deref(),
                 };
-                self.census.count(&columns, target, low..high)
+                self.inner.count(&columns, target, low..high)
             })
             .map_err(|full| PyMemoryError::new_err(full.to_string()))?;
         let (doubts, shared) = (&counted.doubts, &counted.shared);
@@ -205,8 +205,8 @@ impl Census {
     }
 
     #[getter]
-    fn model(&self, py: Python<'_>) -> Py<PyArray1<u32>> {
-        self.model.array.clone_ref(py)
+    fn representative(&self, py: Python<'_>) -> Py<PyArray1<u32>> {
+        self.representative.array.clone_ref(py)
     }
 
     #[getter]
@@ -215,9 +215,9 @@ impl Census {
     }
 }
 
-/// Adds the submodule `census` to `parent`.
+/// Adds the submodule `duplicates` to `parent`.
 pub fn register(parent: &Bound<'_, PyModule>) -> PyResult<()> {
-    let m = PyModule::new(parent.py(), "census")?;
-    m.add_class::<Census>()?;
+    let m = PyModule::new(parent.py(), "duplicates")?;
+    m.add_class::<DuplicateCount>()?;
     parent.add_submodule(&m)
 }

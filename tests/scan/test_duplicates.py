@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pageone.scan import census as census_module
+from pageone.scan import duplicates as duplicates_module
 from pageone.scan import scan, sources
 from pageone.scan.account import account
-from pageone.scan.census import UNSTABLE, ZERO, Census
+from pageone.scan.duplicates import UNSTABLE, ZERO, DuplicateCount
 
 
 def write_pages(path: Path, numbers: np.ndarray, page_size: int) -> None:
@@ -50,27 +50,27 @@ def test_counts_are_those_of_a_dictionary_of_bytes(
     seed = random.randrange(2**32)
     print("seed", seed)
     rng = np.random.default_rng(seed)
-    monkeypatch.setattr(census_module, "BATCH_BYTES", 37 * page_size)
+    monkeypatch.setattr(duplicates_module, "BATCH_BYTES", 37 * page_size)
     paths = []
     for number in range(3):
         paths.append(tmp_path / f"image{number}")
         write_pages(paths[-1], rng.integers(0, 60, rng.integers(1, 900)).astype(np.uint64), page_size)
     found = [sources.file(path, page_size) for path in paths]
-    census = Census(found, threads, truncate=truncate)
-    census.run()
-    report = account(census)
+    counted = DuplicateCount(found, threads, truncate=truncate)
+    counted.run()
+    report = account(counted)
     zero, distinct, inside, across = by_dictionary(paths, page_size)
     assert (report.zero_pages, report.distinct_pages) == (zero, distinct)
     assert (report.duplicates_inside, report.duplicates_across) == (inside, across)
     assert report.unstable_pages == 0
-    assert census.collided == 0 or truncate < 64
+    assert counted.collided == 0 or truncate < 64
     # Every page is in the content whose bytes it has.
     content = {}
     for number, path in enumerate(paths):
         data = path.read_bytes()
         for page in range(len(found[number])):
             bytes_ = data[page * page_size : (page + 1) * page_size]
-            its = int(census.ids[census.base[number] + page])
+            its = int(counted.ids[counted.base[number] + page])
             assert (its == ZERO) == (not any(bytes_))
             assert content.setdefault(bytes_, its) == its
     assert len(set(content.values())) == len(content)
@@ -81,7 +81,7 @@ def test_counts_are_those_of_a_dictionary_of_bytes(
 def test_a_model_that_changes_before_it_is_compared_is_unstable_and_no_duplicate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(census_module, "BATCH_BYTES", 4 * 4096)
+    monkeypatch.setattr(duplicates_module, "BATCH_BYTES", 4 * 4096)
     path = tmp_path / "image"
     numbers = np.array([1, 2, 3, 4, 1, 2, 5, 5, 1, 1, 2, 6], np.uint64)
     write_pages(path, numbers, 4096)
@@ -91,26 +91,26 @@ def test_a_model_that_changes_before_it_is_compared_is_unstable_and_no_duplicate
             changed.append(True)
             with path.open("r+b") as file:
                 file.seek(0)
-                file.write(b"\xff" * 4096)  # the model of content 1, after it was read
+                file.write(b"\xff" * 4096)  # the representative of content 1, after it was read
 
     changed: list[bool] = []
     source = sources.file(path)
-    census = Census([source], progress=change)
-    census.run()
-    report = account(census)
+    counted = DuplicateCount([source], progress=change)
+    counted.run()
+    report = account(counted)
     # Page 0 changed: 1 has the pages 4, 8, 9; 2 has 1, 5, 10; 5 has 6, 7; 3, 4 and 6 have one each.
-    assert census.ids[0] == UNSTABLE
+    assert counted.ids[0] == UNSTABLE
     assert report.unstable_pages == 1
     assert report.duplicate_pages == 2 + 2 + 1
     assert report.distinct_pages == 6
-    assert len({int(i) for i in census.ids[[4, 8, 9]]}) == 1
+    assert len({int(i) for i in counted.ids[[4, 8, 9]]}) == 1
     source.close()
 
 
 def test_a_file_cut_off_while_it_is_read_loses_its_pages_and_the_scan_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(census_module, "BATCH_BYTES", 4 * 4096)
+    monkeypatch.setattr(duplicates_module, "BATCH_BYTES", 4 * 4096)
     path = tmp_path / "image"
     write_pages(path, np.array([1, 2, 1, 3, 1, 2, 3, 4, 5], np.uint64), 4096)
     done: list[int] = []
@@ -132,16 +132,16 @@ def test_a_file_cut_off_while_it_is_read_loses_its_pages_and_the_scan_goes_on(
 def test_a_second_look_finds_the_pages_that_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "image"
     write_pages(path, np.array([1, 1, 1, 2, 0, 0], np.uint64), 4096)
-    real = census_module.Census.look_again
+    real = duplicates_module.DuplicateCount.look_again
 
-    def change_first(self: Census) -> np.ndarray:
+    def change_first(self: DuplicateCount) -> np.ndarray:
         with path.open("r+b") as file:
             file.write(b"\x01\x02")  # page 0, a duplicate
             file.seek(4 * 4096)
             file.write(b"\x01")  # a zero page
         return real(self)
 
-    monkeypatch.setattr(census_module.Census, "look_again", change_first)
+    monkeypatch.setattr(duplicates_module.DuplicateCount, "look_again", change_first)
     report = scan(files=[path], watch=0.001)
     assert report.watch is not None
     assert report.watch["changed_pages"] == 2
