@@ -503,7 +503,7 @@ def _proc_visible() -> Finding:
                     name,
                     "limited",
                     hidden[0],
-                    "processes that cannot be looked at keep frames from being freed",
+                    "processes that cannot be read keep frames from being freed",
                     "mount -o remount,hidepid=0 /proc, or run as root",
                 )
     return Finding(name, "ok", "all of /proc", "frames are freed as soon as nobody maps them")

@@ -2,7 +2,7 @@
 
 For: everybody. Standard library only, so that starting a program under PageONE stays quick. Functions take a PID and
 return facts; what follows from them is the caller's. They raise the ``OSError`` of the system (``FileNotFoundError`` or
-``ProcessLookupError`` where there is no such process, ``PermissionError`` where it may not be looked at) unless they
+``ProcessLookupError`` where there is no such process, ``PermissionError`` where it may not be read) unless they
 say otherwise. Mappings and pages are read by the native core (``pageone._native.mem``).
 """
 
@@ -30,7 +30,7 @@ class Stat(NamedTuple):
 
 
 def _stat_text(pid: int) -> bytes:
-    # Not by Path: this is asked of every process of the machine at each look for uses of frames.
+    # Not by Path: this is asked of every process of the machine at each scan for uses of frames.
     with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
         return file.read()
 
@@ -131,7 +131,7 @@ def threads(pid: int) -> list[int]:
 
 
 def threads_left(pid: int) -> list[int]:
-    """Return the ids of the threads of a process; none when it has ended or may not be looked at."""
+    """Return the ids of the threads of a process; none when it has ended or may not be read."""
     try:
         return threads(pid)
     except OSError:

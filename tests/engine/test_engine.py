@@ -260,7 +260,7 @@ def test_one_pass_merges_what_rests_and_nothing_else() -> None:
         consistent(engine, backend)
 
 
-def test_frames_are_freed_only_after_two_looks_that_find_nobody() -> None:
+def test_frames_are_freed_only_after_two_scans_that_find_nobody() -> None:
     backend = FakeBackend()
     a, b = pair_of(backend)
     with Engine(backend=backend) as engine:
@@ -276,15 +276,15 @@ def test_frames_are_freed_only_after_two_looks_that_find_nobody() -> None:
         child.exit()
         backend.complete = False
         steps(engine, 40)
-        assert engine.stats.frames == 256, "a process that cannot be looked at may map them"
+        assert engine.stats.frames == 256, "a process that cannot be read may map them"
         backend.complete = True
         steps(engine, 40)
         stats = engine.stats
         assert (stats.frames, stats.frames_freed, stats.index_entries, stats.tracked) == (0, 256, 0, 0)
         assert not backend.filled.any()
-        looks = backend.calls["mapped_frames"]
+        scans = backend.calls["mapped_frames"]
         steps(engine, 40)
-        assert backend.calls["mapped_frames"] == looks, "there is nothing left to look for"
+        assert backend.calls["mapped_frames"] == scans, "there is nothing left to look for"
 
 
 def test_detach_gives_every_page_back_and_can_be_stopped_half_way() -> None:
@@ -385,7 +385,7 @@ def test_the_thread_follows_targets_and_tells_what_ended_it() -> None:
     assert backend.closed
 
 
-def test_looks_that_take_longer_than_a_period_do_not_starve_the_merging() -> None:
+def test_scans_that_take_longer_than_a_period_do_not_starve_the_merging() -> None:
     backend = FakeBackend()
     a, b = pair_of(backend)
 
@@ -462,7 +462,7 @@ def test_a_target_that_does_not_stop_in_time_is_asked_again_when_it_is_detached(
 
 
 @pytest.mark.parametrize("call", ["regions", "written"])
-def test_a_look_that_fails_is_repeated_a_period_later(call: str) -> None:
+def test_a_scan_that_fails_is_repeated_a_period_later(call: str) -> None:
     backend = FakeBackend()
     a, b = pair_of(backend)
     with Engine(backend=backend) as engine:
@@ -476,7 +476,7 @@ def test_a_look_that_fails_is_repeated_a_period_later(call: str) -> None:
 
         backend.hook = fail
         steps(engine, 4)
-        assert engine.stats.missed_looks == 1
+        assert engine.stats.missed_scans == 1
         assert engine.stats.sharers == 512
 
 
@@ -501,28 +501,28 @@ def test_planning_and_filling_frames_count_for_the_cpu_budget(monkeypatch: pytes
         assert sum(paid) >= 0.9 * (spent["find"] + spent["plan"] + spent["merge"])
 
 
-def test_looks_come_less_often_where_they_would_take_more_than_a_quarter_of_the_cpu_budget() -> None:
+def test_scans_come_less_often_where_they_would_take_more_than_a_quarter_of_the_cpu_budget() -> None:
     backend = FakeBackend()
     process, _ = pair_of(backend)
-    look_s = 0.01
+    scan_s = 0.01
     with Engine(backend=backend, cpu=0.2, period=0.001) as engine:
         target = engine.attach(process.pid)
-        look = target.memory.written
+        written = target.memory.written
 
         def slow(start: np.ndarray, end: np.ndarray) -> object:
-            until = time.thread_time() + look_s
+            until = time.thread_time() + scan_s
             while time.thread_time() < until:
                 pass
-            return look(start, end)
+            return written(start, end)
 
         target.memory.written = slow  # type: ignore[method-assign, assignment]
         began = time.monotonic()
         engine.run(lambda: engine.stats.period >= 12)
-        looks = engine.stats.period
-        # The first few do not know yet what a look costs.
-        assert (looks - 4) * look_s / (time.monotonic() - began) < 0.2 * 0.25
+        scans = engine.stats.period
+        # The first few do not know yet what a scan costs.
+        assert (scans - 4) * scan_s / (time.monotonic() - began) < 0.2 * 0.25
         engine.bypass_cpu_budget_when(lambda: True)
-        assert engine.look_every_s == engine.period
+        assert engine.scan_every_s == engine.period
 
 
 @pytest.mark.parametrize("error", [TargetError("cannot be read"), OSError(24, "no descriptors"), MemoryError()])

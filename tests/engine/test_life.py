@@ -19,7 +19,7 @@ PAGES = 96
 
 
 def settle(engine: Engine, backend: FakeBackend) -> None:
-    """Let what is dead be found dead, twice looked at, and freed."""
+    """Let what is dead be found dead, scanned for twice, and freed."""
     backend.hook = lambda name, process: None
     backend.complete, backend.timeout = True, False
     for _ in range(40):
@@ -127,7 +127,7 @@ class Life(RuleBasedStateMachine):
 
     def no_more_is_claimed_than_is_saved(self) -> None:
         if self.disturbed:
-            self.disturbed = self.pending  # something happened meanwhile that the next look will see
+            self.disturbed = self.pending  # something happened meanwhile that the next scan will see
             return
         backend, counts, frames = self.backend, self.engine.accounting.pages.counts, self.engine.accounting.frames
         claimed = counts[State.SHARED] + counts[State.ZERO] - frames.used + frames.outside

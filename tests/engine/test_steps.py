@@ -432,7 +432,7 @@ def sample() -> tuple[Stats, TargetStats]:
         5,
     )
     stats = Stats(
-        **scalars, states=states, refused={"GONE": 2}, cpu_s={"look": 0.5}, cpu_budget_left_s=None, pauses=pauses
+        **scalars, states=states, refused={"GONE": 2}, cpu_s={"scan": 0.5}, cpu_budget_left_s=None, pauses=pauses
     )
     target = TargetStats(42, states, 9, 20, 30, 4, 4096, 4, 1, {}, pauses)
     return stats, target

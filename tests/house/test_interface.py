@@ -22,7 +22,7 @@ MODULES = [path for path in MODULES if "bench" not in path.relative_to(PACKAGE).
 #: Where a signature has ``Any`` as the type of a value, and why it can say no more.
 ANY = {
     "engine/queue.py: Workers.drain": "results of whatever jobs were pushed; those who push them name the type",
-    "live/patience.py: look": "handed on to `work` as they are",
+    "live/patience.py: read": "handed on to `work` as they are",
     "live/patience.py: spare": "handed on to `work` as they are, and its result is dropped",
     "one/tree.py: ArrowStrings.type": "pyarrow's, which has no types of its own",
     "one/tree.py: ArrowStrings.buffers": "pyarrow's, which has no types of its own",

@@ -55,7 +55,7 @@ def engine(programs: list[subprocess.Popen[str]]) -> Iterator[Engine]:
     with Engine() as engine:
         for program in programs:
             engine.attach(program.pid)
-        engine.step()  # the advice is looked at
+        engine.step()  # the advice is read
         yield engine
 
 
@@ -96,7 +96,7 @@ def test_what_lies_beside_hidden_memory_is_there(
     programs: list[subprocess.Popen[str]], engine: Engine, ask: Callable[..., str]
 ) -> None:
     assert ask(programs[0], "take back half") == "True"
-    # Two new mappings: their advice is looked at when that has not been done for a while.
+    # Two new mappings: their advice is read when that has not been done for a while.
     deadline = time.monotonic() + 20
     while sum(target.stats.merged_pages for target in engine.targets) < 2 * PAGES:
         assert time.monotonic() < deadline

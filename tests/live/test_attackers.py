@@ -158,12 +158,12 @@ def test_where_nothing_can_be_mounted_the_pool_is_a_memory_file_and_the_same_hol
 
 
 def test_a_guardian_that_nobody_may_look_into_keeps_no_frames_of_another_engine_from_being_freed(as_user: Any) -> None:
-    looks = (
+    scans = (
         "from pageone.engine import Engine\n"
         "with Engine() as first, Engine() as second:\n"
         "    for engine in (first, second):\n"
-        # Where programs are started all the time some looks are in vain.
+        # Where programs are started all the time some scans are in vain.
         "        print(any(engine.backend.mapped_frames()[2] for _ in range(50)))\n"
     )
-    ran = as_user.run("-c", looks)
+    ran = as_user.run("-c", scans)
     assert ran.stdout == "True\nTrue\n", ran.stderr

@@ -112,4 +112,4 @@ def test_frames_are_given_back_while_other_programs_come_and_go(chain: Path, spa
             engine.step()
             time.sleep(0.02)
             periods += 1
-            assert periods < 100, "no look is ever complete"
+            assert periods < 100, "no scan is ever complete"

@@ -114,7 +114,7 @@ def test_what_is_registered_with_the_kernel_works_on(
 
 
 def wait_until(engine: Engine, so: Callable[[], bool]) -> None:
-    """Do periods until it is so: descriptors are not looked at in each."""
+    """Do periods until it is so: descriptors are not scanned in each."""
     deadline = time.monotonic() + 20
     while not so():
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""A target that holds up whoever looks at its memory: the engine leaves it alone, and goes on with all others."""
+"""A target that holds up whoever reads its memory: the engine leaves it alone, and goes on with all others."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "REST_S", 0.0)
 
 
-def test_a_look_that_gets_no_further_is_left_behind_and_not_repeated_before_it_has_ended(
+def test_a_read_that_gets_no_further_is_left_behind_and_not_repeated_before_it_has_ended(
     impatient: None, spawn: Any
 ) -> None:
     one = spawn.python("input()")
@@ -160,9 +160,9 @@ def test_a_look_that_gets_no_further_is_left_behind_and_not_repeated_before_it_h
 
     for _ in range(3):
         with pytest.raises(patience.HeldUpError, match=f"process {one.pid}"):
-            patience.look(one.pid, wait)
+            patience.read(one.pid, wait)
     assert len(calls) == 1
-    assert patience.look(os.getpid(), lambda: 7) == 7
+    assert patience.read(os.getpid(), lambda: 7) == 7
     closed: list[int] = []
     patience.spare(one.pid, closed.append, 1)
     assert not closed
@@ -171,10 +171,10 @@ def test_a_look_that_gets_no_further_is_left_behind_and_not_repeated_before_it_h
     while not closed:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert patience.look(one.pid, lambda: 8) == 8
+    assert patience.read(one.pid, lambda: 8) == 8
 
 
-def test_a_look_that_takes_long_because_there_is_much_to_see_is_waited_for(impatient: None) -> None:
+def test_a_read_that_takes_long_because_there_is_much_to_see_is_waited_for(impatient: None) -> None:
     def work() -> float:
         began = time.thread_time()
         while time.thread_time() - began < 0.5:
@@ -182,7 +182,7 @@ def test_a_look_that_takes_long_because_there_is_much_to_see_is_waited_for(impat
         return time.thread_time() - began
 
     before = cpu_s()
-    assert patience.look(os.getpid(), work) >= 0.5
+    assert patience.read(os.getpid(), work) >= 0.5
     assert cpu_s() - before >= 0.5, "it counts as CPU time of whoever asked"
 
 
@@ -190,11 +190,11 @@ def test_who_always_lets_others_wait_a_little_is_left_alone_too(monkeypatch: pyt
     monkeypatch.setattr(patience, "SLOW_MOST_S", 0.5)
     one = spawn.python("input()")
     for _ in range(2):
-        patience.look(one.pid, time.sleep, 0.3)
+        patience.read(one.pid, time.sleep, 0.3)
     with pytest.raises(patience.HeldUpError):
-        patience.look(one.pid, time.sleep, 0.3)
+        patience.read(one.pid, time.sleep, 0.3)
 
 
-def test_what_a_look_raises_is_raised_where_it_was_asked_for() -> None:
+def test_what_a_read_raises_is_raised_where_it_was_asked_for() -> None:
     with pytest.raises(FileNotFoundError):
-        patience.look(os.getpid(), os.stat, "/nowhere/at/all")
+        patience.read(os.getpid(), os.stat, "/nowhere/at/all")

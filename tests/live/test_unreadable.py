@@ -1,4 +1,4 @@
-"""A program that its user may not look at any more keeps the frames that it maps."""
+"""A program that its user may not read any more keeps the frames that it maps."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ with Engine(period=0.05) as engine:
     for _ in range(12):
         engine.step()
     right, used = ask(programs[0], "check"), engine.stats.frames
-    time.sleep(2.5)  # the guardian has looked whether it still is what was attached
+    time.sleep(2.5)  # the guardian has checked whether it still is what was attached
     zeros = ask(programs[0], "discard")
     if len(sys.argv) > 2:
         engine.close()

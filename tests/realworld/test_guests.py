@@ -40,8 +40,8 @@ PAUSE_MS = 200
 REFERENCE_ROUNDS = 2_000
 SUMS_AFTER = 5  #: sums that each guest must print after merging has settled, and after detaching
 BOOT_S = 90.0
-#: What is saved has settled when it has not grown by a hundredth for so long, and in so many looks or scans.
-SETTLED_S, SETTLED_LOOKS, SETTLE_MOST_S = 4.0, 4, 120.0
+#: What is saved has settled when it has not grown by a hundredth for so long, and in so many scans.
+SETTLED_S, SETTLED_READINGS, SETTLE_MOST_S = 4.0, 4, 120.0
 PAGE = 4096
 
 
@@ -155,17 +155,17 @@ class Guest:
 def _settle(saved: Callable[[], tuple[float, int]]) -> tuple[float, float]:
     """Wait until no more is saved; return how much is, and how long that took.
 
-    ``saved`` tells how many bytes are, and how many looks or scans have been made.
+    ``saved`` tells how many bytes are, and how many scans have been made.
     """
     began = best_at = now = time.monotonic()
-    best, best_look = saved()
-    look = best_look
-    while (now - best_at < SETTLED_S or look - best_look < SETTLED_LOOKS) and now - began < SETTLE_MOST_S:
+    best, best_reading = saved()
+    reading = best_reading
+    while (now - best_at < SETTLED_S or reading - best_reading < SETTLED_READINGS) and now - began < SETTLE_MOST_S:
         time.sleep(0.5)
-        found, look = saved()
+        found, reading = saved()
         now = time.monotonic()
         if found > best * 1.01 + MIB:
-            best, best_at, best_look = found, now, look
+            best, best_at, best_reading = found, now, reading
     return saved()[0], best_at - began
 
 

@@ -1,7 +1,7 @@
 """Numerical jobs under ``pageone run``: what they compute is bit by bit what they compute without.
 
 Several workers have the same data, as those of a service do, so that most of it is merged. They compute while the
-engine looks every 0.2 s, write to merged data, and again after they have been detached.
+engine scans every 0.2 s, write to merged data, and again after they have been detached.
 """
 
 from __future__ import annotations

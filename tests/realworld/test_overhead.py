@@ -1,8 +1,8 @@
-"""What being followed costs a program in speed: the same work alone, at default settings, and looked at every 0.2 s.
+"""What being followed costs a program in speed: the same work alone, at default settings, and scanned every 0.2 s.
 
 A measurement, printed as a line of JSON (``pytest -s``) with no verdict on time: machines differ and are noisy. Three
 equal sets of programs take turns in the same run; one is followed by nobody, two are merged before anything is timed.
-Only the engine of the set whose turn it is runs. At default settings each turn has one look in it, though there would
+Only the engine of the set whose turn it is runs. At default settings each turn has one scan in it, though there would
 be one in 20 seconds only.
 """
 

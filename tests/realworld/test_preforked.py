@@ -32,8 +32,8 @@ pytestmark = [pytest.mark.realworld, pytest.mark.needs("merge", "module:gunicorn
 WORKERS = 8
 CLIENTS = 12
 SLACK = 2 * MIB
-#: Rounds that every worker has done before it is attached, and at each look afterwards.
-BEFORE, LOOKS = 8, (12, 16, 20, 24)
+#: Rounds that every worker has done before it is attached, and at each reading afterwards.
+BEFORE, READINGS = 8, (12, 16, 20, 24)
 
 
 class Server:
@@ -119,15 +119,15 @@ def test_gunicorn_with_preload_saves_what_is_claimed_and_gets_back_what_it_had(s
     serve(BEFORE)
     before = {"followed": followed.pss(), "twin": twin.pss()}
     apart, apart_pss = followed.memory() - twin.memory(), before["followed"] - before["twin"]
-    looks: list[dict[str, float]] = []
+    readings: list[dict[str, float]] = []
     with Engine(period=0.2, quiet_periods=1) as engine:
         for pid in followed.pids:
             engine.attach(pid)
-        for rounds in LOOKS:
+        for rounds in READINGS:
             engine.start()
             serve(rounds)
             engine.stop()
-            for _ in range(4):  # the books are as old as the last look at the pages
+            for _ in range(4):  # the books are as old as the last scan of the pages
                 engine.step()
             Domain.until(lambda: engine.step() and not engine.stats.frames_waiting, "frames out of use are freed")
             stats = engine.stats
@@ -141,20 +141,20 @@ def test_gunicorn_with_preload_saves_what_is_claimed_and_gets_back_what_it_had(s
                 "saved": twin.memory() + apart - followed.memory(),
                 "saved_by_pss": twin.pss() + apart_pss - followed.pss(),
             }
-            looks.append({name: round(value / MIB, 2) for name, value in figures.items()} | {"rounds": rounds})
+            readings.append({name: round(value / MIB, 2) for name, value in figures.items()} | {"rounds": rounds})
         merged, dropped, wasted = stats.pages_merged, stats.pages_dropped, stats.wasted_merges
         for target in list(engine.targets):
             engine.detach(target)
         after = {"followed": followed.pss(), "twin": twin.pss()}
         left = followed.runs()
-        serve(LOOKS[-1] + 2)
+        serve(READINGS[-1] + 2)
     expected = before["followed"] + after["twin"] - before["twin"]
     print(
         json.dumps(
             {
                 "test": "gunicorn --preload",
                 "pss_before_mib": {name: round(value / MIB, 2) for name, value in before.items()},
-                "looks_mib": looks,
+                "readings_mib": readings,
                 "pss_after_mib": {name: round(value / MIB, 2) for name, value in after.items()},
                 "after_percent": round(100 * (after["followed"] / expected - 1), 2),
                 "mappings_left": left,
@@ -163,12 +163,12 @@ def test_gunicorn_with_preload_saves_what_is_claimed_and_gets_back_what_it_had(s
         ),
         flush=True,
     )
-    right = {number: preloaded.answer(number) for number in range(LOOKS[-1] + 2)}
+    right = {number: preloaded.answer(number) for number in range(READINGS[-1] + 2)}
     for server in both:
         assert len(server.results) == WORKERS * len(right)
         assert all(result == right[number] for (_, number), result in server.results.items())
-    assert looks[-1]["saved"] > 50, "nothing to speak of was merged"
-    for look in looks:
-        assert abs(look["claimed"] - look["saved"]) * MIB <= SLACK, look
-        assert abs(look["of_targets"] - look["saved"]) * MIB <= SLACK, look
+    assert readings[-1]["saved"] > 50, "nothing to speak of was merged"
+    for reading in readings:
+        assert abs(reading["claimed"] - reading["saved"]) * MIB <= SLACK, reading
+        assert abs(reading["of_targets"] - reading["saved"]) * MIB <= SLACK, reading
     assert after["followed"] <= 1.02 * expected

@@ -29,7 +29,7 @@ from .conftest import figures, free_port, wait_port
 pytestmark = [pytest.mark.realworld, pytest.mark.needs("merge")]
 
 PERIOD_S = 0.2
-LOOK_FOR_CHILDREN_S = 0.1
+FIND_CHILDREN_S = 0.1
 
 
 class Follower:
@@ -42,7 +42,7 @@ class Follower:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._follow)
 
-    def _look(self) -> None:
+    def _find_children(self) -> None:
         for root in self._roots:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process = psutil.Process(root)
@@ -53,11 +53,11 @@ class Follower:
                             self.engine.attach(pid)
 
     def _follow(self) -> None:
-        while not self._end.wait(LOOK_FOR_CHILDREN_S):
-            self._look()
+        while not self._end.wait(FIND_CHILDREN_S):
+            self._find_children()
 
     def __enter__(self) -> Follower:
-        self._look()
+        self._find_children()
         self._thread.start()
         self.engine.start()
         return self

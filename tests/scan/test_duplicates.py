@@ -129,10 +129,10 @@ def test_a_file_cut_off_while_it_is_read_loses_its_pages_and_the_scan_goes_on(
     assert report.distinct_pages == 3
 
 
-def test_a_second_look_finds_the_pages_that_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_scan_finds_the_pages_that_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "image"
     write_pages(path, np.array([1, 1, 1, 2, 0, 0], np.uint64), 4096)
-    real = duplicates_module.DuplicateCount.look_again
+    real = duplicates_module.DuplicateCount.scan_again
 
     def change_first(self: DuplicateCount) -> np.ndarray:
         with path.open("r+b") as file:
@@ -141,7 +141,7 @@ def test_a_second_look_finds_the_pages_that_changed(tmp_path: Path, monkeypatch:
             file.write(b"\x01")  # a zero page
         return real(self)
 
-    monkeypatch.setattr(duplicates_module.DuplicateCount, "look_again", change_first)
+    monkeypatch.setattr(duplicates_module.DuplicateCount, "scan_again", change_first)
     report = scan(files=[path], watch=0.001)
     assert report.watch is not None
     assert report.watch["changed_pages"] == 2

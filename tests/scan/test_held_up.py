@@ -1,4 +1,4 @@
-"""A process that holds up whoever looks at it: the scan names it, leaves it behind, and counts all others."""
+"""A process that holds up whoever reads it: the scan names it, leaves it behind, and counts all others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SOURCE = Path(__file__).parents[1] / "live" / "programs" / "holds.c"
 
 
 class Holder:
-    """Starts programs that hold up whoever looks at them when told to, and the others beside them."""
+    """Starts programs that hold up whoever reads them when told to, and the others beside them."""
 
     def __init__(self, program: Path, folder: Path, spawn: Any) -> None:
         self.program, self.folder, self.spawn = program, folder, spawn
@@ -46,7 +46,7 @@ def holder(compiled: Callable[..., Path], make_folder_for_all: Callable[[str], P
     try:
         yield Holder(compiled(SOURCE), folder, spawn)
     finally:
-        spawn.close()  # whoever looks at them goes on
+        spawn.close()  # whoever reads them goes on
         subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -68,7 +68,7 @@ def test_a_process_that_is_held_up_before_is_named_and_the_others_are_counted(
     assert held.pid not in {target["pid"] for target in report["targets"]}
     assert report["duplicate_pages"] >= 512
     (problem,) = (line for line in report["problems"] if str(held.pid) in line)
-    assert "not looked at: it holds up whoever looks at its memory" in problem
+    assert "not scanned: it holds up whoever reads its memory" in problem
     assert problem in done.stderr
 
 
@@ -85,7 +85,7 @@ def test_a_process_that_is_held_up_meanwhile_is_left_behind_and_all_is_counted_a
     assert {target["pid"] for target in report.targets} == {other.pid, twin.pid}
     assert report.duplicate_pages >= 512
     assert len(report.problems) == 1, report.problems
-    assert f"[{held.pid}]: not looked at" in report.problems[0]
+    assert f"[{held.pid}]: not scanned" in report.problems[0]
 
 
 def test_a_program_whose_scan_left_a_thread_behind_ends(holder: Holder, spawn: Any) -> None:
@@ -104,5 +104,5 @@ def test_a_program_whose_scan_left_a_thread_behind_ends(holder: Holder, spawn: A
     holder.strike(held)
     out, err = program.communicate("\n", timeout=60)
     assert out.startswith("1 "), out + err
-    assert "not looked at" in out
+    assert "not scanned" in out
     assert program.returncode == 0

@@ -103,7 +103,7 @@ class User:
         return process
 
     def status(self) -> list[dict[str, Any]]:
-        """Return the engines, as ``pageone status --json`` has them, without the cost of a program for each look."""
+        """Return the engines, as ``pageone status --json`` has them, without the cost of a program for each reading."""
         found = []
         for path in sorted(self.runtime.glob("pageone/*.sock")):
             with socket.socket(socket.AF_UNIX) as connection:

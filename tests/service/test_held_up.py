@@ -1,4 +1,4 @@
-"""An engine one of whose processes holds up whoever looks at it answers all the same."""
+"""An engine one of whose processes holds up whoever reads it answers all the same."""
 
 from __future__ import annotations
 

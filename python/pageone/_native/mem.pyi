@@ -47,7 +47,7 @@ def maps(pid: int) -> _Maps:
 
     ``perms`` holds ``PERM_*`` bits, ``dev`` is ``major << 32 | minor``, ``names[name[i]]`` is the name of
     mapping ``i``. ``FileNotFoundError`` or ``ProcessLookupError`` for no such process, ``PermissionError``
-    where it may not be looked at. Cost: 1-2 µs a mapping, the kernel's.
+    where it may not be read. Cost: 1-2 µs a mapping, the kernel's.
     """
 
 def parse_maps(text: bytes) -> _Maps:
@@ -112,7 +112,7 @@ def file_keys(
     """As :func:`read_keys` for blocks of an open file; a block that is not wholly there is ``GONE``."""
 
 def keys_of(buffer: _U8, page_size: int, key: Key, threads: int = 1) -> tuple[_U64, _U8]:
-    """As :func:`read_keys` for the whole pages of a buffer; what is left behind the last is not looked at.
+    """As :func:`read_keys` for the whole pages of a buffer; what is left behind the last is not read.
 
     For tests: not in a shipped wheel.
     """

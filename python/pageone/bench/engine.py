@@ -186,7 +186,7 @@ def _victim(targets: list[VictimProcess], pages: int) -> dict[str, float]:
         during = float(np.mean(bursts[: max(1, round(done * 10))]))
         after = work(ALONE_S)
     return {
-        # From the first look until nearly all is merged: mostly in the third period.
+        # From the first scan until nearly all is merged: mostly in the third period.
         "victim_loss_percent": 100 * (1 - during / ((before + after) / 2)),
         "victim_paused_percent": 100 * paused / done,
         "victim_merged_pages": float(merged),

@@ -52,8 +52,8 @@ def resting_bytes() -> int:
     return sum(map(int, counts)) * mmap.PAGESIZE
 
 
-def settled_available_bytes(looks: int = 5, apart_s: float = 0.1, within_s: float = 40.0) -> int:
-    """Return the median of several looks at ``MemAvailable``, once the kernel counts what has been freed.
+def settled_available_bytes(readings: int = 5, apart_s: float = 0.1, within_s: float = 40.0) -> int:
+    """Return the median of several readings of ``MemAvailable``, once the kernel counts what has been freed.
 
     Root asks the kernel to bring its statistics up to date (``/proc/sys/vm/stat_refresh``), which takes a moment; other
     users wait for it, up to ``within_s`` seconds, as long as the lists grow shorter.
@@ -69,7 +69,7 @@ def settled_available_bytes(looks: int = 5, apart_s: float = 0.1, within_s: floa
         if (now := resting_bytes()) < least:
             least, since = now, time.monotonic()
     seen = []
-    for _ in range(looks):
+    for _ in range(readings):
         seen.append(available_bytes())
         time.sleep(apart_s)
-    return sorted(seen)[looks // 2]
+    return sorted(seen)[readings // 2]

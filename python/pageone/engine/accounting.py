@@ -2,7 +2,7 @@
 
 For: the steps of a period (``scan``, ``find``, ``plan``, ``merge``, ``free``), which are functions of this and of
 arrays. May call the columns that it is made of; asks nothing of a process. One thread changes it; workers only read,
-between two looks, so that the status of a queued page changes only when the engine looks.
+between two scans, so that the status of a queued page changes only when the engine scans.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TARGET_NUMBERS = 1 << 20
 class Accounting:
     """The state of one engine.
 
-    ``quiet_periods``: looks in a row at which a page must be found unwritten before it is read. ``batch_pages``: pages
+    ``quiet_periods``: scans in a row at which a page must be found unwritten before it is read. ``batch_pages``: pages
     that are read, or booked, at a time: 32 MiB are some milliseconds of reading, and what is made on the way stays in
     the cache.
     """
@@ -212,7 +212,7 @@ class Accounting:
             index_entries=len(self.index) + len(self.contents),
             index_bytes=self.index.nbytes + self.contents.nbytes,
             metadata_bytes=self.metadata_bytes(),
-            incomplete_looks=frames.incomplete,
+            incomplete_use_scans=frames.incomplete,
             queue_batches=queue_batches,
             cpu_budget_left_s=cpu_budget_left_s,
             pauses=copy.deepcopy(self.pauses),

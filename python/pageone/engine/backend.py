@@ -185,13 +185,13 @@ class Backend(Protocol):
     def mapped_frames(self) -> tuple[U32, U32, bool]:
         """Look at every mapping of the pool in the system: ``(first frame, pages)`` a mapping, and completeness.
 
-        The flag is False when some process could not be looked at: then nothing may be freed.
+        The flag is False when some process could not be read: then nothing may be freed.
         """
 
     def inherited(self) -> list[Inherited]:
         """Return what processes map of the pool that are not attached: children of targets, and what was left merged.
 
-        Those that cannot be looked at are missing.
+        Those that cannot be read are missing.
         """
 
     def close(self) -> None:

@@ -3,14 +3,14 @@
 For: users and the command line. Its own are the life of an engine and the order of a period; each step is a module of
 functions from (accounting, arrays) to arrays::
 
-    scan   what was written since the last look?      ranges  -> status of pages
+    scan   what was written since the last scan?      ranges  -> status of pages
     find   pages at rest: read their keys             batches -> keys -> twins         (workers)
     plan   which equal pages share which frame?       twins   -> runs
     merge  map the runs, drop the zero pages          runs    -> codes -> status       (workers)
     free   frames that nobody maps, entries gone stale
 
 Every step is numpy on whole batches; no statement runs per page. One thread owns the accounting; workers only read and
-merge, between two looks, so that a queued page's status changes only when the engine looks.
+merge, between two scans, so that a queued page's status changes only when the engine scans.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ Progress = Callable[[str, int, int], None]
 
 __all__ = ["Engine", "Progress", "Target"]
 
-LOOKS_SHARE = 0.25  #: most of a CPU budget that looks take: they come less often than asked for where it needs that
-LOOKS_APART_MAX_S = 60.0  #: but not less often than this
+SCANS_SHARE = 0.25  #: most of a CPU budget that scans take: they come less often than asked for where it needs that
+SCANS_APART_MAX_S = 60.0  #: but not less often than this
 
 
 class Engine:
@@ -115,7 +115,7 @@ class Engine:
         self._owner = owner
         self._user: int | None = None
         self._lock = threading.RLock()
-        self._look_cpu_s = 0.0  #: what looks have cost lately
+        self._scan_cpu_s = 0.0  #: what scans have cost lately
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._error: BaseException | None = None
@@ -199,14 +199,14 @@ class Engine:
             self._check_open()
             tally, saved = Tally(), self.accounting.saved_bytes()
             self.accounting.period += 1
-            with tally.phase("look", self._workers.budget.pay):
+            with tally.phase("scan", self._workers.budget.pay):
                 for target in self.targets:
                     scan.scan(self.accounting, target, tally)
                 self.accounting.queue_due()
                 scan.queue_forked(self.accounting, now=False)
-            self._look_cpu_s = (self._look_cpu_s + tally.cpu_s["look"]) / 2
+            self._scan_cpu_s = (self._scan_cpu_s + tally.cpu_s["scan"]) / 2
             if until is not None and until > began:
-                # A look that has taken all of a period, on a busy machine, must not starve the work: as long again.
+                # A scan that has taken all of a period, on a busy machine, must not starve the work: as long again.
                 now = time.monotonic()
                 until = max(until, now + max(self.period / 4, now - began))
             return self._work(tally, saved, progress or _silent, until)
@@ -220,13 +220,13 @@ class Engine:
             self._check_open()
             tally, saved = Tally(), self.accounting.saved_bytes()
             self.accounting.period += 1
-            with tally.phase("look", self._workers.budget.pay):
+            with tally.phase("scan", self._workers.budget.pay):
                 for target in self.targets:
                     scan.scan(self.accounting, target, tally)
             first = tally.written_pages
             time.sleep(quiet_s)
             self.accounting.period += 1
-            with tally.phase("look", self._workers.budget.pay):
+            with tally.phase("scan", self._workers.budget.pay):
                 for target in self.targets:
                     scan.queue_resting(self.accounting, target, scan.scan(self.accounting, target, tally))
                 scan.queue_forked(self.accounting, now=True)
@@ -271,7 +271,7 @@ class Engine:
         ahead = time.monotonic()
         while not stop() and not self._stop.is_set():
             # Late, it goes on from now: a period whose end has passed would leave no time for the work.
-            ahead = max(ahead, time.monotonic()) + self.look_every_s
+            ahead = max(ahead, time.monotonic()) + self.scan_every_s
             try:
                 self.step(until=ahead)
                 self._trouble = ""
@@ -282,12 +282,12 @@ class Engine:
             self._stop.wait(max(0.0, ahead - time.monotonic()))
 
     @property
-    def look_every_s(self) -> float:
+    def scan_every_s(self) -> float:
         """Seconds between two scans: the period, or more where they would take too much of the CPU budget."""
         share = self._workers.budget.share
         if share is None or self._workers.urgent():
             return self.period
-        return max(self.period, min(LOOKS_APART_MAX_S, self._look_cpu_s / (share * LOOKS_SHARE)))
+        return max(self.period, min(SCANS_APART_MAX_S, self._scan_cpu_s / (share * SCANS_SHARE)))
 
     def start(self) -> None:
         """Do :meth:`run` in a thread of its own, also while there are no targets; :meth:`stop` ends it."""

@@ -3,7 +3,7 @@
 For: the engine. May call ``arrays``, ``pages``, ``frames``, ``target`` and the contract with the backend. Three rules:
 
 *A page is merged only where that frees it.* One that other processes map too is in memory once already. It is
-``FORKED``, and looked at again from time to time: those others may go, or get copies of their own.
+``FORKED``, and checked again from time to time: those others may go, or get copies of their own.
 
 *A family counts once.* A child forked from a merged target maps the same frames at the same addresses. Without them it
 would share its parent's page, so it saves nothing: its pages are ``INHERITED``, those of the process that merged them
@@ -34,7 +34,7 @@ Bools = npt.NDArray[np.bool_]
 
 __all__ = ["Families"]
 
-#: Each look in vain at pages that are shared since a fork doubles the time to the next, up to so many periods.
+#: Each vain scan of pages that are shared since a fork doubles the time to the next, up to so many periods.
 FORKED_APART_MAX = 32
 
 
@@ -130,7 +130,7 @@ class Families:
     # ------------------------------------------------------------------ pages shared since a fork
 
     def alone_again(self, target: Target, period: int, *, now: bool) -> U64:
-        """Return the places of forked pages that are the target's alone by now; ``now``: look in any case.
+        """Return the places of forked pages that are the target's alone by now; ``now``: check in any case.
 
         Cost: 20-40 ns a forked page, at first every eighth period; less often the longer nothing changes.
         """

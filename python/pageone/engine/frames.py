@@ -2,7 +2,7 @@
 
 For: the engine. May call ``arrays`` and the backend's ``mapped_frames`` and ``punch``. A frame is *mapped* by every
 page of a target's mapping of the pool, written since or not, and *live* for those pages that still read it. It is freed
-when no mapping of the pool covers it in two complete looks at all of them, a period apart: a mapping may exist in a
+when no mapping of the pool covers it in two complete scans of all of them, a period apart: a mapping may exist in a
 child that nobody attached, and a map count proves nothing.
 """
 
@@ -22,8 +22,8 @@ Bools = npt.NDArray[np.bool_]
 __all__ = ["NO_FRAME", "Frames", "covered"]
 
 NO_FRAME = 0xFFFFFFFF
-#: Looks are put off up to this many periods while somebody unknown holds on to a frame that we have let go.
-LOOKS_APART_MAX = 32
+#: Scans are put off up to this many periods while somebody unknown holds on to a frame that we have let go.
+SCANS_APART_MAX = 32
 
 
 def covered(frames: U32, first: U32, pages: U32) -> Bools:
@@ -51,15 +51,15 @@ class Frames:
         #: Those of them that read it still.
         self.live: U32 = self._live.data
         self._free = Extents(capacity)
-        self._idle: list[I64] = []  # fell to no mapping: to be looked at
+        self._idle: list[I64] = []  # fell to no mapping: to be scanned for
         self._leaving: I64 = np.empty(0, np.int64)  # seen unmapped once, and no content's any more
         self._wait = 0
         self._apart = 1
         self.used = 0
         self._outside: I64 = np.empty(0, np.int64)  # found to be mapped by processes that are no targets
         self.freed = 0
-        self.looks = 0
-        #: Looks in which a process may have been missed: they prove nothing.
+        self.scans = 0
+        #: Scans in which a process may have been missed: they prove nothing.
         self.incomplete = 0
 
     def take(self, n: int) -> U32:
@@ -78,7 +78,7 @@ class Frames:
         self.watch(frames)
 
     def watch(self, frames: U32) -> None:
-        """Have frames looked at when nobody maps them (any more)."""
+        """Have frames scanned for when nobody maps them (any more)."""
         idle = frames[self.mapped[frames] == 0]
         if len(idle):
             self._idle.append(distinct(idle).astype(np.int64))
@@ -90,11 +90,11 @@ class Frames:
 
     @property
     def outside(self) -> int:
-        """Frames that only processes which are no targets map, as of the last look: without them these had a page."""
+        """Frames that only processes which are no targets map, as of the last scan: without them these had a page."""
         return int(np.count_nonzero(self.mapped[self._outside] == 0))
 
     def reclaim(self, backend: Backend) -> tuple[U32, int]:
-        """Take one look, if there is anything to look for; return ``(frames out of use since now, frames freed)``.
+        """Scan once, if there is anything to find; return ``(frames out of use since now, frames freed)``.
 
         The caller must drop the former from the contents, so that nobody maps them again.
         """
@@ -111,7 +111,7 @@ class Frames:
         elif not len(idle):
             self._idle = []  # all are mapped (again)
             return none, 0
-        self.looks += 1
+        self.scans += 1
         first, pages, complete = backend.mapped_frames()
         held = covered(idle.astype(np.uint32), first, pages)
         still = covered(self._leaving.astype(np.uint32), first, pages)
@@ -140,4 +140,4 @@ class Frames:
 
     def _put_off(self) -> None:
         self._wait = self._apart
-        self._apart = min(LOOKS_APART_MAX, self._apart * 2)
+        self._apart = min(SCANS_APART_MAX, self._apart * 2)

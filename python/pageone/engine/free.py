@@ -65,7 +65,7 @@ def _let_go(accounting: Accounting, tally: Tally) -> None:
         try:
             places = places[~accounting.families.shared_now(places)]
         except TargetError:
-            continue  # it has ended, which the next look will find
+            continue  # it has ended, which the next scan will find
         first, pages = runs(places)
         start = places[first]
         whole = np.isin(start, rows.start) & np.isin(start + pages.astype(np.uint64), rows.end)

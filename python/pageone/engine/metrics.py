@@ -1,6 +1,6 @@
 """What the engine counts: one table of counters, and what is made of it: statistics, reports, JSON, Prometheus.
 
-For: everybody who looks at an engine from outside. Pure data; calls nothing. :data:`METRICS` and
+For: everybody who watches an engine from outside. Pure data; calls nothing. :data:`METRICS` and
 :data:`TARGET_METRICS` name every counter and gauge once; ``docs/engine.md`` has the table that :func:`as_markdown`
 makes.
 """
@@ -26,7 +26,7 @@ F64 = npt.NDArray[np.float64]
 __all__ = ["METRICS", "PHASES", "TARGET_METRICS", "MergeReport", "Metric", "Pauses", "Stats", "Tally", "TargetStats"]
 __all__ += ["as_dict", "as_json", "as_markdown", "as_prometheus", "pause_ms", "totals"]
 
-PHASES = ("look", "find", "plan", "merge", "free")
+PHASES = ("scan", "find", "plan", "merge", "free")
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Tally:
     left_short: int = 0
     huge_split: int = 0
     wasted_merges: int = 0
-    missed_looks: int = 0
+    missed_scans: int = 0
     let_go: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     pauses: list[F64] = field(default_factory=list)
@@ -116,10 +116,10 @@ COUNTED = tuple(f.name for f in dataclasses.fields(Tally) if f.type == "int")
 class MergeReport:
     """What one pass or one period did."""
 
-    targets: int  #: targets looked at
+    targets: int  #: targets scanned
     regions: int  #: their mappings that are tracked
     pages: int  #: pages found at rest and read
-    written_pages: int  #: pages found written since the look before
+    written_pages: int  #: pages found written since the scan before
     zero_pages: int  #: pages read that were all zero
     forked_pages: int  #: pages left alone since other processes map them too, since a fork: nothing would be freed
     dropped_pages: int  #: of them, pages given back to the kernel's zero page
@@ -166,7 +166,7 @@ class TargetStats:
     wasted_merges: int  #: pages written after merging so far
     refused: dict[str, int]
     pauses: Pauses
-    trouble: str = ""  #: why it could not be looked at the last time; it is tried again
+    trouble: str = ""  #: why it could not be scanned the last time; it is tried again
     left_alone: str = ""  #: what it has open that lets a device write its memory, so that nothing of it is merged now
 
 
@@ -193,8 +193,8 @@ class Stats:
     pages_dropped: int
     wasted_merges: int
     let_go: int
-    incomplete_looks: int
-    missed_looks: int
+    incomplete_use_scans: int
+    missed_scans: int
     mappings_added: int
     left_for_budget: int
     left_huge: int
@@ -256,17 +256,17 @@ METRICS = (
         passes="let_go",
     ),
     Metric(
-        "incomplete_looks_total",
+        "incomplete_use_scans_total",
         "counter",
-        "Searches for users of frames that may have missed a process: nothing was freed.",
-        "incomplete_looks",
+        "Scans for uses of frames that may have missed a process: nothing was freed.",
+        "incomplete_use_scans",
     ),
     Metric(
-        "missed_looks_total",
+        "missed_scans_total",
         "counter",
         "Scans of a target that failed because its mappings were changing; repeated a period later.",
-        "missed_looks",
-        passes="missed_looks",
+        "missed_scans",
+        passes="missed_scans",
     ),
     Metric("mappings_added_total", "counter", "Mappings added.", "mappings_added", passes="mappings_added"),
     Metric(
@@ -287,7 +287,7 @@ METRICS = (
     Metric(
         "cpu_seconds_total",
         "counter",
-        "CPU time: look, find, plan (with the copying into frames), merge, free.",
+        "CPU time: scan, find, plan (with the copying into frames), merge, free.",
         "cpu_s",
         "phase",
         "cpu_s",

@@ -1,4 +1,4 @@
-"""The first step of a period: what has been written since the last look? Ranges in, status of pages out.
+"""The first step of a period: what has been written since the last scan? Ranges in, status of pages out.
 
 For: the engine. May call ``accounting`` and ask targets for their regions and written ranges; reads no content.
 """
@@ -27,26 +27,26 @@ HELD_SLACK = 64  #: mappings that must have become free before pages held for la
 
 
 def scan(accounting: Accounting, target: Target, tally: Tally) -> list[U64]:
-    """Bring the status of a target's pages up to date; return the places written since the last look, in parts.
+    """Bring the status of a target's pages up to date; return the places written since the last scan, in parts.
 
-    A look that fails is that target's trouble alone: it is noted, and repeated at growing distance. Cost: a read of
+    A scan that fails is that target's trouble alone: it is noted, and repeated at growing distance. Cost: a read of
     the maps, a walk of the page tables, and in proportion to what was written.
     """
     if accounting.period < target.trouble.again:
         return []
-    missed = tally.missed_looks
+    missed = tally.missed_scans
     try:
-        written = _look_at(accounting, target, tally)
+        written = _scan(accounting, target, tally)
     except (TargetError, OSError, MemoryError) as error:
-        tally.missed_looks += 1
+        tally.missed_scans += 1
         target.trouble.failed(error, accounting.period)
         return []
-    if tally.missed_looks == missed:
+    if tally.missed_scans == missed:
         target.trouble.over()
     return written
 
 
-def _look_at(accounting: Accounting, target: Target, tally: Tally) -> list[U64]:
+def _scan(accounting: Accounting, target: Target, tally: Tally) -> list[U64]:
     if not refresh(accounting, target, tally):
         return []
     tally.regions += target.regions
@@ -54,12 +54,12 @@ def _look_at(accounting: Accounting, target: Target, tally: Tally) -> list[U64]:
     try:
         written = target.memory.written(start, end)
     except TargetError:
-        # Gone; or its mappings change under us, and the next look will tell. Nothing is lost by that: a merge
+        # Gone; or its mappings change under us, and the next scan will tell. Nothing is lost by that: a merge
         # compares the bytes, whatever is thought of them here.
         if target.memory.alive():
             raise
         accounting.forget(target)
-        tally.missed_looks += 1
+        tally.missed_scans += 1
         return []
     count = ((written.end - written.start) // np.uint64(PAGE_SIZE)).astype(np.int64)
     first = place(target.number, written.start)
@@ -104,7 +104,7 @@ def _note_written(
 def refresh(accounting: Accounting, target: Target, tally: Tally | None = None) -> bool:
     """Read a target's mappings anew and bring spans and rows up to date; False when that was not possible.
 
-    Then it has gone, or ``tally`` counts a look that was missed; without ``tally`` it is raised.
+    Then it has gone, or ``tally`` counts a scan that was missed; without ``tally`` it is raised.
     """
     memory = target.memory
     try:
@@ -113,7 +113,7 @@ def refresh(accounting: Accounting, target: Target, tally: Tally | None = None) 
         if not isinstance(error, TargetError) or memory.alive():
             if tally is None:
                 raise
-            tally.missed_looks += 1
+            tally.missed_scans += 1
             target.trouble.failed(error, accounting.period)
             return False
         regions = None
@@ -141,7 +141,7 @@ def queue_forked(accounting: Accounting, *, now: bool) -> None:
         try:
             places = accounting.families.alone_again(target, accounting.period, now=now)
         except TargetError:
-            continue  # it has ended, which the next look will find
+            continue  # it has ended, which the next scan will find
         accounting.enqueue(places)
 
 

@@ -30,7 +30,7 @@ LEVEL_MAX = 7  #: periods a page that keeps being written waits on top of the qu
 class State(IntEnum):
     """Where a page is on its way."""
 
-    ABSENT = 0  #: not resident, or never looked at, or the kernel's zero page from the start
+    ABSENT = 0  #: not resident, or never scanned, or the kernel's zero page from the start
     VOLATILE = 1  #: written not long ago: waits for its quiet periods and its back-off
     QUEUED = 2  #: at rest; belongs to the queue
     CHANGED = 3  #: written while queued; the queue will let it go

@@ -24,7 +24,7 @@ Bools = npt.NDArray[np.bool_]
 
 __all__ = ["FORKED_APART_MIN", "Rows", "Target"]
 
-#: Pages that are shared since a fork are looked at again after so many periods.
+#: Pages that are shared since a fork are checked again after so many periods.
 FORKED_APART_MIN = 8
 
 
@@ -90,18 +90,18 @@ class Rows:
 
 
 class Trouble:
-    """Looks at a target that failed in a row: what the last said, and when it is looked at again."""
+    """Scans of a target that failed in a row: what the last said, and when it is scanned again."""
 
     EAGER = 3  #: so many in a row are repeated in the next period: mappings may have been changing
     APART_MAX = 32  #: then they come at growing distance, up to so many periods
 
     def __init__(self) -> None:
         self.text = ""
-        self.again = 0  #: not looked at before this period
+        self.again = 0  #: not scanned before this period
         self._times = 0
 
     def failed(self, error: Exception, period: int) -> None:
-        """Book a look that failed."""
+        """Record a scan that failed."""
         self.text = str(error) or type(error).__name__
         self.again = period + min(self.APART_MAX, 1 << max(0, self._times - self.EAGER))
         self._times += 1
@@ -134,7 +134,7 @@ class Target:
         self.left_then = 0  #: mappings left when that was last so
         self.merged = 0  #: pages merged so far
         self.inherited = False  #: whether it has ever been found to map frames since a fork
-        self.forked_next = 0  #: the period in which pages shared since a fork are looked at again
+        self.forked_next = 0  #: the period in which pages shared since a fork are checked again
         self.forked_apart = FORKED_APART_MIN
         self.wasted = 0  #: pages written after merging
         self.wasted_since = 0  #: of them, since it was last asked to let go what nobody reads

@@ -55,7 +55,7 @@ def _told(pid: int) -> Iterator[None]:
 def process_figures(pid: int) -> ProcessFigures:
     """Return KSM's figures of a process.
 
-    Raises ``TargetError`` when there is no such process or it may not be looked at. Cost: three small reads and
+    Raises ``TargetError`` when there is no such process or it may not be read. Cost: three small reads and
     one walk of the process's page tables (``smaps_rollup``).
     """
     stat: dict[str, str] = {}

@@ -69,8 +69,8 @@ GROUP_S = 1.0
 #: ends processes.
 ROOM_LEFT = 8 << 20
 
-#: CPU time that looking at what a process has open may take, as a share of all time: with ten thousand connections a
-#: look takes some 40 ms. It is looked again in any case before something is merged.
+#: CPU time that checking what a process has open may take, as a share of all time: with ten thousand connections a
+#: check takes some 40 ms. It is checked again in any case before something is merged.
 KINDS_SHARE = 0.02
 
 #: Whether it matters where memory is.
@@ -97,10 +97,10 @@ class LiveTarget:
         none = np.empty(0, np.uint64)
         self._armed: tuple[U64, U64] = (none, none)
         self._refused: tuple[U64, U64] = (none, none)
-        #: Small mappings that were new at a look, and when (``time.monotonic``) those that still are may be used.
+        #: Small mappings that were new at a scan, and when (``time.monotonic``) those that still are may be used.
         self._young: tuple[U64, U64] = (none, none)
         self._young_until = 0.0
-        #: Ranges whose writes were asked for at the last look: of these alone the kernel tells what is new.
+        #: Ranges whose writes were asked for at the last scan: of these alone the kernel tells what is new.
         self._asked: tuple[U64, U64] = (none, none)
         #: Where merging has cut mappings since: a piece between such edges is armed as the whole was.
         self._cuts: list[U64] = []
@@ -114,20 +114,20 @@ class LiveTarget:
         self._kinds_asked = False
         #: Ends of merged mappings with nothing behind them that the guardian has been told of.
         self._open_ends: set[int] = set()
-        #: Whether frames are mapped, as just read, for the look that follows: reading the maps is what a look costs.
+        #: Whether frames are mapped, as just read, for the scan that follows: reading the maps is what a scan costs.
         self._merges: bool | None = None
 
     def alive(self) -> bool:
         """Whether the process exists and still runs the program that was attached."""
         return procfs.identity(self.pid) == self._identity and self._has_workshop()
 
-    def _look(self, work: Callable[..., T], *args: Any, **options: Any) -> T:
+    def _read(self, work: Callable[..., T], *args: Any, **options: Any) -> T:
         """Look at it as long as that does not take for ever."""
-        return patience.look(self.pid, functools.partial(work, *args, **options))
+        return patience.read(self.pid, functools.partial(work, *args, **options))
 
     def _has_workshop(self) -> bool:
         try:
-            return self._look(_is_mapped, self.pid, self._workshop[0])
+            return self._read(_is_mapped, self.pid, self._workshop[0])
         except patience.HeldUpError:
             return True  # nothing says that it has gone
         except OSError:
@@ -136,7 +136,7 @@ class LiveTarget:
     def regions(self) -> Regions:
         """See ``TargetMemory.regions``. Cost: one read of the maps, and of smaps when there is a new mapping."""
         try:
-            start, end, perms, offset, device, inode, name, names = self._look(mem.maps, self.pid)
+            start, end, perms, offset, device, inode, name, names = self._read(mem.maps, self.pid)
         except OSError as error:
             raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
         if time.monotonic() >= self.kinds_due:
@@ -175,7 +175,7 @@ class LiveTarget:
         """Find out what the process has open that lets its memory be written behind its page tables."""
         began = cpu_s()
         try:
-            self.left_alone = self._look(self.kinds.behind, self.pid) or ""
+            self.left_alone = self._read(self.kinds.behind, self.pid) or ""
         except patience.HeldUpError:
             self.kinds = mem.Kinds()  # that one is still in use
             raise
@@ -209,7 +209,7 @@ class LiveTarget:
         if time.monotonic() > self._young_until:
             young = small[~_pieces(self._young, cuts[:0], start[small], end[small])]
             self._young, self._young_until = (start[small], end[small]), time.monotonic() + YOUNG_S
-        unusable[young] = True  # not for good: they are new at the next look, too
+        unusable[young] = True  # not for good: they are new at the next scan, too
         new = np.setdiff1d(new, young, assume_unique=True)
         if len(new) and time.monotonic() < self.flags_due:
             unusable[new] = True  # the same
@@ -219,7 +219,7 @@ class LiveTarget:
             self.flags_due = time.monotonic() + (cpu_s() - began) / FLAGS_SHARE
             its = policy.flags_at(flags, start[new])
             left_alone, advice = policy.left_for_flags(its), policy.advice(its)
-            told = self._look(procfs.policies, self.pid) if _SEVERAL_NODES else None
+            told = self._read(procfs.policies, self.pid) if _SEVERAL_NODES else None
             if told is not None:
                 left_alone |= policy.placed_apart(*told, start[new])
             unusable[new[left_alone]] = True
@@ -235,7 +235,7 @@ class LiveTarget:
 
     def _mapping_flags(self) -> dict[int, frozenset[str]]:
         try:
-            return self._look(procfs.mapping_flags, self.pid)
+            return self._read(procfs.mapping_flags, self.pid)
         except OSError as error:
             raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
 
@@ -243,9 +243,9 @@ class LiveTarget:
         """Return ranges with all categories of ``mask``, of no zero pages, and their categories; writes show anew."""
         try:
             # Mappings that have been replaced at the same place are not tracked any more. They are passed over now and
-            # armed at the next look. (That such a mapping ends the scan with an error may be asked for, too: what was
+            # armed at the next scan. (That such a mapping ends the scan with an error may be asked for, too: what was
             # found, and protected again, before it would be lost.)
-            scan = functools.partial(self._look, mem.pagemap_scan, self._pagemap, start, end)
+            scan = functools.partial(self._read, mem.pagemap_scan, self._pagemap, start, end)
             self._disarm(*scan(inverted=_TRACKED, mask=_TRACKED)[:2])
             # Not asked: _FILE. It makes the kernel look up every page's descriptor: 11 ms a GiB instead of 1.
             return scan(flags=_WP_MATCHING, inverted=_ZERO, mask=mask | _ZERO, returned=_HUGE)
@@ -253,7 +253,7 @@ class LiveTarget:
             raise TargetError(f"process {self.pid}: its page map cannot be read: {error.strerror}") from error
 
     def _disarm(self, start: U64, end: U64) -> None:
-        """Take mappings that overlap ascending ranges for new ones at the next look."""
+        """Take mappings that overlap ascending ranges for new ones at the next scan."""
         starts, ends = self._armed
         if len(start):
             # The first range that ends behind the mapping's start is the only one that can begin it.
@@ -277,13 +277,13 @@ class LiveTarget:
         order = np.argsort(s)
         huge = np.where(categories & np.uint64(_HUGE), np.uint8(PageFlag.HUGE), np.uint8(0))
         ranges = PageRanges(s[order], e[order], huge.astype(np.uint8)[order])
-        # Pages of the pool that were read since the last look, and not written, are new in the page table too.
+        # Pages of the pool that were read since the last scan, and not written, are new in the page table too.
         return self._without_file(ranges) if self._merges_now() and len(ranges.start) else ranges
 
     def _without_file(self, ranges: PageRanges) -> PageRanges:
         """Leave out of ranges the pages that are a file's. Cost: in proportion to the ranges."""
         try:
-            s, e, categories = self._look(
+            s, e, categories = self._read(
                 mem.pagemap_scan,
                 self._pagemap,
                 ranges.start,
@@ -304,7 +304,7 @@ class LiveTarget:
         if known is not None:
             return known
         try:
-            _, _, _, _, device, inode, _, _ = self._look(mem.maps, self.pid)
+            _, _, _, _, device, inode, _, _ = self._read(mem.maps, self.pid)
         except OSError as error:
             raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
         return bool(self._backend.is_pool(device, inode).any())
@@ -312,14 +312,14 @@ class LiveTarget:
     def read_keys(self, addr: U64) -> tuple[U64, U8]:
         """See ``TargetMemory.read_keys``. Cost: about 0.5 µs of CPU a page."""
         try:
-            return self._look(mem.read_own_keys, self.pid, addr, self._backend.key)
+            return self._read(mem.read_own_keys, self.pid, addr, self._backend.key)
         except OSError as error:
             raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
 
     def holds(self, addr: U64) -> U8:
         """See ``TargetMemory.holds``. Cost: 10-20 ns a page in runs, half a microsecond for one alone."""
         try:
-            return self._look(mem.pagemap_holds, self._pagemap, addr)
+            return self._read(mem.pagemap_holds, self._pagemap, addr)
         except OSError as error:
             raise TargetError(f"process {self.pid}: its page map cannot be read: {error.strerror}") from error
 
@@ -448,7 +448,7 @@ class LiveBackend:
         """Return what a process maps of other engines' pools: by device and inode, requests of ``(address, pages)``."""
         try:
             thread = process.memory_thread(pid)
-            start, end, _, _, device, inode, name, names = patience.look(pid, mem.maps, thread)
+            start, end, _, _, device, inode, name, names = patience.read(pid, mem.maps, thread)
         except (OSError, patience.HeldUpError):  # the latter is refused right after this
             return {}
         frames = np.array([n == preflight.POOL_NAME for n in names] or [False])[name] & ~self.is_pool(device, inode)
@@ -498,7 +498,7 @@ class LiveBackend:
 
     def mapped_frames(self) -> tuple[U32, U32, bool]:
         """See ``Backend.mapped_frames``; how it comes to be complete: ``uses``."""
-        return self._uses.look()
+        return self._uses.scan()
 
     def inherited(self) -> list[Inherited]:
         """See ``Backend.inherited``. Cost: a read of the maps of each child that is guarded and not attached."""
@@ -506,10 +506,10 @@ class LiveBackend:
         for pid in self.guardian.targets():
             if pid in self.targets:
                 continue
-            # It has ended; or it holds up whoever looks: then its copies are its own, at the price of memory.
+            # It has ended; or it holds up whoever reads: then its copies are its own, at the price of memory.
             with contextlib.suppress(OSError, patience.HeldUpError):
                 thread = process.memory_thread(pid)
-                start, end, _, offset, device, inode, _, _ = patience.look(pid, mem.maps, thread)
+                start, end, _, offset, device, inode, _, _ = patience.read(pid, mem.maps, thread)
                 ours = self.is_pool(device, inode)
                 frame = (offset[ours] // PAGE_SIZE).astype(np.uint32)
                 found.append(Inherited(start[ours], end[ours], frame))

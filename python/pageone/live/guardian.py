@@ -192,7 +192,7 @@ def _reason(error: OSError) -> str:
 def is_guardian(pid: int) -> bool:
     """Return whether a process is a guardian, this engine's or another's."""
     try:
-        words = patience.look(pid, procfs.arguments, pid)
+        words = patience.read(pid, procfs.arguments, pid)
     except (OSError, patience.HeldUpError):
         return False
     return len(words) > 3 and words[1:3] == [b"-I", b"-S"] and words[3].endswith(b"/" + _SCRIPT.name.encode())

@@ -1,4 +1,4 @@
-"""Looking at a process without waiting for it for ever.
+"""Reading of a process without waiting for it for ever.
 
 For: whatever reads of ``/proc/PID`` or of a process's memory on behalf of others. Whoever does may have to wait for the
 process: its address space may be locked, or the memory be of a file system or of a userfaultfd that does not answer.
@@ -19,33 +19,33 @@ from pageone import procfs
 from pageone.engine import clock
 from pageone.errors import TargetError
 
-__all__ = ["HeldUpError", "look", "spare"]
+__all__ = ["HeldUpError", "read", "spare"]
 
 T = TypeVar("T")
 
-#: A look that has got no further for so long is left behind, seconds.
+#: A call that has got no further for so long is left behind, seconds.
 PATIENCE_S = 2.0
 #: It gets further when it takes so much CPU time meanwhile, seconds.
 PROGRESS_CPU_S = 0.005
 #: How long a process is left alone after that, seconds; twice that each time it happens again, up to the most.
 REST_S, REST_MOST_S = 60.0, 3600.0
-#: Looks that take so long without CPU time, seconds, are added up, for so many seconds; together they may take
+#: Calls that take so long without CPU time, seconds, are added up, for so many seconds; together they may take
 #: ``SLOW_MOST_S``. Else a process could make each wait for as long as it is waited for.
 SLOW_S, SLOW_FOR_S, SLOW_MOST_S = 0.1, 60.0, 6.0
 
 
 class HeldUpError(TargetError):
-    """A process held up whoever looked at it, and is left alone for a while."""
+    """A process held up whoever read its memory, and is left alone for a while."""
 
 
 class _Hand:
-    """A thread that looks at processes for another, in turn."""
+    """A thread that reads of processes for another, in turn."""
 
     def __init__(self) -> None:
         self.owner = os.getpid()
         self._todo: queue.SimpleQueue[Any] = queue.SimpleQueue()
         # It knows the queue only: so it ends when nobody has this object any more.
-        self._thread = threading.Thread(target=_work, args=(self._todo,), name="pageone-look", daemon=True)
+        self._thread = threading.Thread(target=_work, args=(self._todo,), name="pageone-reader", daemon=True)
         self._thread.start()
 
     def __del__(self) -> None:
@@ -103,8 +103,8 @@ _held: dict[int, _Held] = {}
 _lock = threading.Lock()
 
 
-def look(pid: int, work: Callable[..., T], *args: Any) -> T:
-    """Return ``work(*args)``, which looks at process ``pid`` and changes nothing here.
+def read(pid: int, work: Callable[..., T], *args: Any) -> T:
+    """Return ``work(*args)``, which reads of process ``pid`` and changes nothing here.
 
     Raises what it raises, and :class:`HeldUpError` where that took too long, or has lately: then it may still go on.
     """
@@ -183,6 +183,6 @@ def _slow(pid: int, waited: float) -> None:
 def _error(pid: int, held: _Held) -> HeldUpError:
     rest = max(0.0, held.until - time.monotonic())
     return HeldUpError(
-        f"process {pid}: holds up whoever looks at its memory, which is locked or does not answer: "
+        f"process {pid}: holds up whoever reads its memory, which is locked or does not answer: "
         f"left alone{f' for {rest:.0f} s' if rest else ''}"
     )

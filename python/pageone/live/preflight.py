@@ -81,7 +81,7 @@ def check(
     """
     if pid <= 0:
         raise BadTargetError(f"PID {pid}: not a process id; give a positive number")
-    return patience.look(pid, _check, pid, ours, declared, pool, charged or os.getpid())
+    return patience.read(pid, _check, pid, ours, declared, pool, charged or os.getpid())
 
 
 def _check(pid: int, ours: Collection[int], declared: bool, pool: tuple[int, int] | None, charged: int) -> Facts:
@@ -126,7 +126,7 @@ def _status(pid: int) -> dict[str, str]:
     except (FileNotFoundError, ProcessLookupError):
         raise _gone(pid) from None
     except PermissionError:
-        raise TargetError(f"PID {pid}: may not be looked at by this user; run as its user or as root") from None
+        raise TargetError(f"PID {pid}: may not be read by this user; run as its user or as root") from None
 
 
 def _stat(pid: int) -> procfs.Stat:

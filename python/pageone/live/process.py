@@ -14,7 +14,7 @@ from pageone import procfs
 
 
 def memory_thread(pid: int) -> int:
-    """Return the id of a thread through which the memory of a process can be looked at.
+    """Return the id of a thread through which the memory of a process can be read.
 
     It is ``pid``, unless the first thread has ended before the others: then ``/proc/PID/maps`` is empty though they
     run on, with all that they have mapped.

@@ -1,20 +1,20 @@
-"""The look for uses of frames: which mappings of the pool there are, in all processes, and whether any can be missing.
+"""The scan for uses of frames: which mappings of the pool there are, in all processes, and whether any can be missing.
 
 For: ``backend``. Reads /proc and nothing else. A list of processes is no snapshot: a child may be born behind the place
-that has been listed, of a parent that ends before it is looked at. So processes are listed and looked at until a list
+that has been listed, of a parent that ends before it is scanned. So processes are listed and scanned until a list
 has nobody new. Why nobody is missing then:
 
-A mapping of frames is inherited at birth and only ever lost, but by targets, which are always looked at. Take a
+A mapping of frames is inherited at birth and only ever lost, but by targets, which are always scanned. Take a
 process that maps a frame when the last listing ends, and the line of its ancestors that mapped it. One of them, A, is
 the last that was born before that listing began; it lived, and mapped the frame, until its heir in the line was born,
-or lives still. Either A was there in the listing before: then it was looked at, mapping the frame, and is counted. Or
+or lives still. Either A was there in the listing before: then it was scanned, mapping the frame, and is counted. Or
 it was born since, and so was the rest of the line, with ids that ascend, since the kernel counts ids up. The list is
 made in the order of ids. If A has ended before its id was passed, its heir has a higher id, not passed yet, and so on:
 one of the line is listed. It was not there before, so the list has somebody new, and is not the last.
 
 Where ids have begun from the start again meanwhile everything is listed anew. What may still be missed is a child whose
 birth is not finished: its memory is copied some microseconds before it is listed. While it is being born its parent
-waits in ``fork`` and has the mapping, unless another thread takes it away in that moment; the second look that a frame
+waits in ``fork`` and has the mapping, unless another thread takes it away in that moment; the second scan that a frame
 is given before it is freed, a period later, finds the child.
 """
 
@@ -37,10 +37,10 @@ from pageone.live import patience, process, shown
 __all__ = ["Uses"]
 
 #: Processes are listed so often, and for so long (CPU-seconds), until a list has nobody new. Where programs are started
-#: all the time none may be found; then the look was in vain and is repeated later.
+#: all the time none may be found; then the scan was in vain and is repeated later.
 LISTS_MAX = 100
-LOOK_CPU_S = 0.1
-#: One that cannot be looked at is tried so often: where it was just ending it is gone then.
+SCAN_CPU_S = 0.1
+#: One that cannot be read is tried so often: where it was just ending it is gone then.
 HIDDEN_TRIES = 4
 #: How often the threads of a process are listed to find one that still has memory.
 THREADS_TRIES = 10
@@ -50,10 +50,10 @@ _GONE = (errno.ENOENT, errno.ESRCH)
 
 
 class Uses:
-    """Looks for mappings of one pool.
+    """Finds the mappings of one pool.
 
     ``is_pool`` tells which files (device, inode) are the pool. ``guardian``: the process that has it, which maps no
-    frame and may not be looked at.
+    frame and may not be read.
     """
 
     def __init__(self, is_pool: Callable[[U64, U64], npt.NDArray[np.bool_]], guardian: int) -> None:
@@ -67,11 +67,11 @@ class Uses:
         self._found: list[tuple[U32, U32]] = []
 
     def remember(self, pid: int) -> None:
-        """Look at a process for as long as it lives: it has become a target."""
+        """Scan a process for as long as it lives: it has become a target."""
         self._once[pid] = procfs.identity(pid)
         self._clean.pop(pid, None)
 
-    def look(self) -> tuple[U32, U32, bool]:
+    def scan(self) -> tuple[U32, U32, bool]:
         """Return the mappings of the pool as ``(first frame, pages)``, and whether none can be missing.
 
         Cost: a read of the state of each process, of the maps of those that are new or map frames, and some lists.
@@ -89,8 +89,8 @@ class Uses:
         return first, pages, settled
 
     def _until_nobody_is_new(self) -> bool:
-        """Look at all processes, also those that are born meanwhile; whether a list without new ones was reached."""
-        until = cpu_s() + LOOK_CPU_S
+        """Scan all processes, also those that are born meanwhile; whether a list without new ones was reached."""
+        until = cpu_s() + SCAN_CPU_S
         known: set[int] = set()
         hidden: Counter[int] = Counter()
         clean: dict[int, int] = {}
@@ -108,7 +108,7 @@ class Uses:
                 self._clean = clean
                 return settled
             for pid in new:
-                if self._look_at(pid, clean):
+                if self._scan_process(pid, clean):
                     known.add(pid)
                 else:
                     hidden[pid] += 1
@@ -122,10 +122,10 @@ class Uses:
         listed.update(pid for pid, since in self._once.items() if pid not in listed and process.lives(pid, since))
         return listed
 
-    def _look_at(self, pid: int, clean: dict[int, int]) -> bool:
+    def _scan_process(self, pid: int, clean: dict[int, int]) -> bool:
         """Note what a process maps of the pool; those that map nothing go into ``clean``.
 
-        False for one that may map frames and cannot be looked at: it hides, or is just ending.
+        False for one that may map frames and cannot be read: it hides, or is just ending.
         """
         if pid == self._guardian:
             return True
@@ -180,7 +180,7 @@ class Uses:
 
     def _read(self, thread: int) -> tuple[U64, U64, U64, npt.NDArray[np.bool_]] | None:
         try:
-            start, end, _, offset, device, inode, _, _ = patience.look(thread, mem.maps, thread)
+            start, end, _, offset, device, inode, _, _ = patience.read(thread, mem.maps, thread)
         except OSError as error:
             if error.errno in _GONE:
                 return None

@@ -64,7 +64,7 @@ def scan(
     if min_run < 1:
         raise UsageError(f"min_run {min_run}: a run has at least one page")
     if not 0 <= watch < 1e9:
-        raise UsageError(f"watch {watch}: a number of seconds, 0 for no second look")
+        raise UsageError(f"watch {watch}: a number of seconds, 0 for no second scan")
 
     started, cpu = time.perf_counter(), time.process_time()
     problems: list[str] = []
@@ -134,7 +134,7 @@ def _count(
         changed = None
         if watch > 0:
             time.sleep(watch)
-            changed = counted.look_again()
+            changed = counted.scan_again()
         return account(counted, changed, min_run), seconds
 
     return once.run(work)

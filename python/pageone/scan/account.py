@@ -94,7 +94,7 @@ def page_cache_shared(rows: list[U64], page_size: int) -> int:
 
 
 def account(counted: DuplicateCount, changed: Bools | None = None, min_run: int = 1) -> ScanReport:
-    """Return the report of a count. ``changed``: the pages that a second look found changed.
+    """Return the report of a count. ``changed``: the pages that a second scan found changed.
 
     ``min_run``: the engine's option of that name: equal pages in shorter runs are left alone.
 

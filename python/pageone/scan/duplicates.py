@@ -59,7 +59,7 @@ class DuplicateCount:
         remember: bool = False,
         truncate: int = 64,
     ) -> None:
-        """``remember`` keeps every key (8 bytes a page) for a second look; ``truncate`` (tests) cuts keys to bits."""
+        """``remember`` keeps every key (8 bytes a page) for a second scan; ``truncate`` (tests) cuts keys to bits."""
         self.sources = list(sources)
         self.threads = threads
         self.base = np.concatenate((np.zeros(1, np.int64), np.cumsum([len(s) for s in self.sources], dtype=np.int64)))
@@ -258,7 +258,7 @@ class DuplicateCount:
             return b""
         return b"" if code[0] == _GONE else keep.tobytes()
 
-    def look_again(self) -> Bools:
+    def scan_again(self) -> Bools:
         """Read everything again; returns ``(pages,)`` bool: the page has changed or gone since :meth:`run`."""
         assert self.remembered is not None, "the keys were not kept"
         changed = np.zeros(self.total, bool)

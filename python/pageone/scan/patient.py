@@ -1,4 +1,4 @@
-"""Scanning without waiting for ever for a process that holds up whoever looks at it.
+"""Scanning without waiting for ever for a process that holds up whoever reads it.
 
 For: the scan. What reads targets is done by a thread that is left behind when it gets no further and one of the
 processes that it may be reading holds up lookers (:mod:`pageone.live.patience`). The scan then begins again without
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class HeldUp(Exception):
-    """A source is a process that holds up whoever looks at it."""
+    """A source is a process that holds up whoever reads it."""
 
     def __init__(self, source: sources.Source) -> None:
         super().__init__(held_up(source.name))
@@ -34,14 +34,14 @@ class HeldUp(Exception):
 
 
 def held_up(name: str) -> str:
-    """Say that a process is not looked at, and why."""
-    return f"{name}: not looked at: it holds up whoever looks at its memory, which is locked or does not answer"
+    """Say that a process is not scanned, and why."""
+    return f"{name}: not scanned: it holds up whoever reads its memory, which is locked or does not answer"
 
 
 def process(pid: int) -> sources.Source:
     """Return the source of a process, as :func:`sources.process`; TargetError also for one that holds it up."""
     try:
-        return patience.look(pid, sources.process, pid)
+        return patience.read(pid, sources.process, pid)
     except patience.HeldUpError:
         raise TargetError(held_up(f"process {pid}")) from None
 
@@ -76,7 +76,7 @@ class Once:
                 except queue.Empty:
                     before, steps = steps, self._steps
                     if steps == before:
-                        self._look_for_who_holds_it_up()
+                        self._find_who_holds_it_up()
                     continue
                 if failed is not None:
                     raise failed
@@ -85,12 +85,12 @@ class Once:
             with self._lock:
                 self._over.set()
 
-    def _look_for_who_holds_it_up(self) -> None:
+    def _find_who_holds_it_up(self) -> None:
         key = mem.Key(secrets.token_bytes(32))
         for source in self._processes:
             try:
                 # To read a page takes the lock of the address space, as all reading of it does.
-                patience.look(source.pid or 0, source.keys, source.positions(np.zeros(1, np.int64)), key)
+                patience.read(source.pid or 0, source.keys, source.positions(np.zeros(1, np.int64)), key)
             except patience.HeldUpError:
                 raise HeldUp(source) from None
             except OSError:

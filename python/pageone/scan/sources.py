@@ -186,7 +186,7 @@ def _resident(pid: int, name: str, fd: int, maps: tuple[U64, U64, U8, U64, U64, 
     mergeable = private & ((perms & mem.PERM_WRITE) != 0) & (inode == 0) & ~left_alone
     mergeable[mergeable] = ~_left_alone(pid, start[mergeable])
 
-    # Whether a page is of a file is asked only where it may be: it costs a look at each page's own record.
+    # Whether a page is of a file is asked only where it may be: it costs a read of each page's own record.
     anonymous = inode == 0
     asked = mem.PAGE_IS_PRESENT | mem.PAGE_IS_SWAPPED
     told = asked | mem.PAGE_IS_PFNZERO | mem.PAGE_IS_HUGE

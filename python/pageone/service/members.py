@@ -42,7 +42,7 @@ def command_line(pid: int) -> str:
     from pageone.live import patience
 
     try:
-        words = patience.look(pid, procfs.arguments, pid)
+        words = patience.read(pid, procfs.arguments, pid)
     except (OSError, patience.HeldUpError):
         return ""
     text = b" ".join(words).decode(errors="replace")

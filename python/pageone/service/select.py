@@ -47,10 +47,10 @@ def find(pids: Sequence[int], *, match: str | None, user: str | None) -> tuple[l
         if pid in mine:
             continue
         try:
-            words = patience.look(pid, procfs.arguments, pid)
+            words = patience.read(pid, procfs.arguments, pid)
             its = owner(pid)
         except (OSError, TargetError):
-            continue  # ended meanwhile, acting for several users, or holding up who looks at it
+            continue  # ended meanwhile, acting for several users, or holding up who reads of it
         line = b" ".join(words).decode(errors="replace")
         if line and (uid is None or its == uid) and pattern.search(line) and "pageone.service.server" not in line:
             found.append(pid)

@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Options", "Server", "main"]
 
-#: Members and their children are looked at so often, seconds; at most, for a shorter period looks with it.
-LOOK_S = 0.5
+#: Members and their children are checked so often, seconds; at most, for a shorter period checks with it.
+CHECK_S = 0.5
 #: And so often, for so long, after a command was started: programs that put themselves in the background are quick.
-LOOK_NEW_S, NEW_S = 0.02, 1.0
+CHECK_NEW_S, NEW_S = 0.02, 1.0
 #: A process is attached when it has been known for so long, seconds (or for a period, if that is shorter).
 SETTLE_S = 1.0
 #: A server that nobody has given a target ends after so many seconds.
@@ -124,18 +124,18 @@ class Server:
         threading.Thread(target=self._accept, name="pageone-accept", daemon=True).start()
         from pageone.live.guardian import GuardianError
 
-        look_at = step_at = time.monotonic()
-        began = look_at
+        check_at = step_at = time.monotonic()
+        began = check_at
         steps_for = 0
         well = False
         try:
             while not self._ending:
-                self._carry_out(min(look_at, step_at if self.engine.targets else look_at))
+                self._carry_out(min(check_at, step_at if self.engine.targets else check_at))
                 now = time.monotonic()
-                if now >= look_at:
-                    self._left_out("look", functools.partial(self._look, now))
+                if now >= check_at:
+                    self._left_out("check of members", functools.partial(self._check_members, now))
                     new = now - self._launched_at < NEW_S
-                    look_at = time.monotonic() + (LOOK_NEW_S if new else min(LOOK_S, self.engine.period))
+                    check_at = time.monotonic() + (CHECK_NEW_S if new else min(CHECK_S, self.engine.period))
                 if self.engine.targets and (now >= step_at or (not steps_for)):
                     step_at = time.monotonic() + self.engine.period
                     self._left_out("period", functools.partial(self.engine.step, until=step_at))
@@ -188,7 +188,7 @@ class Server:
         with contextlib.suppress(OSError):  # the disk may be full
             print(time.strftime("%Y-%m-%d %H:%M:%S"), text, details, file=sys.stderr, flush=True)
 
-    def _look(self, now: float) -> None:
+    def _check_members(self, now: float) -> None:
         """Find out who has ended, who runs another program now, and who is new; attach those that are ready."""
         members = self.members
         for member in members.ended():

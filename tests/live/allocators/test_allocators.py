@@ -47,7 +47,7 @@ ALLOCATORS: dict[str, tuple[str | None, dict[str, str]]] = {
 
 @pytest.fixture(autouse=True)
 def new_mappings_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have new mappings looked at in every period, at whatever cost: allocators map and unmap all the time."""
+    """Have new mappings scanned in every period, at whatever cost: allocators map and unmap all the time."""
     monkeypatch.setattr("pageone.live.backend.FLAGS_SHARE", 1.0)
 
 

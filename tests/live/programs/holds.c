@@ -1,4 +1,4 @@
-/* Memory that holds up whoever looks at it: on a file system that does not answer.
+/* Memory that holds up whoever reads it: on a file system that does not answer.
  *
  *   holds KIND FOLDER    KIND is what it does when told to strike:
  *     lock   its address space stays locked: one thread reads such memory, another waits to map something

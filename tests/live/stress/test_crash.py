@@ -71,7 +71,7 @@ def _kill_engines(start: Callable[..., Any], spawn: Any, kills: int, scenario: s
         for _ in range(min(1 if guardian else KILLS_PER_PROGRAM, kills - done)):
             print(*(one.pid for one in running), file=engines.stdin, flush=True)
             engine, guard = (int(word) for word in engines.stdout.readline().split())
-            # Within its first period, amid looking and merging, or between periods.
+            # Within its first period, amid scanning and merging, or between periods.
             time.sleep(chance.uniform(0.0, 0.6))
             if guardian:
                 os.kill(guard, signal.SIGKILL)

@@ -36,7 +36,7 @@ PAGE_SIZE = 4096
 
 NAMES = ("ksm-kernel", "ksm-model-jhash2", "ksm-model-crc32c", "ksm-model-xxh64", "pageone")
 
-#: Seconds between two looks at the kernel's counters.
+#: Seconds between two readings of the kernel's counters.
 POLL_S = 0.002
 #: Scans without a change after which KSM is taken to have found what it finds, and scans at most.
 SETTLED_SCANS, SCANS_MAX = 1, 40

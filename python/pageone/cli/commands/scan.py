@@ -60,7 +60,7 @@ def choose(
         try:
             if pid == os.getpid() or (user is not None and int(procfs.status(pid)["Uid"].split()[1]) != uid):
                 continue
-            words = patience.look(pid, procfs.arguments, pid)
+            words = patience.read(pid, procfs.arguments, pid)
             # A process without a command line is a kernel thread or a zombie: it has no memory.
             command = b" ".join(words).decode(errors="replace")
             if command and (pattern.search(command) or pattern.search(procfs.name(pid))):

@@ -36,14 +36,14 @@ def register(app: typer.Typer) -> None:
         if count < 0:
             raise UsageError(f"--count {count}: give 0 or more")
         console = Console(highlight=False)
-        looks = 0
+        updates = 0
         with (
             contextlib.suppress(KeyboardInterrupt),
             Live(_view(), console=console, screen=console.is_terminal, auto_refresh=False) as live,
         ):
             while True:
-                looks += 1
-                if looks == count:
+                updates += 1
+                if updates == count:
                     break
                 time.sleep(every)
                 live.update(_view(), refresh=True)

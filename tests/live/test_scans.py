@@ -1,4 +1,4 @@
-"""What looking at a live process costs, where the kernel makes a question expensive."""
+"""What scanning a live process costs, where the kernel makes a question expensive."""
 
 import mmap
 import time
@@ -171,7 +171,7 @@ for line in sys.stdin:
 """
 
 
-def test_a_mapping_replaced_at_its_place_keeps_no_look_from_what_else_was_written(
+def test_a_mapping_replaced_at_its_place_keeps_no_scan_from_what_else_was_written(
     spawn: Any, ask: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "FLAGS_SHARE", 1.0)
@@ -184,11 +184,11 @@ def test_a_mapping_replaced_at_its_place_keeps_no_look_from_what_else_was_writte
         assert shared >= 128
         for _ in range(3):
             assert ask(process, "") == "True"
-            # The first look passes over what is new and has it tracked, those after it find it at rest.
+            # The first scan passes over what is new and has it tracked, those after it find it at rest.
             for _ in range(12):
                 engine.step()
                 time.sleep(0.05)
-        assert engine.stats.missed_looks == 0
+        assert engine.stats.missed_scans == 0
         assert target.stats.merged_pages >= shared + 3 * 60
 
 
@@ -227,7 +227,7 @@ def test_a_small_mapping_may_be_wiped_in_children_a_moment_after_it_was_made(
             assert ask(program, "fork") == "True"
 
 
-def test_what_was_left_out_of_a_look_is_merged_later(spawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_left_out_of_a_scan_is_merged_later(spawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     processes = [spawn.python(LOCKER) for _ in range(2)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
