@@ -23,6 +23,6 @@ def test_the_floor_counts_each_call_once_and_adds_up(monkeypatch: pytest.MonkeyP
     assert 0 < found["stop_ms"]["p50"] <= found["stop_ms"]["p99"]
 
 
-def test_all_threads_are_stopped_and_let_go_as_often_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_threads_are_stopped_and_resumed_as_often_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(floor, "STOPS", 5)
     assert len(floor._stopping(3)) == 5  # a thread left stopped could not be seized a second time

@@ -423,7 +423,7 @@ def test_a_value_out_of_range_is_refused_before_anything_starts(option: str, val
         Engine(backend=FakeBackend(), **{option: value})
 
 
-def test_frames_that_every_sharer_has_written_over_are_let_go() -> None:
+def test_frames_that_every_sharer_has_written_over_are_unmerged() -> None:
     backend = FakeBackend()
     a, b = pair_of(backend)
     with Engine(backend=backend) as engine:
@@ -432,10 +432,10 @@ def test_frames_that_every_sharer_has_written_over_are_let_go() -> None:
         engine.merge_once(quiet_s=0)
         a.write(np.arange(100), values(100, 5))
         steps(engine, 1)
-        assert engine.stats.let_go == 0, "the other one still reads them"
+        assert engine.stats.unmerged_unread == 0, "the other one still reads them"
         b.write(np.arange(100), values(100, 6))
         steps(engine, 1)
-        assert engine.stats.let_go == 200
+        assert engine.stats.unmerged_unread == 200
         assert (a.frame[:100] == NONE).all()
         assert (a.frame[100:256] != NONE).all()
         steps(engine, 3)

@@ -34,7 +34,7 @@ def saved_pages(engine: Engine, backend: FakeBackend) -> int:
 
 
 def finish(engine: Engine, backend: FakeBackend, processes: list[FakeProcess]) -> None:
-    """Let go of all: no more memory is in use than without an engine."""
+    """Detach all: no more memory is in use than without an engine."""
     for target in engine.targets:
         engine.detach(target)
     steps(engine, 8)
@@ -198,7 +198,7 @@ def test_a_page_written_after_merging_and_shared_since_a_later_fork_is_not_copie
         engine.merge_once(quiet_s=0)
         parent.write(np.arange(100), values(100, 9))
         child = parent.fork(backend.new_pid())
-        steps(engine, 30)  # let go of nothing that would be copied
+        steps(engine, 30)  # unmerge nothing that would be copied
         assert saved_pages(engine, backend) == N - 100
         for target in engine.targets:
             engine.detach(target)

@@ -62,7 +62,7 @@ def trace(acting):
         time.sleep(0.001)
     one = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=said, stderr=said)
     begun.append(one)
-    # A debugger has stopped it and lets it go on.
+    # A debugger has stopped it and resumes it.
     went_on, deadline = tracer != "gdb", time.monotonic() + PATIENCE_S
     while not went_on or status(pid, "TracerPid:") != str(one.pid) or status(pid, "State:") == "t":
         said.seek(0)
@@ -106,7 +106,7 @@ def work():
             for one in by:
                 end(one, acting)
             deadline = time.monotonic() + 20
-            let_go = []
+            detached = []
             for target in targets[what]:
                 gone = False
                 while not gone and time.monotonic() < deadline:
@@ -114,9 +114,9 @@ def work():
                         gone = engine.detach(target)
                     except Exception:
                         time.sleep(0.05)
-                let_go.append(gone)
+                detached.append(gone)
             wrongs += [ask(acting, last)[0], ask(other, "kept")[0]]
-            told[what] = {"wrong": wrongs, "waited_s": [longest / 1e6, waited / 1e6], "let go": let_go}
+            told[what] = {"wrong": wrongs, "waited_s": [longest / 1e6, waited / 1e6], "detached": detached}
     return [merged, told]
 try:
     print(json.dumps(work()))
@@ -140,8 +140,8 @@ def _do(todo: list[str], tracer: str, program: Path, as_user: Any, root: bool) -
     merged, told = json.loads(done.stdout)
     assert merged >= 1000 * len(todo)
     wrong = {what: told[what]["wrong"] for what in todo if any(told[what]["wrong"])}
-    assert not wrong, "pages that were not right: at once, later, when let go, and of a program that did nothing"
-    assert all(all(told[what]["let go"]) for what in todo), told
+    assert not wrong, "pages that were not right: at once, later, when detached, and of a program that did nothing"
+    assert all(all(told[what]["detached"]) for what in todo), told
     waited: dict[str, Any] = {what: told[what]["waited_s"] for what in todo}
     return waited
 

@@ -45,7 +45,7 @@ for line in sys.stdin:
 """
 
 
-def test_programs_whose_names_are_no_text_are_merged_and_let_go_as_all_others(
+def test_programs_whose_names_are_no_text_are_merged_and_detached_as_all_others(
     spawn: Any,
     ask: Callable[[subprocess.Popen[str], str], str],
     merge_at_least: Callable[[Engine, int], None],

@@ -91,7 +91,7 @@ def folder(make_folder_for_all: Callable[[str], Path]) -> Iterator[Path]:
 
 @pytest.mark.timeout(230)
 @pytest.mark.parametrize("who", ["root", "user"])
-def test_others_are_merged_and_let_go_while_a_target_keeps_its_address_space_locked(
+def test_others_are_merged_and_detached_while_a_target_keeps_its_address_space_locked(
     who: str, holds: Path, folder: Path, as_user: Any, python: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     if who == "root" and os.geteuid() == 0:

@@ -420,7 +420,7 @@ def test_a_child_that_execs_runs_its_program_and_the_parent_stays_merged(target)
         assert distinct(target.frames("a")) == 1
 
 
-def test_a_target_that_execs_is_let_go_and_its_new_program_runs(spawn, target):
+def test_a_target_that_execs_is_untracked_and_its_new_program_runs(spawn, target):
     fill(target, "a", np.repeat(random_pages(1), 32, axis=0))
     other = Target(spawn)
     fill(other, "a", np.repeat(random_pages(1), 32, axis=0))

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.needs("merge", "gcc")
 
 SOURCE = Path(__file__).with_name("programs") / "storm.c"
 
-#: Attaches two such programs, merges and lets go, over and over, until news was missed or this has been done often.
+#: Attaches two such programs, merges and detaches, over and over, until news was missed or this has been done often.
 DRIVER = """
 import json, select, subprocess, sys, time
 from pageone.engine import Engine

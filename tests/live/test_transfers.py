@@ -61,7 +61,7 @@ def transfers(compiled: Callable[..., Path]) -> Path:
     return compiled(Path(__file__).with_name("programs") / "transfers.c")
 
 
-#: Merges the program's pages at rest and lets them go again, until it ends, or ends it when it has been stopped often
+#: Merges the program's pages at rest and unmerges them again, until it ends, or ends it when it has been stopped often
 #: enough; prints how often that was.
 DRIVER = f"""
 import json, subprocess, sys, time
@@ -324,7 +324,7 @@ def test_without_the_remedy_it_is_not(caller: Any, without: Callable[[str], None
         unmended.close()
 
 
-def test_so_is_one_that_was_stopped_many_times_and_let_go(caller: Any, backend: LiveBackend) -> None:
+def test_so_is_one_that_was_stopped_many_times_and_detached(caller: Any, backend: LiveBackend) -> None:
     program, what, finish = caller
     memory = _attach(backend, program.pid)
     for _ in range(3):

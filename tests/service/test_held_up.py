@@ -53,8 +53,8 @@ def test_status_detach_and_stop_answer_while_a_process_keeps_its_address_space_l
         nobody = user.run("attach", "--match", "no process has this in its command line"[::-1])
         assert b"no process matches" in nobody.stderr
         assert user.run("status", "--json").returncode == 0
-        let_go = user.run("detach", str(others[0]))
-        assert let_go.returncode == 0, let_go.stderr
+        detached = user.run("detach", str(others[0]))
+        assert detached.returncode == 0, detached.stderr
         assert not merged_bytes(others[0])
         refused = user.run("detach", str(hostile))
         assert refused.returncode != 0

@@ -15,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pageone.errors import UsageError
-from pageone.service.client import EngineRequest, LetGo
+from pageone.service.client import Detached, EngineRequest
 from pageone.service.place import domain_name, private_name, user_name
 
-__all__ = ["Cpu", "Domain", "Period", "choose", "engine_name", "mib", "print_let_go", "targets_table", "title"]
+__all__ = ["Cpu", "Domain", "Period", "choose", "engine_name", "mib", "print_detached", "targets_table", "title"]
 
 #: Options by which ``run`` and ``attach`` say which engine is meant, and how it is to work.
 Period = Annotated[
@@ -69,7 +69,7 @@ def engine_name(domain: str | None, uid: int | None = None) -> str:
     return domain if domain is not None else user_name(os.geteuid() if uid is None else uid)
 
 
-def print_let_go(done: LetGo, did: str, what: tuple[str, str], *, as_json: bool) -> None:
+def print_detached(done: Detached, did: str, what: tuple[str, str], *, as_json: bool) -> None:
     """Say what was detached or ended: ``did`` that to so many of ``what`` (one, and several).
 
     Exits with 1 where some could not be.

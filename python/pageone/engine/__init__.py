@@ -1,4 +1,4 @@
-"""The engine's logic: which pages are watched, read, merged, let go and freed. Policy only, numpy only.
+"""The engine's logic: which pages are watched, read, merged, unmerged and freed. Policy only, numpy only.
 
 For: users (:class:`Engine`) and the command line. May call ``pageone.one`` for the index and, through the contract
 :mod:`pageone.engine.backend`, ``pageone.live``. Touches no process itself.

@@ -1,4 +1,4 @@
-"""The engine: follows targets over time, merges what has come to rest, lets go what is written, gives everything back.
+"""The engine: follows targets, merges what has come to rest, unmerges what nobody reads, gives everything back.
 
 For: users and the command line. Its own are the life of an engine and the order of a period; each step is a module of
 functions from (accounting, arrays) to arrays::

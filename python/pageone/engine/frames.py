@@ -22,7 +22,7 @@ Bools = npt.NDArray[np.bool_]
 __all__ = ["NO_FRAME", "Frames", "covered"]
 
 NO_FRAME = 0xFFFFFFFF
-#: Scans are put off up to this many periods while somebody unknown holds on to a frame that we have let go.
+#: Scans are put off up to this many periods while somebody unknown holds on to a frame that no target maps.
 SCANS_APART_MAX = 32
 
 

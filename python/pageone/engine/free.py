@@ -26,17 +26,17 @@ U64 = npt.NDArray[np.uint64]
 
 __all__ = ["free", "give_back"]
 
-LET_GO_SHARE = 8  #: let go frames that nobody reads any more once one in so many of a target's merged pages was written
-LET_GO_PERIODS = 16  #: or when so many periods have passed since a merged page was written
-LET_GO_RUN = 8  #: but no shorter run than this, unless it is a whole mapping: it would cost two mappings
+UNREAD_SHARE = 8  #: unmerge what nobody reads any more once one in so many of a target's merged pages was written
+UNREAD_PERIODS = 16  #: or when so many periods have passed since a merged page was written
+UNREAD_RUN = 8  #: but no shorter run than this, unless it is a whole mapping: it would cost two mappings
 DETACH_TRIES = 20  #: a target that does not stop in time is asked again so often
 SWEEP_SHARE = 4  #: sweep the index when one in so many of its entries may be stale
 SWEEP_MIN = 4096  #: but not for less
 
 
 def free(accounting: Accounting, backend: Backend, tally: Tally) -> None:
-    """Let go what nobody reads, free the frames seen unmapped twice, and sweep the index if it is stale."""
-    _let_go(accounting, tally)
+    """Unmerge what nobody reads, free the frames seen unmapped twice, and sweep the index if it is stale."""
+    _unmerge_unread(accounting, tally)
     out, _ = accounting.frames.reclaim(backend)
     if len(out):
         accounting.contents.drop(out)
@@ -46,17 +46,17 @@ def free(accounting: Accounting, backend: Backend, tally: Tally) -> None:
         index.sweep(accounting.pages)
 
 
-def _let_go(accounting: Accounting, tally: Tally) -> None:
+def _unmerge_unread(accounting: Accounting, tally: Tally) -> None:
     """Unmerge runs whose frames nobody reads any more: every sharer has written and has a copy of its own."""
     targets = list(accounting.targets.values())
     if not any(
-        t.wasted_since * LET_GO_SHARE >= t.rows.pages or accounting.period - t.let_go_period >= LET_GO_PERIODS
+        t.wasted_since * UNREAD_SHARE >= t.rows.pages or accounting.period - t.unread_period >= UNREAD_PERIODS
         for t in targets
         if t.wasted_since
     ):
         return
     for target in targets:
-        target.wasted_since, target.let_go_period = 0, accounting.period
+        target.wasted_since, target.unread_period = 0, accounting.period
         if not target.wasted or not len(target.rows):
             continue
         rows = target.rows
@@ -69,11 +69,11 @@ def _let_go(accounting: Accounting, tally: Tally) -> None:
         first, pages = runs(places)
         start = places[first]
         whole = np.isin(start, rows.start) & np.isin(start + pages.astype(np.uint64), rows.end)
-        worth = whole | (pages >= LET_GO_RUN)
+        worth = whole | (pages >= UNREAD_RUN)
         for s, n, _ in requests(start[worth], pages[worth], None, REQUEST_PAGES):
             outcomes: list[Outcome] = []
             codes = ask(outcomes, functools.partial(target.memory.unmerge, apart=True), s, n)
-            tally.let_go += int((codes == PageCode.DONE).sum())
+            tally.unmerged_unread += int((codes == PageCode.DONE).sum())
             for outcome in outcomes:
                 accounting.add_pauses(target, outcome.pauses_s)
                 tally.pauses.append(outcome.pauses_s)

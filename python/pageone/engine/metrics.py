@@ -82,7 +82,7 @@ class Tally:
     huge_split: int = 0
     wasted_merges: int = 0
     missed_scans: int = 0
-    let_go: int = 0
+    unmerged_unread: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     pauses: list[F64] = field(default_factory=list)
     cpu_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
@@ -192,7 +192,7 @@ class Stats:
     pages_merged: int
     pages_dropped: int
     wasted_merges: int
-    let_go: int
+    unmerged_unread: int
     incomplete_use_scans: int
     missed_scans: int
     mappings_added: int
@@ -249,11 +249,11 @@ METRICS = (
     Metric("pages_dropped_total", "counter", "Zero pages given back.", "pages_dropped", passes="dropped_pages"),
     Metric("wasted_merges_total", "counter", "Pages written after merging.", "wasted_merges", passes="wasted_merges"),
     Metric(
-        "let_go_pages_total",
+        "pages_unmerged_unread_total",
         "counter",
         "Pages unmerged because nobody read their frame any more.",
-        "let_go",
-        passes="let_go",
+        "unmerged_unread",
+        passes="unmerged_unread",
     ),
     Metric(
         "incomplete_use_scans_total",

@@ -140,7 +140,7 @@ def _spread_old(accounting: Accounting, members: Members, next_new: int) -> None
 
 
 def _hold(accounting: Accounting, members: Members, keep: Bools) -> Members:
-    """Hold the pages not kept; then let go the contents without a frame of which one page is left."""
+    """Hold the pages not kept; then drop the contents without a frame of which one page is left."""
     if keep.all():
         return members
     accounting.apply(members.places[~keep], Event.HELD)

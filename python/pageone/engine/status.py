@@ -33,7 +33,7 @@ class State(IntEnum):
     ABSENT = 0  #: not resident, or never scanned, or the kernel's zero page from the start
     VOLATILE = 1  #: written not long ago: waits for its quiet periods and its back-off
     QUEUED = 2  #: at rest; belongs to the queue
-    CHANGED = 3  #: written while queued; the queue will let it go
+    CHANGED = 3  #: written while queued; the queue will drop it
     UNIQUE = 4  #: read; its key is in the index and no equal page is known
     SHARED = 5  #: maps a frame
     ZERO = 6  #: given back to the kernel's zero page

@@ -137,8 +137,8 @@ class Target:
         self.forked_next = 0  #: the period in which pages shared since a fork are checked again
         self.forked_apart = FORKED_APART_MIN
         self.wasted = 0  #: pages written after merging
-        self.wasted_since = 0  #: of them, since it was last asked to let go what nobody reads
-        self.let_go_period = 0  #: the period of that
+        self.wasted_since = 0  #: of them, since it was last asked to unmerge what nobody reads
+        self.unread_period = 0  #: the period of that
         self.refused: Counter[str] = Counter()
         self.pauses = Pauses()
         self._make_stats = stats

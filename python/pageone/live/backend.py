@@ -61,7 +61,7 @@ YOUNG_S = 0.05
 #: How often what another engine has left is asked for before a process is let be.
 TAKE_OVER_TRIES = 10
 #: How long another engine's guardian that traces a process is waited for, seconds.
-LET_GO_S = 2.0
+DETACH_S = 2.0
 
 #: How often it is asked under which limits of memory a target is, seconds.
 GROUP_S = 1.0
@@ -408,15 +408,15 @@ class LiveBackend:
     def _check(self, pid: int) -> None:
         """Raise the reason why a process can be no target, if there is one."""
         ours, pool = (os.getpid(), self.guardian.pid), (self.pool.device, self.pool.inode)
-        patience = time.monotonic() + LET_GO_S
+        patience = time.monotonic() + DETACH_S
         while True:
             try:
                 preflight.check(pid, ours=ours, declared=pid in self.declared, pool=pool, charged=self.guardian.pid)
             except preflight.TracedError as error:
-                # The guardian of an engine that was just killed lets go, in a moment, of what has nothing merged; or it
-                # has just done so, and ended.
-                lets_go = is_guardian(error.tracer) or procfs.identity(error.tracer) is None
-                if not lets_go or time.monotonic() > patience:
+                # The guardian of an engine that was just killed detaches, in a moment, from what has nothing merged; or
+                # it has just done so, and ended.
+                detaches = is_guardian(error.tracer) or procfs.identity(error.tracer) is None
+                if not detaches or time.monotonic() > patience:
                     raise
                 time.sleep(0.01)
             else:

@@ -103,7 +103,7 @@ def _check(pid: int, ours: Collection[int], declared: bool, pool: tuple[int, int
         _check_pool(pid, who, pool)
     tracer = _tracer(status)
     if tracer and tracer not in ours:
-        raise TracedError(f"{who}: is traced by {_named(tracer)}; try again when it has let go", tracer)
+        raise TracedError(f"{who}: is traced by {_named(tracer)}; try again when it has detached", tracer)
     _check_threads(pid, who, ours)
     _check_pinned(pid, who)
     _check_group(pid, who, charged)

@@ -21,7 +21,7 @@ from pageone.errors import PageOneError, UsageError
 from pageone.service import protocol
 from pageone.service.place import Place, engines, runtime_folder, sweep
 
-__all__ = ["Connection", "EngineRequest", "LetGo", "ServiceError", "ask", "connect", "detach", "states", "stop"]
+__all__ = ["Connection", "Detached", "EngineRequest", "ServiceError", "ask", "connect", "detach", "states", "stop"]
 
 #: An engine that ends just while it is asked is started anew so many times.
 ATTEMPTS = 3
@@ -199,7 +199,7 @@ def states(domain: str | None = None) -> list[dict[str, Any]]:
     return found
 
 
-class LetGo(NamedTuple):
+class Detached(NamedTuple):
     """What was detached or ended."""
 
     done: int  #: processes detached, or engines ended
@@ -207,7 +207,7 @@ class LetGo(NamedTuple):
     left_pages: int  #: pages left merged: each is one for a whole family of processes, as before a fork
 
 
-def detach(pids: Sequence[int], *, descendants: bool) -> tuple[LetGo, list[int]]:
+def detach(pids: Sequence[int], *, descendants: bool) -> tuple[Detached, list[int]]:
     """Have processes detached from whichever engines follow them.
 
     Returns what was done, and those that no engine follows; if there are such, none is touched.
@@ -233,10 +233,10 @@ def detach(pids: Sequence[int], *, descendants: bool) -> tuple[LetGo, list[int]]
             left += reply["left_pages"]
     for connection in connections:
         connection.close()
-    return LetGo(detached, failed, left), list(unknown)
+    return Detached(detached, failed, left), list(unknown)
 
 
-def stop(domain: str | None, *, leave: bool) -> LetGo:
+def stop(domain: str | None, *, leave: bool) -> Detached:
     """End this user's engines, or the one of a domain."""
     ended = left = 0
     failed: dict[str, str] = {}
@@ -247,4 +247,4 @@ def stop(domain: str | None, *, leave: bool) -> LetGo:
             failed |= reply["failed"]
             left += reply.get("left_pages", 0)  # an engine of an older version does not say
             connection.wait_for_end()
-    return LetGo(ended, failed, left)
+    return Detached(ended, failed, left)

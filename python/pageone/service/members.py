@@ -88,14 +88,14 @@ class Members:
 
     settle_s: float  #: how long a process must have been known before it is attached
     by_pid: dict[int, Member] = field(default_factory=dict)
-    _let_go: dict[int, int] = field(default_factory=dict)  # PID -> start
+    _detached: dict[int, int] = field(default_factory=dict)  # PID -> start
 
     def add(self, pid: int, *, descendants: bool, now: float, at_once: bool = False) -> Member | None:
         """Add a process (or have its descendants followed from now on); None if it has ended."""
         start = procfs.identity(pid)
         if start is None:
             return None
-        self._let_go.pop(pid, None)
+        self._detached.pop(pid, None)
         known = self.by_pid.get(pid)
         if known is not None and known.start == start:
             known.descendants |= descendants
@@ -104,15 +104,15 @@ class Members:
         self.by_pid[pid] = member
         return member
 
-    def let_go(self, pid: int) -> None:
+    def detach(self, pid: int) -> None:
         """Remove a process; it is not followed again for its ancestors' sake."""
         member = self.by_pid.pop(pid, None)
         if member is not None:
-            self._let_go[pid] = member.start
+            self._detached[pid] = member.start
 
     def ended(self) -> list[Member]:
         """Remove and return the members that have ended."""
-        self._let_go = {pid: start for pid, start in self._let_go.items() if procfs.identity(pid) == start}
+        self._detached = {pid: start for pid, start in self._detached.items() if procfs.identity(pid) == start}
         gone = [m for m in self.by_pid.values() if procfs.identity(m.pid) != m.start]
         for member in gone:
             del self.by_pid[member.pid]
@@ -140,7 +140,7 @@ class Members:
         known = self.by_pid.get(pid)
         if known is not None:
             known.descendants = True
-        elif pid not in self._let_go or self._let_go[pid] != procfs.identity(pid):
+        elif pid not in self._detached or self._detached[pid] != procfs.identity(pid):
             self.add(pid, descendants=True, now=now)
 
     def descendants(self, pid: int) -> list[int]:

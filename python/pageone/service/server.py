@@ -488,9 +488,9 @@ class Server:
         for pid in pids:
             if pid not in self.members.by_pid:
                 raise BadTargetError(f"PID {pid}: is not attached to engine {self.options.name}")
-        return self._let_go(pids)
+        return self._detach_each(pids)
 
-    def _let_go(self, pids: list[int]) -> dict[str, Any]:
+    def _detach_each(self, pids: list[int]) -> dict[str, Any]:
         """Detach members; returns which were, why others were not, and how many pages were left merged."""
         detached: list[int] = []
         failed: dict[str, str] = {}
@@ -514,11 +514,11 @@ class Server:
                 if target.attached:
                     return str(error)
         self._backend.release(pid)
-        self.members.let_go(pid)
+        self.members.detach(pid)
         return ""
 
     def _stop(self, leave: bool) -> dict[str, Any]:
-        done = self._let_go([] if leave else list(self.members.by_pid))
+        done = self._detach_each([] if leave else list(self.members.by_pid))
         if not done["failed"]:
             self._ending = True
         return {**done, "ended": self._ending}

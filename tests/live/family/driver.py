@@ -91,7 +91,7 @@ def merge(engine: Engine, pages: int) -> None:
 
 
 def detach_all(engine: Engine) -> None:
-    """Let go of everything."""
+    """Detach everything."""
     for target in list(engine.targets):
         engine.detach(target)
 

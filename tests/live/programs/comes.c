@@ -1,5 +1,5 @@
 // A tracer that comes and goes: it seizes a process that runs PROGRAM, and half of the time what that forks, lets them run,
-// as profilers do, lets go of them after LONGEST ms at most, and begins again. Ends with its input, and tells how often it
+// as profilers do, detaches after LONGEST ms at most, and begins again. Ends with its input, and tells how often it
 // has had something, and been refused.
 // usage: comes SEED LONGEST PROGRAM
 #define _GNU_SOURCE
@@ -45,7 +45,7 @@ static int one_of(unsigned *seed, const char *program) {
   return n ? all[rand_r(seed) % n] : -1;
 }
 
-// Lets go on whatever has stopped. New children and threads are held, too, where that was asked for.
+// Resumes whatever has stopped. New children and threads are held, too, where that was asked for.
 static void serve(void) {
   int status, tid;
   while ((tid = waitpid(-1, &status, __WALL | WNOHANG)) > 0) {
@@ -62,7 +62,7 @@ static void serve(void) {
   }
 }
 
-static void let_go(void) {
+static void detach_all(void) {
   while (count) {
     int status, tid;
     for (int i = 0; i < count; i++) ptrace(PTRACE_INTERRUPT, held[i], 0, 0);
@@ -94,7 +94,7 @@ int main(int argc, char **argv) {
     if (count) came++;
     double until = now() + (5 + rand_r(&seed) % longest) / 1e3;
     while (count && now() < until && !over(1)) serve();
-    let_go();
+    detach_all();
     if (over(rand_r(&seed) % 20)) break;
   }
   printf("%ld %ld\n", came, refused);

@@ -1,7 +1,7 @@
 // Discards, or lets grow, memory that is merged, in ways in which the guardian of it cannot stop who does it.
 // usage: discards PAGES FIRST, then a line for each thing to do, answered by "pages wrong, microseconds, those of the
 //        longest discard"; or
-//        discards trace PID: traces all threads of a process and lets them go on, stop by stop, until its input ends.
+//        discards trace PID: traces all threads of a process and resumes them, stop by stop, until its input ends.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>

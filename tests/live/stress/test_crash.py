@@ -93,7 +93,7 @@ def _kill_engines(start: Callable[..., Any], spawn: Any, kills: int, scenario: s
 
 
 def _expect_running(running: list[Any]) -> None:
-    """Assert that no thread stays held once the guardian, which goes on, has had time to let it go."""
+    """Assert that no thread stays held once the guardian, which goes on, has had time to resume it."""
     deadline = time.monotonic() + 20
     for one in running:
         assert one.process.poll() is None, one.process.communicate()
@@ -156,7 +156,7 @@ def test_a_new_engine_takes_over_what_a_killed_one_has_merged(start: Callable[..
 
 
 @pytest.mark.timeout(60)
-def test_a_new_engine_waits_until_the_guardian_of_a_killed_one_has_let_go(
+def test_a_new_engine_waits_until_the_guardian_of_a_killed_one_has_detached(
     start: Callable[..., Any], spawn: Any
 ) -> None:
     # As for an ordinary user, the process stays traced all the time; nothing is merged.

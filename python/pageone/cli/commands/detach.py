@@ -1,4 +1,4 @@
-"""``pageone detach PID…``: give processes memory of their own again and let them go."""
+"""``pageone detach PID…``: give processes memory of their own again and detach them."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def register(app: typer.Typer) -> None:
         descendants: Annotated[bool, typer.Option("--descendants", help="Detach their descendants, too.")] = False,
         as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     ) -> None:
-        from pageone.cli.engines import print_let_go
+        from pageone.cli.engines import print_detached
         from pageone.service.client import detach as detach_from
 
-        let_go, unknown = detach_from(pids, descendants=descendants)
+        detached, unknown = detach_from(pids, descendants=descendants)
         if unknown:
             names = ", ".join(map(str, unknown))
             raise UsageError(f"detach: PID {names}: attached to no engine of yours; see: pageone status")
-        print_let_go(let_go, "detached", ("process", "processes"), as_json=as_json)
+        print_detached(detached, "detached", ("process", "processes"), as_json=as_json)

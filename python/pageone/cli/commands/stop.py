@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
         leave: Annotated[bool, typer.Option("--leave", help="End at once; processes stay merged.")] = False,
         as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     ) -> None:
-        from pageone.cli.engines import print_let_go
+        from pageone.cli.engines import print_detached
         from pageone.service.client import stop as stop_engines
 
-        print_let_go(stop_engines(domain, leave=leave), "ended", ("engine", "engines"), as_json=as_json)
+        print_detached(stop_engines(domain, leave=leave), "ended", ("engine", "engines"), as_json=as_json)
