@@ -136,8 +136,8 @@ class Life(RuleBasedStateMachine):
         for target in self.engine.targets:
             process = backend.processes.get(target.pid)
             if process is not None:
-                places = self.engine.accounting.pages.in_state(target.number, State.ZERO)
-                index = (address(places) // PAGE).astype(np.int64) - BASE
+                page_ids = self.engine.accounting.pages.in_state(target.number, State.ZERO)
+                index = (address(page_ids) // PAGE).astype(np.int64) - BASE
                 unnoticed += int(np.count_nonzero(process.without[index] < 0))
         empty = frames.used - int(backend.filled.sum())
         assert claimed <= backend.memory_without() - backend.memory_pages() + unnoticed - empty

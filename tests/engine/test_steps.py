@@ -18,9 +18,9 @@ from pageone.engine.arrays import Extents, Reserve, coalesce, distinct, expand, 
 from pageone.engine.contents import Contents
 from pageone.engine.find import pair
 from pageone.engine.frames import NO_FRAME, covered
-from pageone.engine.index import Index, page_location, place_of
+from pageone.engine.index import Index, page_id_of, page_version
 from pageone.engine.metrics import MergeReport, Pauses, Stats, TargetStats, as_json, as_prometheus
-from pageone.engine.pages import PageTable, address, place, target_of
+from pageone.engine.pages import PageTable, address, page_id, target_of
 from pageone.engine.queue import CpuBudget, Workers, cpu_share
 from pageone.engine.status import HUGE_BIT, LEVEL_MAX, TABLE, Event, State, level, state, transition
 from pageone.errors import PageOneError, UsageError
@@ -145,10 +145,10 @@ def test_a_merged_page_is_in_no_huge_page_any_more() -> None:
 
 
 def test_a_place_names_target_and_page() -> None:
-    places = place(3, u64(0x7FFF_FFFF_F000, 0x1000))
-    assert target_of(places).tolist() == [3, 3]
-    assert address(places).tolist() == [0x7FFF_FFFF_F000, 0x1000]
-    assert place(2, u64(0x7FFF_FFFF_F000))[0] < place(3, u64(0))[0]
+    page_ids = page_id(3, u64(0x7FFF_FFFF_F000, 0x1000))
+    assert target_of(page_ids).tolist() == [3, 3]
+    assert address(page_ids).tolist() == [0x7FFF_FFFF_F000, 0x1000]
+    assert page_id(2, u64(0x7FFF_FFFF_F000))[0] < page_id(3, u64(0))[0]
 
 
 def test_ranges_that_touch_are_one() -> None:
@@ -159,8 +159,8 @@ def test_ranges_that_touch_are_one() -> None:
 def test_pages_keep_their_status_when_their_mapping_grows_shrinks_or_splits() -> None:
     table = PageTable()
     table.update(1, u64(10 * PAGE), u64(20 * PAGE))
-    slots = table.slots(place(1, u64(12 * PAGE, 18 * PAGE)))
-    table.apply(slots, Event.WRITTEN)
+    indices = table.indices(page_id(1, u64(12 * PAGE, 18 * PAGE)))
+    table.apply(indices, Event.WRITTEN)
     table.update(1, u64(5 * PAGE, 16 * PAGE), u64(14 * PAGE, 40 * PAGE))
     assert table.tracked == 33
     assert table.counts[State.VOLATILE] == 2
@@ -169,11 +169,11 @@ def test_pages_keep_their_status_when_their_mapping_grows_shrinks_or_splits() ->
     assert volatile.tolist() == [12, 18]
     table.update(1, u64(5 * PAGE), u64(14 * PAGE))
     assert table.counts[State.VOLATILE] == 1
-    assert table.slots(place(1, u64(14 * PAGE))).tolist() == [-1]
+    assert table.indices(page_id(1, u64(14 * PAGE))).tolist() == [-1]
     table.update(1, u64(), u64())
     assert (table.tracked, table.counts.tolist()) == (0, [0] * len(State))
     table.update(2, u64(0), u64(100 * PAGE))
-    assert table.counts[State.ABSENT] == 100, "a slot given back is blank"
+    assert table.counts[State.ABSENT] == 100, "a status index given back is blank"
 
 
 def test_the_slot_of_a_place_does_not_depend_on_what_else_is_asked_for() -> None:
@@ -181,27 +181,27 @@ def test_the_slot_of_a_place_does_not_depend_on_what_else_is_asked_for() -> None
     table.update(1, u64(10 * PAGE, 25 * PAGE), u64(15 * PAGE, 30 * PAGE))
     table.update(2, u64(0), u64(20 * PAGE))
     every = np.concatenate(
-        (place(1, np.arange(40, dtype=np.uint64) * PAGE), place(2, np.arange(40, dtype=np.uint64) * PAGE))
+        (page_id(1, np.arange(40, dtype=np.uint64) * PAGE), page_id(2, np.arange(40, dtype=np.uint64) * PAGE))
     )
-    alone = np.concatenate([table.slots(every[i : i + 1]) for i in range(len(every))])
+    alone = np.concatenate([table.indices(every[i : i + 1]) for i in range(len(every))])
     assert np.count_nonzero(alone >= 0) == len(set(alone.tolist()) - {-1}) == 30
     for low in range(len(every)):
         for high in range(low, len(every) + 1):
-            assert np.array_equal(table.slots(every[low:high][::-1]), alone[low:high][::-1])
+            assert np.array_equal(table.indices(every[low:high][::-1]), alone[low:high][::-1])
 
 
 def test_of_ranges_noted_earlier_only_what_is_still_tracked_is_found() -> None:
     table = PageTable()
     table.update(1, u64(10 * PAGE), u64(30 * PAGE))
     table.update(1, u64(10 * PAGE, 25 * PAGE), u64(15 * PAGE, 30 * PAGE))
-    table.update(2, u64(0), u64(20 * PAGE))  # has some of the slots that were given back
-    noted = place(1, u64(8 * PAGE, 12 * PAGE)), np.array([1, 16])
-    places, slots = table.slots_of_ranges(*noted)
-    assert (address(places) // PAGE).tolist() == [12, 13, 14, 25, 26, 27]
-    assert slots.tolist() == table.slots(places).tolist()
-    whole = table.slots_of_ranges(place(1, u64(11 * PAGE, 25 * PAGE)), np.array([4, 5]))
+    table.update(2, u64(0), u64(20 * PAGE))  # has some of the status indices that were given back
+    noted = page_id(1, u64(8 * PAGE, 12 * PAGE)), np.array([1, 16])
+    page_ids, indices = table.indices_of_ranges(*noted)
+    assert (address(page_ids) // PAGE).tolist() == [12, 13, 14, 25, 26, 27]
+    assert indices.tolist() == table.indices(page_ids).tolist()
+    whole = table.indices_of_ranges(page_id(1, u64(11 * PAGE, 25 * PAGE)), np.array([4, 5]))
     assert (address(whole[0]) // PAGE).tolist() == [11, 12, 13, 14, 25, 26, 27, 28, 29]
-    assert whole[1].tolist() == table.slots(whole[0]).tolist()
+    assert whole[1].tolist() == table.indices(whole[0]).tolist()
 
 
 # ---------------------------------------------------------------- plan
@@ -210,8 +210,8 @@ def test_of_ranges_noted_earlier_only_what_is_still_tracked_is_found() -> None:
 def test_of_equal_pages_the_first_becomes_the_place_of_their_content() -> None:
     stored = u64(90, 91, 92)
     ids, own = u32(0, 1, 0, 2, 1), u64(10, 11, 12, 13, 14)
-    location = pair(ids, own, stored, np.array([False, True, False, False, True]))
-    assert location.tolist() == [10, 91, 10, 13, 91]
+    version = pair(ids, own, stored, np.array([False, True, False, False, True]))
+    assert version.tolist() == [10, 91, 10, 13, 91]
     assert stored.tolist() == [10, 91, 13]
 
 
@@ -302,21 +302,21 @@ def test_contents_find_the_frames_that_were_added_and_not_dropped(
 def test_an_index_with_little_left_gives_its_memory_back_and_keeps_what_holds() -> None:
     table, index = PageTable(), Index()
     table.update(1, u64(0), u64(10_000 * PAGE))
-    places = place(1, np.arange(10_000, dtype=np.uint64) * PAGE)
+    page_ids = page_id(1, np.arange(10_000, dtype=np.uint64) * PAGE)
     for event in (Event.WRITTEN, Event.DUE, Event.UNIQUE):
-        table.apply(table.slots(places), event)
+        table.apply(table.indices(page_ids), event)
     keys = np.random.default_rng(3).integers(1, 1 << 62, 10_000, dtype=np.uint64)
     ids, _ = index.intern(keys)
-    index.where[ids] = page_location(places, 0)
+    index.versions[ids] = page_version(page_ids, 0)
     before = index.nbytes
-    table.apply(table.slots(places[1000:]), Event.SHARED)
+    table.apply(table.indices(page_ids[1000:]), Event.SHARED)
     assert index.sweep(table) == 9000
     assert len(index) == 1000
     assert index.nbytes < before / 9
     ids, new = index.intern(keys[:1000])
     assert not new.any()
-    assert np.array_equal(place_of(index.where[ids]), places[:1000])
-    assert index.believed(index.where[ids], table).all()
+    assert np.array_equal(page_id_of(index.versions[ids]), page_ids[:1000])
+    assert index.believed(index.versions[ids], table).all()
 
 
 def test_a_frame_is_covered_by_any_mapping_that_reaches_over_it() -> None:

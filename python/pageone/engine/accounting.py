@@ -56,7 +56,7 @@ class Accounting:
         self.families = Families(self.pages, self.frames, self.targets)
         self.totals = Tally()
         self.pauses = Pauses()
-        #: Pages that are queued and in no batch yet: places of one target each, ascending.
+        #: Pages that are queued and in no batch yet: page ids of one target each, ascending.
         self._ready: list[U64] = []
         self._due: dict[int, list[tuple[U64, I64]]] = {}
         self._next_number = 1
@@ -74,27 +74,27 @@ class Accounting:
     def set_rows(self, target: Target, rows: Rows) -> tuple[U64, U32]:
         """Replace what a target maps of the pool, and the status of pages that map it no longer.
 
-        Returns places and frames of the rows that are new.
+        Returns page ids and frames of the rows that are new.
         """
         old = target.rows
         if rows == old:
             return rows.start[:0], rows.frame[:0]
         gone, gone_frames = old.without(rows).expand()
-        new_places, new_frames = rows.without(old).expand()
+        new_ids, new_frames = rows.without(old).expand()
         target.rows = rows
         self.frames.map(new_frames)
         self.frames.unmap(gone_frames)
         lost = rows.frames_of(gone) == NO_FRAME
         if not lost.any():
-            return new_places, new_frames
-        places, frames = gone[lost], gone_frames[lost]
-        slots = self.pages.slots(places)
-        was = np.where(slots >= 0, state(self.pages.status[slots]), State.ABSENT)
+            return new_ids, new_frames
+        page_ids, frames = gone[lost], gone_frames[lost]
+        indices = self.pages.indices(page_ids)
+        was = np.where(indices >= 0, state(self.pages.status[indices]), State.ABSENT)
         shared = was == State.SHARED
         read = shared | (was == State.INHERITED)
-        self.pages.apply(slots[read], Event.LOST)
-        self.release(places[read], frames[read], shared[read])
-        return new_places, new_frames
+        self.pages.apply(indices[read], Event.LOST)
+        self.release(page_ids[read], frames[read], shared[read])
+        return new_ids, new_frames
 
     def forget(self, target: Target) -> None:
         """Drop a target that is gone or detached; its entries in the index go stale."""
@@ -110,36 +110,36 @@ class Accounting:
 
     # ------------------------------------------------------------------ pages
 
-    def apply(self, places: U64, event: Event) -> None:
+    def apply(self, page_ids: U64, event: Event) -> None:
         """Apply an event to pages that are tracked still; those that become volatile get their time."""
-        if not len(places):
+        if not len(page_ids):
             return
-        slots = self.pages.slots(places)
-        if (slots < 0).any():
-            places, slots = places[slots >= 0], slots[slots >= 0]
-        after = self.pages.apply(slots, event)
+        indices = self.pages.indices(page_ids)
+        if (indices < 0).any():
+            page_ids, indices = page_ids[indices >= 0], indices[indices >= 0]
+        after = self.pages.apply(indices, event)
         if event == Event.RETRY:
-            order = np.argsort(places, kind="stable")
-            self.schedule(places[order], slots[order], after[order])
+            order = np.argsort(page_ids, kind="stable")
+            self.schedule(page_ids[order], indices[order], after[order])
 
-    def release(self, places: U64, frames: U32, shared: Bools) -> None:
+    def release(self, page_ids: U64, frames: U32, shared: Bools) -> None:
         """Count one reader less for each frame. ``shared``: whether the page was ``SHARED``, else it was inherited."""
-        places, frames, shared = marked(frames != NO_FRAME, places, frames, shared)
+        page_ids, frames, shared = marked(frames != NO_FRAME, page_ids, frames, shared)
         self.families.forget(frames[~shared])
         np.subtract.at(self.frames.live, frames[shared], np.uint32(1))
-        self.families.succeed(places[shared], frames[shared])
+        self.families.succeed(page_ids[shared], frames[shared])
 
     # ------------------------------------------------------------------ what is to happen when
 
-    def schedule(self, places: U64, slots: I64, status: U8) -> None:
-        """Have volatile pages come due after their quiet periods and their back-off. ``places`` ascending."""
-        places, slots, status = marked(state(status) == State.VOLATILE, places, slots, status)
-        if not len(places):
+    def schedule(self, page_ids: U64, indices: I64, status: U8) -> None:
+        """Have volatile pages come due after their quiet periods and their back-off. ``page_ids`` ascending."""
+        page_ids, indices, status = marked(state(status) == State.VOLATILE, page_ids, indices, status)
+        if not len(page_ids):
             return
         wait = level(status)
-        self.pages.due[slots] = (np.uint8((self.period + self.quiet_periods) & 255) + wait).astype(np.uint8)
+        self.pages.due[indices] = (np.uint8((self.period + self.quiet_periods) & 255) + wait).astype(np.uint8)
         for extra in np.flatnonzero(np.bincount(wait)):
-            (mine,) = marked(wait == extra, places)
+            (mine,) = marked(wait == extra, page_ids)
             first, count = runs(mine)
             when = self.period + self.quiet_periods + int(extra)
             self._due.setdefault(when, []).append((mine[first], count))
@@ -149,26 +149,26 @@ class Accounting:
         found: dict[int, list[U64]] = {}
         for when in [w for w in self._due if w <= self.period]:
             for start, count in self._due.pop(when):
-                places, slots = self.pages.slots_of_ranges(start, count)
-                status = self.pages.status[slots]
-                ready = (state(status) == State.VOLATILE) & (self.pages.due[slots] == when & 255)
+                page_ids, indices = self.pages.indices_of_ranges(start, count)
+                status = self.pages.status[indices]
+                ready = (state(status) == State.VOLATILE) & (self.pages.due[indices] == when & 255)
                 if ready.any():
-                    ready_places, slots = marked(ready, places, slots)
-                    self.pages.apply(slots, Event.DUE)
-                    found.setdefault(int(target_of(ready_places[:1])[0]), []).append(ready_places)
+                    ready_ids, indices = marked(ready, page_ids, indices)
+                    self.pages.apply(indices, Event.DUE)
+                    found.setdefault(int(target_of(ready_ids[:1])[0]), []).append(ready_ids)
         self._ready += [in_order(np.concatenate(parts)) for parts in found.values()]
 
-    def enqueue(self, places: U64) -> None:
-        """Queue volatile, held or forked pages of one target now. ``places`` ascending."""
-        if len(places):
-            self.pages.apply(self.pages.slots(places), Event.DUE)
-            self._ready.append(places)
+    def enqueue(self, page_ids: U64) -> None:
+        """Queue volatile, held or forked pages of one target now. ``page_ids`` ascending."""
+        if len(page_ids):
+            self.pages.apply(self.pages.indices(page_ids), Event.DUE)
+            self._ready.append(page_ids)
 
     def take_ready(self) -> list[tuple[Target, U64]]:
         """Return the pages that have been queued since asked last, and whose they are."""
         ready, self._ready = self._ready, []
-        owners = [self.targets.get(int(target_of(places[:1])[0])) for places in ready]
-        return [(target, places) for target, places in zip(owners, ready, strict=True) if target is not None]
+        owners = [self.targets.get(int(target_of(page_ids[:1])[0])) for page_ids in ready]
+        return [(target, page_ids) for target, page_ids in zip(owners, ready, strict=True) if target is not None]
 
     # ------------------------------------------------------------------ figures
 

@@ -138,7 +138,7 @@ def runs(*columns: npt.NDArray[Any]) -> tuple[I64, I64]:
 def requests(start: U64, pages: I64, frame: U32 | None, limit: int, step: int = 1) -> Iterator[tuple[U64, U32, U32]]:
     """Cut runs into requests of at most ``limit`` pages: yields ``(start, pages, frame)`` of the runs of each.
 
-    ``start``: places, or addresses with their ``step`` from page to page; ``frame``: first frames, or None (then the
+    ``start``: page ids, or addresses with their ``step`` from page to page; ``frame``: first frames, or None (then the
     third element is empty). The one place where runs are cut.
     """
     if not len(start):

@@ -258,8 +258,8 @@ class Engine:
     def _push_ready(self) -> None:
         """Put what has been queued into the workers' queue, in batches."""
         size, ready = self.accounting.batch_pages, self.accounting.take_ready()
-        for target, places in ready:
-            batches = (places[i : i + size] for i in range(0, len(places), size))
+        for target, page_ids in ready:
+            batches = (page_ids[i : i + size] for i in range(0, len(page_ids), size))
             self._workers.push(functools.partial(find.read, self.accounting, target, batch) for batch in batches)
 
     def run(self, stop: Callable[[], bool] | None = None) -> None:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from pageone.engine.arrays import Reserve
 from pageone.engine.backend import PAGE_SIZE, Hold, Inherited
 from pageone.engine.frames import Frames
-from pageone.engine.pages import PageTable, address, place, target_of
+from pageone.engine.pages import PageTable, address, page_id, target_of
 from pageone.engine.status import Event, State, state
 from pageone.engine.target import FORKED_APART_MIN, Rows, Target
 
@@ -49,28 +49,28 @@ class Families:
 
     # ------------------------------------------------------------------ frames
 
-    def inherit(self, target: Target, places: U64, frames: U32) -> None:
+    def inherit(self, target: Target, page_ids: U64, frames: U32) -> None:
         """Book pages that were found to map frames: those that nobody merged there are inherited.
 
         Cost: some 20 ns a page; for inherited ones as much again for each target, until their relative is found.
         """
-        slots = self._pages.slots(places)
-        new = slots >= 0
-        new[new] = state(self._pages.status[slots[new]]) == State.ABSENT
+        indices = self._pages.indices(page_ids)
+        new = indices >= 0
+        new[new] = state(self._pages.status[indices[new]]) == State.ABSENT
         if not new.any():
             return
         target.inherited = True
-        places, frames, slots = places[new], frames[new], slots[new]
-        self._pages.apply(slots, Event.INHERITED)
+        page_ids, frames, indices = page_ids[new], frames[new], indices[new]
+        self._pages.apply(indices, Event.INHERITED)
         np.add.at(self.heirs, frames, np.uint32(1))
-        headless = ~self._in_state(address(places), frames, State.SHARED)
-        self._promote(places[headless], frames[headless])
+        headless = ~self._in_state(address(page_ids), frames, State.SHARED)
+        self._promote(page_ids[headless], frames[headless])
 
     def forget(self, frames: U32) -> None:
         """Book one inherited page less for each frame."""
         np.subtract.at(self.heirs, frames, np.uint32(1))
 
-    def succeed(self, places: U64, frames: U32) -> None:
+    def succeed(self, page_ids: U64, frames: U32) -> None:
         """Have relatives take the place of pages that read their frames no longer; these are in another state already.
 
         Cost: next to nothing where no relative reads one of the frames.
@@ -78,7 +78,7 @@ class Families:
         some = self.heirs[frames] > 0
         if not some.any():
             return
-        addr, frames = address(places[some]), frames[some]
+        addr, frames = address(page_ids[some]), frames[some]
         headless = ~self._in_state(addr, frames, State.SHARED)
         addr, frames = addr[headless], frames[headless]
         for target in list(self._targets.values()):
@@ -86,12 +86,12 @@ class Families:
                 return
             if target.inherited:
                 heir = self._reads(target, addr, frames, State.INHERITED)
-                self._promote(place(target.number, addr[heir]), frames[heir])
+                self._promote(page_id(target.number, addr[heir]), frames[heir])
                 addr, frames = addr[~heir], frames[~heir]
 
-    def _promote(self, places: U64, frames: U32) -> None:
-        if len(places):
-            self._pages.apply(self._pages.slots(places), Event.SHARED)
+    def _promote(self, page_ids: U64, frames: U32) -> None:
+        if len(page_ids):
+            self._pages.apply(self._pages.indices(page_ids), Event.SHARED)
             self.forget(frames)
             np.add.at(self._frames.live, frames, np.uint32(1))
 
@@ -107,11 +107,11 @@ class Families:
 
     def _reads(self, target: Target, addr: U64, frames: U32, wanted: State) -> Bools:
         """Tell which frames a target has at these addresses, in pages of that state."""
-        places = place(target.number, addr)
-        same: Bools = target.rows.frames_of(places) == frames
+        page_ids = page_id(target.number, addr)
+        same: Bools = target.rows.frames_of(page_ids) == frames
         if same.any():
-            slots = self._pages.slots(places[same])
-            same[same] = (slots >= 0) & (state(self._pages.status[slots]) == wanted)
+            indices = self._pages.indices(page_ids[same])
+            same[same] = (indices >= 0) & (state(self._pages.status[indices]) == wanted)
         return same
 
     # ------------------------------------------------------------------ what is saved
@@ -121,47 +121,47 @@ class Families:
         counts = self._pages.counts_of(target.number)
         if not counts[State.SHARED]:
             return float(counts[State.ZERO])
-        places, frames = target.rows.expand()
-        slots = self._pages.slots(places)
-        mine = slots >= 0
-        mine[mine] = state(self._pages.status[slots[mine]]) == State.SHARED
+        page_ids, frames = target.rows.expand()
+        indices = self._pages.indices(page_ids)
+        mine = indices >= 0
+        mine[mine] = state(self._pages.status[indices[mine]]) == State.SHARED
         return float(counts[State.ZERO]) + float((1.0 - 1.0 / self._frames.live[frames[mine]]).sum())
 
     # ------------------------------------------------------------------ pages shared since a fork
 
     def alone_again(self, target: Target, period: int, *, now: bool) -> U64:
-        """Return the places of forked pages that are the target's alone by now; ``now``: check in any case.
+        """Return the page ids of forked pages that are the target's alone by now; ``now``: check in any case.
 
         Cost: 20-40 ns a forked page, at first every eighth period; less often the longer nothing changes.
         """
         if not now and period < target.forked_next:
             return np.empty(0, np.uint64)
-        places = self._pages.in_state(target.number, State.FORKED)
-        if len(places):
-            places = places[target.memory.holds(address(places)) == Hold.OWN]
-        apart = FORKED_APART_MIN if len(places) else min(FORKED_APART_MAX, 2 * target.forked_apart)
+        page_ids = self._pages.in_state(target.number, State.FORKED)
+        if len(page_ids):
+            page_ids = page_ids[target.memory.holds(address(page_ids)) == Hold.OWN]
+        apart = FORKED_APART_MIN if len(page_ids) else min(FORKED_APART_MAX, 2 * target.forked_apart)
         target.forked_apart, target.forked_next = apart, period + apart
-        return places
+        return page_ids
 
-    def shared_now(self, places: U64) -> Bools:
+    def shared_now(self, page_ids: U64) -> Bools:
         """Tell which pages, of any targets, other processes map too. Those of a target that has gone are not."""
-        owner = target_of(places)
-        shared = np.zeros(len(places), np.bool_)
+        owner = target_of(page_ids)
+        shared = np.zeros(len(page_ids), np.bool_)
         for number in np.unique(owner).tolist():
             target = self._targets.get(number)
             if target is not None:
                 mine = owner == number
-                shared[mine] = target.memory.holds(address(places[mine])) == Hold.SHARED
+                shared[mine] = target.memory.holds(address(page_ids[mine])) == Hold.SHARED
         return shared
 
     # ------------------------------------------------------------------ giving back
 
-    def to_leave(self, target: Target, places: U64, frames: U32, outside: list[Inherited]) -> Bools:
+    def to_leave(self, target: Target, page_ids: U64, frames: U32, outside: list[Inherited]) -> Bools:
         """Tell which pages of a target's rows are better left as they are than given memory of their own.
 
         ``outside``: what processes that are not attached map of the pool.
         """
-        addr = address(places)
+        addr = address(page_ids)
         hold = target.memory.holds(addr)
         leave: Bools = hold == Hold.SHARED
         rest = np.flatnonzero((hold != Hold.SHARED) & (hold != Hold.OWN))
@@ -170,15 +170,15 @@ class Families:
         for other in outside:
             rows = Rows(other.start // np.uint64(PAGE_SIZE), other.end // np.uint64(PAGE_SIZE), other.frame)
             related |= rows.frames_of(pages) == frames[rest]
-        slots = self._pages.slots(places[rest])
-        merged_here = (slots >= 0) & (state(self._pages.status[slots]) == State.SHARED)
+        indices = self._pages.indices(page_ids[rest])
+        merged_here = (indices >= 0) & (state(self._pages.status[indices]) == State.SHARED)
         for other_target in self._targets.values():
             if other_target is target or not (target.inherited or other_target.inherited):
                 continue
-            its = place(other_target.number, addr[rest])
+            its = page_id(other_target.number, addr[rest])
             same = other_target.rows.frames_of(its) == frames[rest]
-            slots = self._pages.slots(its[same])
-            merged_there = (slots >= 0) & (state(self._pages.status[slots]) == State.SHARED)
+            indices = self._pages.indices(its[same])
+            merged_there = (indices >= 0) & (state(self._pages.status[indices]) == State.SHARED)
             # Each merged its own: two pages that were there before.
             same[same] = ~(merged_there & merged_here[same])
             related |= same

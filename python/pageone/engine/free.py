@@ -60,14 +60,14 @@ def _unmerge_unread(accounting: Accounting, tally: Tally) -> None:
         if not target.wasted or not len(target.rows):
             continue
         rows = target.rows
-        places, frames = rows.expand()
-        places = places[(accounting.frames.live[frames] == 0) & (accounting.families.heirs[frames] == 0)]
+        page_ids, frames = rows.expand()
+        page_ids = page_ids[(accounting.frames.live[frames] == 0) & (accounting.families.heirs[frames] == 0)]
         try:
-            places = places[~accounting.families.shared_now(places)]
+            page_ids = page_ids[~accounting.families.shared_now(page_ids)]
         except TargetError:
             continue  # it has ended, which the next scan will find
-        first, pages = runs(places)
-        start = places[first]
+        first, pages = runs(page_ids)
+        start = page_ids[first]
         whole = np.isin(start, rows.start) & np.isin(start + pages.astype(np.uint64), rows.end)
         worth = whole | (pages >= UNREAD_RUN)
         for s, n, _ in requests(start[worth], pages[worth], None, REQUEST_PAGES):
@@ -93,19 +93,19 @@ def give_back(
     """Unmerge a target and forget it; whether that was finished. See :meth:`pageone.engine.Engine.detach`."""
     if not refresh(accounting, target):
         return True
-    places = _to_give_back(accounting, backend, target)
-    needed, available = len(places) * PAGE_SIZE, available_bytes()
+    page_ids = _to_give_back(accounting, backend, target)
+    needed, available = len(page_ids) * PAGE_SIZE, available_bytes()
     if needed > available:
         raise TargetError(
             f"process {target.pid}: unmerging needs {needed >> 20} MiB, available are {available >> 20} MiB; "
             "free some memory, or let the process end merged"
         )
-    total, done = len(places), 0
+    total, done = len(page_ids), 0
     failed: Counter[str] = Counter()
     for _ in range(DETACH_TRIES):
         failed.clear()
-        first, pages = runs(places)
-        for start, count, _ in requests(places[first], pages, None, REQUEST_PAGES):
+        first, pages = runs(page_ids)
+        for start, count, _ in requests(page_ids[first], pages, None, REQUEST_PAGES):
             if stop():
                 refresh(accounting, target)
                 return False
@@ -117,7 +117,7 @@ def give_back(
             tell(min(done, total), total)
         if not failed[PageCode.TIMEOUT.name] or not refresh(accounting, target) or not len(target.rows):
             break
-        places = _to_give_back(accounting, backend, target)
+        page_ids = _to_give_back(accounting, backend, target)
     if not refresh(accounting, target):
         return True
     left = len(_to_give_back(accounting, backend, target)) if len(target.rows) else 0
@@ -133,8 +133,8 @@ def give_back(
 
 
 def _to_give_back(accounting: Accounting, backend: Backend, target: Target) -> U64:
-    """Return the places of a target's merged pages but for those that would be more memory than before."""
-    places, frames = target.rows.expand()
-    if not len(places):
-        return places
-    return places[~accounting.families.to_leave(target, places, frames, backend.inherited())]
+    """Return the page ids of a target's merged pages but for those that would be more memory than before."""
+    page_ids, frames = target.rows.expand()
+    if not len(page_ids):
+        return page_ids
+    return page_ids[~accounting.families.to_leave(target, page_ids, frames, backend.inherited())]

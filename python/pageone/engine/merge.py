@@ -60,7 +60,7 @@ def merge(
     tell: Callable[[int, int], None],
 ) -> None:
     """Have it done, and book what came of it. ``tell`` is told the pages done and those there are."""
-    total = len(planned.zero) + len(planned.members.places)
+    total = len(planned.zero) + len(planned.members.page_ids)
     if not total:
         return
     before = {target: target.mappings for target in accounting.targets.values()}
@@ -68,7 +68,7 @@ def merge(
     for members in planned.waves(WAVE_FRAMES):
         with tally.phase("plan", workers.budget.pay):
             filled, fresh = _fill(accounting, backend, members, tally)
-        size = len(zero) + len(members.places)
+        size = len(zero) + len(members.page_ids)
         results = _map(accounting, workers, zero, filled, functools.partial(_tell_part, tell, done, size, total))
         with tally.phase("plan", workers.budget.pay):
             _book(accounting, results, zero, filled, fresh, tally)
@@ -97,13 +97,13 @@ def _fill(accounting: Accounting, backend: Backend, members: Members, tally: Tal
     real[: len(got)] = got
     tally.frames += len(got)
     source = np.flatnonzero(fresh)[source][: len(got)]
-    owner = target_of(members.places[source])
+    owner = target_of(members.page_ids[source])
     codes = np.full(len(got), ReadCode.GONE, np.uint8)
     for number in distinct(owner):
         mine = owner == number
         memory = accounting.targets[int(number)].memory
         try:
-            codes[mine], cpu_s = backend.fill(got[mine], memory, address(members.places[source[mine]]))
+            codes[mine], cpu_s = backend.fill(got[mine], memory, address(members.page_ids[source[mine]]))
             tally.outside_cpu_s += cpu_s
         except TargetError:
             if memory.alive():
@@ -111,15 +111,15 @@ def _fill(accounting: Accounting, backend: Backend, members: Members, tally: Tal
     bad = codes == ReadCode.GONE
     accounting.frames.watch(got[bad])
     members.frames[fresh] = real[inverse].astype(np.uint64)
-    unread = np.zeros(len(members.places), np.bool_)
+    unread = np.zeros(len(members.page_ids), np.bool_)
     unread[np.flatnonzero(fresh)[np.concatenate((bad, np.zeros(len(wanted) - len(got), np.bool_)))[inverse]]] = True
     if unread.any():
-        accounting.apply(members.places[unread], Event.RETRY)
+        accounting.apply(members.page_ids[unread], Event.RETRY)
         members = members.take(~unread)
     full = members.frames == NO_FRAME
     if full.any():
         tally.left_pool += int(full.sum())
-        accounting.apply(members.places[full], Event.HELD)
+        accounting.apply(members.page_ids[full], Event.HELD)
         members = members.take(~full)
     return members, got
 
@@ -128,8 +128,8 @@ def _map(
     accounting: Accounting, workers: Workers, zero: U64, members: Members, tell: Callable[[float], None]
 ) -> list[_Done]:
     """Have the workers drop zero pages and map frames; ``tell`` is told the share of it that is done."""
-    first, pages = runs(members.places, members.frames)
-    start, frame = members.places[first], members.frames[first].astype(np.uint32)
+    first, pages = runs(members.page_ids, members.frames)
+    start, frame = members.page_ids[first], members.frames[first].astype(np.uint32)
     zfirst, zpages = runs(zero)
     zstart = zero[zfirst]
     owner, zowner = target_of(start), target_of(zstart)
@@ -165,7 +165,7 @@ def _carry_out(target: Target, drops: tuple[U64, I64], maps: tuple[U64, I64, U32
 
 
 def ask(outcomes: list[Outcome], request: Callable[..., Outcome], *arrays: npt.NDArray[Any]) -> U8:
-    """Make a request (places, pages, …); the pages of a target that has gone meanwhile are gone."""
+    """Make a request (page ids, pages, …); the pages of a target that has gone meanwhile are gone."""
     start, pages = arrays[:2]
     try:
         outcome = request(address(start), *arrays[1:])
@@ -180,30 +180,30 @@ def ask(outcomes: list[Outcome], request: Callable[..., Outcome], *arrays: npt.N
 def _book(accounting: Accounting, results: list[_Done], zero: U64, members: Members, fresh: U32, tally: Tally) -> None:
     """Book what became of each page that was asked for."""
     zcodes = np.full(len(zero), PageCode.TIMEOUT, np.uint8)
-    codes = np.full(len(members.places), PageCode.TIMEOUT, np.uint8)
+    codes = np.full(len(members.page_ids), PageCode.TIMEOUT, np.uint8)
     for done in results:
         tally.cpu_s["merge"] += done.cpu_s + done.outside_cpu_s
         for outcome in done.outcomes:
             accounting.add_pauses(done.target, outcome.pauses_s)
             tally.pauses.append(outcome.pauses_s)
         zcodes[target_of(zero) == done.target.number] = done.zero_codes
-        codes[target_of(members.places) == done.target.number] = done.codes
+        codes[target_of(members.page_ids) == done.target.number] = done.codes
     dropped = zero[zcodes == PageCode.DONE]
     tally.dropped_pages += len(dropped)
     accounting.apply(dropped, Event.ZERO)
     _book_merged(accounting, members.take(codes == PageCode.DONE), fresh, tally)
     _book_left(accounting, zero, zcodes, tally)
-    _book_left(accounting, members.places, codes, tally)
+    _book_left(accounting, members.page_ids, codes, tally)
     accounting.frames.watch(distinct(members.frames).astype(np.uint32))
 
 
 def _book_merged(accounting: Accounting, members: Members, fresh: U32, tally: Tally) -> None:
     """Book pages that map their frame now: status, sharers, and the content of frames just filled."""
     frames = members.frames.astype(np.uint32)
-    accounting.apply(members.places, Event.SHARED)
+    accounting.apply(members.page_ids, Event.SHARED)
     np.add.at(accounting.frames.live, frames, np.uint32(1))
     tally.merged_pages += len(frames)
-    owner = target_of(members.places)
+    owner = target_of(members.page_ids)
     for number in distinct(owner):
         accounting.targets[int(number)].merged += int((owner == number).sum())
     # A page that maps it, compared and unwritten since it was read, is what proves the content of a frame.
@@ -214,13 +214,13 @@ def _book_merged(accounting: Accounting, members: Members, fresh: U32, tally: Ta
     accounting.index.stale_hint += len(distinct(keys))
 
 
-def _book_left(accounting: Accounting, places: U64, codes: U8, tally: Tally) -> None:
+def _book_left(accounting: Accounting, page_ids: U64, codes: U8, tally: Tally) -> None:
     """Book the pages that were left alone, by reason."""
     left = codes != PageCode.DONE
     if not left.any():
         return
-    places, codes = places[left], codes[left]
-    owner = target_of(places)
+    page_ids, codes = page_ids[left], codes[left]
+    owner = target_of(page_ids)
     for number in distinct(owner):
         target = accounting.targets.get(int(number))
         count = np.bincount(codes[owner == number], minlength=len(PageCode))
@@ -228,9 +228,9 @@ def _book_left(accounting: Accounting, places: U64, codes: U8, tally: Tally) -> 
         tally.refused.update(refused)
         if target is not None:
             target.refused.update(refused)
-    accounting.apply(places[codes == PageCode.GONE], Event.LOST)
-    accounting.apply(places[codes == PageCode.REFUSED], Event.REFUSED)
+    accounting.apply(page_ids[codes == PageCode.GONE], Event.LOST)
+    accounting.apply(page_ids[codes == PageCode.REFUSED], Event.REFUSED)
     tally.forked_pages += int((codes == PageCode.SHARED).sum())
-    accounting.apply(places[codes == PageCode.SHARED], Event.FORKED)
+    accounting.apply(page_ids[codes == PageCode.SHARED], Event.FORKED)
     again = (codes == PageCode.DIFFERS) | (codes == PageCode.WRITTEN) | (codes == PageCode.TIMEOUT)
-    accounting.apply(places[again], Event.RETRY)
+    accounting.apply(page_ids[again], Event.RETRY)

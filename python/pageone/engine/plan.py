@@ -15,7 +15,7 @@ from pageone.engine.accounting import Accounting
 from pageone.engine.arrays import distinct, grouped, runs
 from pageone.engine.find import Members, Twins
 from pageone.engine.frames import NO_FRAME
-from pageone.engine.index import place_of
+from pageone.engine.index import page_id_of
 from pageone.engine.metrics import Tally
 from pageone.engine.pages import target_of
 from pageone.engine.status import HUGE_BIT, Event, State, state
@@ -49,7 +49,7 @@ class Planned:
         """
         members = self.members
         fresh = members.frames >= NEW_FRAME
-        wave = np.zeros(len(members.places), np.int64)
+        wave = np.zeros(len(members.page_ids), np.int64)
         wave[fresh] = np.searchsorted(distinct(members.frames[fresh]), members.frames[fresh]) // frames
         order = np.argsort(wave, kind="stable")
         ends = np.cumsum(np.bincount(wave, minlength=1))  # one wave at least: zero pages are dropped with the first
@@ -72,19 +72,19 @@ def _assign(accounting: Accounting, fresh: Twins, joins: Members, tally: Tally) 
 
     ``joins``: pages whose content has a frame, with that.
     """
-    reps = place_of(fresh.location)
+    reps = page_id_of(fresh.version)
     heads = distinct(reps)
     group = np.searchsorted(heads, reps)
     head_keys = np.empty(len(heads), np.uint64)
     head_keys[group] = fresh.keys
     pages = np.bincount(group, minlength=len(heads)) + 1
-    tally.duplicate_pages += len(joins.places) + len(fresh.places) + len(heads)
+    tally.duplicate_pages += len(joins.page_ids) + len(fresh.page_ids) + len(heads)
 
     # contents without a frame: frames in the order in which their first pages lie in memory
     wanted = frames_wanted(pages, accounting.limits)
     base = NEW_FRAME + (np.cumsum(wanted) - wanted).astype(np.uint64)
     new = Members(
-        np.concatenate((heads, fresh.places)),
+        np.concatenate((heads, fresh.page_ids)),
         np.concatenate((head_keys, fresh.keys)),
         np.concatenate((base, base[group])),
     )
@@ -93,11 +93,11 @@ def _assign(accounting: Accounting, fresh: Twins, joins: Members, tally: Tally) 
     # contents that have a frame: that one, unless it has all the sharers it may have
     _spread_old(accounting, joins, int(NEW_FRAME) + int(wanted.sum()))
     members = Members(
-        np.concatenate((new.places, joins.places)),
+        np.concatenate((new.page_ids, joins.page_ids)),
         np.concatenate((new.keys, joins.keys)),
         np.concatenate((new.frames, joins.frames)),
     )
-    return members.take(np.argsort(members.places, kind="stable"))
+    return members.take(np.argsort(members.page_ids, kind="stable"))
 
 
 def _spread_new(members: Members, group: I64, wanted: I64) -> None:
@@ -105,7 +105,7 @@ def _spread_new(members: Members, group: I64, wanted: I64) -> None:
     many = np.flatnonzero(wanted > 1)
     if not len(many):
         return
-    order = np.lexsort((members.places, group))
+    order = np.lexsort((members.page_ids, group))
     first = np.searchsorted(group[order], many)
     last = np.searchsorted(group[order], many, side="right")
     for g, low, high in zip(many, first, last, strict=True):
@@ -116,7 +116,7 @@ def _spread_new(members: Members, group: I64, wanted: I64) -> None:
 
 def _spread_old(accounting: Accounting, members: Members, next_new: int) -> None:
     """Spread pages over the frames that their content has, least used first, and new ones where all are full."""
-    if not len(members.places):
+    if not len(members.page_ids):
         return
     frames = accounting.frames
     content, index, inverse, count = grouped(members.keys)
@@ -125,7 +125,7 @@ def _spread_old(accounting: Accounting, members: Members, next_new: int) -> None
     crowded = (frames.mapped[primary] + count > accounting.limits.max_sharing) | (behind - first > 1)
     if not crowded.any():
         return
-    order = np.lexsort((members.places, inverse))
+    order = np.lexsort((members.page_ids, inverse))
     last = np.cumsum(count)
     for c in np.flatnonzero(crowded):
         mine = order[last[c] - count[c] : last[c]]
@@ -143,7 +143,7 @@ def _hold(accounting: Accounting, members: Members, keep: Bools) -> Members:
     """Hold the pages not kept; then drop the contents without a frame of which one page is left."""
     if keep.all():
         return members
-    accounting.apply(members.places[~keep], Event.HELD)
+    accounting.apply(members.page_ids[~keep], Event.HELD)
     members = members.take(keep)
     fresh = members.frames >= NEW_FRAME
     if not fresh.any():
@@ -154,28 +154,28 @@ def _hold(accounting: Accounting, members: Members, keep: Bools) -> Members:
     # a content that has a frame already may have one page on a new one
     lone &= accounting.contents.find(members.keys) == NO_FRAME
     if lone.any():
-        accounting.apply(members.places[lone], Event.HELD)
+        accounting.apply(members.page_ids[lone], Event.HELD)
         members = members.take(~lone)
     return members
 
 
 def _spare_huge(accounting: Accounting, zero: U64, members: Members, tally: Tally) -> tuple[U64, Members]:
     """Leave huge pages whole of which too little can be given back."""
-    places = np.concatenate((zero, members.places))
-    status = accounting.pages.status[accounting.pages.slots(places)]
+    page_ids = np.concatenate((zero, members.page_ids))
+    status = accounting.pages.status[accounting.pages.indices(page_ids)]
     huge = (status & HUGE_BIT).astype(np.bool_)
     if not huge.any():
         return zero, members
     shift = np.uint64(9)
-    block, _, inverse, count = grouped(places[huge] >> shift)
+    block, _, inverse, count = grouped(page_ids[huge] >> shift)
     span = (block[:, None] << shift) + np.arange(PAGES_PER_HUGE, dtype=np.uint64)[None, :]
-    slots = accounting.pages.slots(span.ravel())
-    around = np.where(slots >= 0, state(accounting.pages.status[slots]), 0).reshape(span.shape)
+    indices = accounting.pages.indices(span.ravel())
+    around = np.where(indices >= 0, state(accounting.pages.status[indices]), 0).reshape(span.shape)
     held = around == State.HELD
     worth = worth_splitting(count + held.sum(axis=1), accounting.limits)
     tally.huge_split += int(worth.sum())
     again = span[held & worth[:, None]]
-    spared = np.zeros(len(places), np.bool_)
+    spared = np.zeros(len(page_ids), np.bool_)
     spared[np.flatnonzero(huge)[~worth[inverse]]] = True
     tally.left_huge += int(spared.sum())
     if len(again):
@@ -183,19 +183,19 @@ def _spare_huge(accounting: Accounting, zero: U64, members: Members, tally: Tall
         for number in distinct(target_of(again)):
             accounting.enqueue(again[target_of(again) == number])
     opened = span[worth].ravel()
-    slots = accounting.pages.slots(opened)
-    slots = slots[slots >= 0]
-    accounting.pages.status[slots] &= np.uint8(HUGE_BIT - 1)
+    indices = accounting.pages.indices(opened)
+    indices = indices[indices >= 0]
+    accounting.pages.status[indices] &= np.uint8(HUGE_BIT - 1)
     accounting.apply(zero[spared[: len(zero)]], Event.HELD)
     return zero[~spared[: len(zero)]], _hold(accounting, members, ~spared[len(zero) :])
 
 
 def _afford(accounting: Accounting, members: Members, tally: Tally) -> Members:
     """Keep to each target's budget of mappings, longest runs first."""
-    first, pages = runs(members.places, members.frames)  # a place holds its target: no run crosses one
+    first, pages = runs(members.page_ids, members.frames)  # a page id holds its target: no run crosses one
     if not len(first):
         return members
-    owner = target_of(members.places[first])
+    owner = target_of(members.page_ids[first])
     chosen = pages >= accounting.limits.min_run
     tally.left_short += int(pages[~chosen].sum())
     for number in distinct(owner):

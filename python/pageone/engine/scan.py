@@ -12,7 +12,7 @@ from pageone.engine.accounting import Accounting
 from pageone.engine.arrays import coalesce, requests
 from pageone.engine.backend import PAGE_SIZE, PageFlag
 from pageone.engine.metrics import Tally
-from pageone.engine.pages import place
+from pageone.engine.pages import page_id
 from pageone.engine.status import HUGE_BIT, Event, State, state
 from pageone.engine.target import Rows, Target
 from pageone.errors import TargetError
@@ -27,7 +27,7 @@ HELD_SLACK = 64  #: mappings that must have become free before pages held for la
 
 
 def scan(accounting: Accounting, target: Target, tally: Tally) -> list[U64]:
-    """Bring the status of a target's pages up to date; return the places written since the last scan, in parts.
+    """Bring the status of a target's pages up to date; return the page ids written since the last scan, in parts.
 
     A scan that fails is that target's trouble alone: it is noted, and repeated at growing distance. Cost: a read of
     the maps, a walk of the page tables, and in proportion to what was written.
@@ -62,43 +62,43 @@ def _scan(accounting: Accounting, target: Target, tally: Tally) -> list[U64]:
         tally.missed_scans += 1
         return []
     count = ((written.end - written.start) // np.uint64(PAGE_SIZE)).astype(np.int64)
-    first = place(target.number, written.start)
+    first = page_id(target.number, written.start)
     huge = (written.flags & PageFlag.HUGE).astype(np.bool_)
     return [
         _note_written(
-            accounting, target, *accounting.pages.slots_of_ranges(start, pages.astype(np.int64)), first, huge, tally
+            accounting, target, *accounting.pages.indices_of_ranges(start, pages.astype(np.int64)), first, huge, tally
         )
         for start, pages, _ in requests(first, count, None, accounting.batch_pages)
     ]
 
 
 def _note_written(
-    accounting: Accounting, target: Target, places: U64, slots: I64, first: U64, huge: Bools, tally: Tally
+    accounting: Accounting, target: Target, page_ids: U64, indices: I64, first: U64, huge: Bools, tally: Tally
 ) -> U64:
     """Book pages found written. ``first``, ``huge``: where each range written begins, and whether it is huge."""
-    if not len(places):
-        return places
-    tally.written_pages += len(places)
+    if not len(page_ids):
+        return page_ids
+    tally.written_pages += len(page_ids)
     pages = accounting.pages
-    before = pages.status[slots]
+    before = pages.status[indices]
     was = state(before)
     accounting.index.stale_hint += int(np.count_nonzero(was == State.UNIQUE))
-    after = pages.apply(slots, Event.WRITTEN)
+    after = pages.apply(indices, Event.WRITTEN)
     if len(target.rows):
         read = (was == State.SHARED) | (was == State.INHERITED)
         if read.any():
             shared = was[read] == State.SHARED
-            accounting.release(places[read], target.rows.frames_of(places[read]), shared)
+            accounting.release(page_ids[read], target.rows.frames_of(page_ids[read]), shared)
             wasted = int(shared.sum())
             tally.wasted_merges += wasted
             target.wasted += wasted
             target.wasted_since += wasted
     if huge.any() or (before & HUGE_BIT).any():
-        ranges = np.searchsorted(first, places, side="right") - 1
+        ranges = np.searchsorted(first, page_ids, side="right") - 1
         bits = np.where(huge[ranges], HUGE_BIT, 0).astype(np.uint8)
-        pages.status[slots] = after = (after & np.uint8(HUGE_BIT - 1)) | bits
-    accounting.schedule(places, slots, after)
-    return places
+        pages.status[indices] = after = (after & np.uint8(HUGE_BIT - 1)) | bits
+    accounting.schedule(page_ids, indices, after)
+    return page_ids
 
 
 def refresh(accounting: Accounting, target: Target, tally: Tally | None = None) -> bool:
@@ -123,10 +123,10 @@ def refresh(accounting: Accounting, target: Target, tally: Tally | None = None) 
     target.mappings = regions.mappings
     target.regions = len(regions.start)
     target.left_alone = regions.left_alone
-    places, frames = accounting.set_rows(target, Rows.of(target.number, regions))
+    page_ids, frames = accounting.set_rows(target, Rows.of(target.number, regions))
     accounting.pages.update(target.number, *coalesce(regions.start, regions.end))
-    if len(places):
-        accounting.families.inherit(target, places, frames)
+    if len(page_ids):
+        accounting.families.inherit(target, page_ids, frames)
     if target.held_for_budget and accounting.limits.mappings_left(target.mappings) > target.left_then + HELD_SLACK:
         target.held_for_budget = 0
         accounting.enqueue(accounting.pages.in_state(target.number, State.HELD))
@@ -139,10 +139,10 @@ def queue_forked(accounting: Accounting, *, now: bool) -> None:
         return
     for target in list(accounting.targets.values()):
         try:
-            places = accounting.families.alone_again(target, accounting.period, now=now)
+            page_ids = accounting.families.alone_again(target, accounting.period, now=now)
         except TargetError:
             continue  # it has ended, which the next scan will find
-        accounting.enqueue(places)
+        accounting.enqueue(page_ids)
 
 
 def queue_resting(accounting: Accounting, target: Target, written: list[U64]) -> None:

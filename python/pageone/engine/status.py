@@ -137,12 +137,12 @@ def level(status: U8) -> U8:
     return status >> np.uint8(4) & np.uint8(LEVEL_MAX)
 
 
-def transition(status: U8, slots: I64, event: Event) -> tuple[U8, I64]:
-    """Apply ``event`` to ``status[slots]`` (no slot twice); return the new bytes and the change of counts per state.
+def transition(status: U8, indices: I64, event: Event) -> tuple[U8, I64]:
+    """Apply ``event`` to ``status[indices]`` (no index twice); return the new bytes and the change of counts per state.
 
     Cost: about 10 ns a page. Raises :class:`PageOneError` where :data:`TABLE` has no entry; then nothing is changed.
     """
-    before = status[slots]
+    before = status[indices]
     table = LOOKUP[event]
     seen = np.bincount(before, minlength=256)
     bytes_seen = np.flatnonzero(seen)
@@ -154,5 +154,5 @@ def transition(status: U8, slots: I64, event: Event) -> tuple[U8, I64]:
         wrong = sorted({State(int(b) & 15).name for b in bytes_seen if table[b] & 15 == _BAD})
         raise PageOneError(f"engine: event {event.name} on pages in state {', '.join(wrong)}; please report this")
     np.subtract.at(change, bytes_seen & 15, seen[bytes_seen])
-    status[slots] = after
+    status[indices] = after
     return after, change[:STATES]

@@ -15,7 +15,7 @@ from pageone.engine.arrays import expand
 from pageone.engine.backend import Regions, TargetMemory
 from pageone.engine.frames import NO_FRAME
 from pageone.engine.metrics import Pauses, TargetStats
-from pageone.engine.pages import place
+from pageone.engine.pages import page_id
 
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
@@ -29,7 +29,7 @@ FORKED_APART_MIN = 8
 
 
 class Rows:
-    """Mappings of the pool in one target, ascending: places ``start`` to ``end`` map frames from ``frame`` on."""
+    """Mappings of the pool in one target, ascending: page ids ``start`` to ``end`` map frames from ``frame`` on."""
 
     def __init__(self, start: U64, end: U64, frame: U32) -> None:
         self.start, self.end, self.frame = start, end, frame
@@ -38,7 +38,7 @@ class Rows:
     def of(cls, number: int, regions: Regions) -> Rows:
         """Return the rows of a target's regions."""
         merged = regions.merged.astype(np.bool_)
-        return cls(place(number, regions.start[merged]), place(number, regions.end[merged]), regions.frame[merged])
+        return cls(page_id(number, regions.start[merged]), page_id(number, regions.end[merged]), regions.frame[merged])
 
     @classmethod
     def none(cls) -> Rows:
@@ -63,14 +63,14 @@ class Rows:
         """Pages mapped."""
         return int((self.end - self.start).sum())
 
-    def frames_of(self, places: U64) -> U32:
-        """Return the frame that is mapped at each place, ``NO_FRAME`` where none is."""
-        result = np.full(len(places), NO_FRAME, np.uint32)
-        if len(self.start) and len(places):
-            at = np.searchsorted(self.start, places, side="right") - 1
-            inside = (at >= 0) & (places < self.end[at])
+    def frames_of(self, page_ids: U64) -> U32:
+        """Return the frame that is mapped at each page id, ``NO_FRAME`` where none is."""
+        result = np.full(len(page_ids), NO_FRAME, np.uint32)
+        if len(self.start) and len(page_ids):
+            at = np.searchsorted(self.start, page_ids, side="right") - 1
+            inside = (at >= 0) & (page_ids < self.end[at])
             at = at[inside]
-            result[inside] = self.frame[at] + (places[inside] - self.start[at]).astype(np.uint32)
+            result[inside] = self.frame[at] + (page_ids[inside] - self.start[at]).astype(np.uint32)
         return result
 
     def without(self, other: Rows) -> Rows:
@@ -82,7 +82,7 @@ class Rows:
         return Rows(self.start[~same], self.end[~same], self.frame[~same])
 
     def expand(self) -> tuple[U64, U32]:
-        """Return ``(places, frames)`` of every page mapped."""
+        """Return ``(page_ids, frames)`` of every page mapped."""
         if not len(self.start):
             return self.start, self.frame
         count = (self.end - self.start).astype(np.int64)
@@ -123,7 +123,7 @@ class Target:
         self.attached = True
         #: Pages left merged when it was detached: each is one for a whole family of processes, as before a fork.
         self.left_pages = 0
-        self.number = number  #: in the places of its pages
+        self.number = number  #: in the page ids of its pages
         self.memory = memory
         self.rows = Rows.none()  #: what it maps of the pool
         self.mappings = 0  #: all mappings of the process
