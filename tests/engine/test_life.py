@@ -210,7 +210,7 @@ class Life(RuleBasedStateMachine):
         )
         assert self.engine.accounting.pages.counts.tolist() == counts.tolist()
         assert self.engine.accounting.frames.live.sum() == self.engine.accounting.pages.counts[State.SHARED]
-        assert self.engine.accounting.families.heirs.sum() == self.engine.accounting.pages.counts[State.INHERITED]
+        assert self.engine.accounting.families.inherited.sum() == self.engine.accounting.pages.counts[State.INHERITED]
         # Never more memory than without an engine, but for frames that all have written over.
         assert self.backend.memory_pages() <= self.backend.memory_without() + self.backend.unread()
         # A frame whose source ended before it was copied was never filled: it only waits to be free again.

@@ -43,14 +43,14 @@ class Families:
 
     def __init__(self, pages: PageTable, frames: Frames, targets: dict[int, Target]) -> None:
         self._pages, self._frames, self._targets = pages, frames, targets
-        self._heirs = Reserve(frames.capacity, np.uint32)
+        self._inherited = Reserve(frames.capacity, np.uint32)
         #: Pages of targets that read each frame and are ``INHERITED``.
-        self.heirs: U32 = self._heirs.data
+        self.inherited: U32 = self._inherited.data
 
     # ------------------------------------------------------------------ frames
 
     def inherit(self, target: Target, page_ids: U64, frames: U32) -> None:
-        """Book pages that were found to map frames: those that nobody merged there are inherited.
+        """Record pages that were found to map frames: those that nobody merged there are inherited.
 
         Cost: some 20 ns a page; for inherited ones as much again for each target, until their relative is found.
         """
@@ -62,20 +62,20 @@ class Families:
         target.inherited = True
         page_ids, frames, indices = page_ids[new], frames[new], indices[new]
         self._pages.apply(indices, Event.INHERITED)
-        np.add.at(self.heirs, frames, np.uint32(1))
+        np.add.at(self.inherited, frames, np.uint32(1))
         headless = ~self._in_state(address(page_ids), frames, State.SHARED)
         self._promote(page_ids[headless], frames[headless])
 
     def forget(self, frames: U32) -> None:
-        """Book one inherited page less for each frame."""
-        np.subtract.at(self.heirs, frames, np.uint32(1))
+        """Record one inherited page less for each frame."""
+        np.subtract.at(self.inherited, frames, np.uint32(1))
 
     def succeed(self, page_ids: U64, frames: U32) -> None:
         """Have relatives take the place of pages that read their frames no longer; these are in another state already.
 
         Cost: next to nothing where no relative reads one of the frames.
         """
-        some = self.heirs[frames] > 0
+        some = self.inherited[frames] > 0
         if not some.any():
             return
         addr, frames = address(page_ids[some]), frames[some]
@@ -85,9 +85,9 @@ class Families:
             if not len(addr):
                 return
             if target.inherited:
-                heir = self._reads(target, addr, frames, State.INHERITED)
-                self._promote(page_id(target.number, addr[heir]), frames[heir])
-                addr, frames = addr[~heir], frames[~heir]
+                relative = self._reads(target, addr, frames, State.INHERITED)
+                self._promote(page_id(target.number, addr[relative]), frames[relative])
+                addr, frames = addr[~relative], frames[~relative]
 
     def _promote(self, page_ids: U64, frames: U32) -> None:
         if len(page_ids):

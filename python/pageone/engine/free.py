@@ -61,7 +61,7 @@ def _unmerge_unread(accounting: Accounting, tally: Tally) -> None:
             continue
         rows = target.rows
         page_ids, frames = rows.expand()
-        page_ids = page_ids[(accounting.frames.live[frames] == 0) & (accounting.families.heirs[frames] == 0)]
+        page_ids = page_ids[(accounting.frames.live[frames] == 0) & (accounting.families.inherited[frames] == 0)]
         try:
             page_ids = page_ids[~accounting.families.shared_now(page_ids)]
         except TargetError:

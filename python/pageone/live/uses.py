@@ -6,10 +6,10 @@ has nobody new. Why nobody is missing then:
 
 A mapping of frames is inherited at birth and only ever lost, but by targets, which are always scanned. Take a
 process that maps a frame when the last listing ends, and the line of its ancestors that mapped it. One of them, A, is
-the last that was born before that listing began; it lived, and mapped the frame, until its heir in the line was born,
+the last that was born before that listing began; it lived, and mapped the frame, until its child in the line was born,
 or lives still. Either A was there in the listing before: then it was scanned, mapping the frame, and is counted. Or
 it was born since, and so was the rest of the line, with ids that ascend, since the kernel counts ids up. The list is
-made in the order of ids. If A has ended before its id was passed, its heir has a higher id, not passed yet, and so on:
+made in the order of ids. If A has ended before its id was passed, that child has a higher id, not passed yet, etc.:
 one of the line is listed. It was not there before, so the list has somebody new, and is not the last.
 
 Where ids have begun from the start again meanwhile everything is listed anew. What may still be missed is a child whose
