@@ -1,4 +1,4 @@
-"""The walls of the house: who may call whom, checked over manifests and imports."""
+"""The layers of the code: who may call whom, checked over manifests and imports."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ PACKAGE = ROOT / "python" / "pageone"
 SYSTEM_CRATES = {"libc", "nix", "rustix", "procfs", "memmap2", "userfaultfd", "syscalls", "linux-raw-sys"}
 PYTHON_CRATES = {"pyo3", "numpy"}
 
-# Each room of the package may import the rooms below it, never one above. What is not listed is a file of its own
+# Each layer of the package may import the layers below it, never one above. What is not listed is a file of its own
 # right under pageone: errors (everyone's), doctor (the standard library only).
-ROOMS: dict[str, set[str]] = {
+LAYERS: dict[str, set[str]] = {
     "one": {"_native"},
     "engine": {"_native", "one"},
     "live": {"_native", "engine", "doctor"},
@@ -41,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
 # Files right under pageone, and what of pageone each may import.
 FILES: dict[str, set[str]] = {"errors": set(), "procfs": set(), "policy": {"errors"}, "doctor": {"procfs"}}
 
-# Modules of another room that a room may import, where it may not import all of it.
+# Modules of another layer that a layer may import, where it may not import all of it.
 PARTS: dict[tuple[str, str], set[str]] = {("live", "engine"): {"backend", "arrays", "clock"}}
 
 # The modules of the engine: each may import those before it. What comes before the accounting are its columns; what
@@ -63,7 +63,7 @@ def dependencies(crate: str, *, dev: bool = False) -> set[str]:
 
 
 def modules(path: Path) -> set[tuple[str, str]]:
-    """Return what a module imports of pageone, wherever in it: room and module, ``""`` for the room itself."""
+    """Return what a module imports of pageone, wherever in it: layer and module, ``""`` for the layer itself."""
     found: set[tuple[str, str]] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names: list[str] = []
@@ -73,15 +73,15 @@ def modules(path: Path) -> set[tuple[str, str]]:
             names = [node.module] if node.module.count(".") > 1 else [f"{node.module}.{a.name}" for a in node.names]
         for name in names:
             if name.startswith("pageone."):
-                _, room, module, *_ = [*name.split("."), ""]
-                there = (PACKAGE / room / f"{module}.py").exists() or (PACKAGE / room / module).is_dir()
-                found.add((room, module if there else ""))
+                _, layer, module, *_ = [*name.split("."), ""]
+                there = (PACKAGE / layer / f"{module}.py").exists() or (PACKAGE / layer / module).is_dir()
+                found.add((layer, module if there else ""))
     return found
 
 
 def imports(path: Path) -> set[str]:
-    """Return the rooms and files of pageone that a module imports, wherever in it."""
-    return {room for room, _ in modules(path)}
+    """Return the layers and files of pageone that a module imports, wherever in it."""
+    return {layer for layer, _ in modules(path)}
 
 
 def test_the_tree_knows_neither_the_system_nor_python() -> None:
@@ -115,13 +115,13 @@ def test_peers_and_models_are_not_in_the_shipped_wheel(crate: str, module: str) 
             assert not reach, f"{path.relative_to(ROOT)} needs what only a checkout has: {reach}"
 
 
-@pytest.mark.parametrize("room", sorted(ROOMS))
-def test_a_room_imports_only_rooms_below_it(room: str) -> None:
-    for path in (PACKAGE / room).rglob("*.py"):
-        above = (imports(path) & (set(ROOMS) | {"doctor", "_native"})) - ROOMS[room] - {room}
+@pytest.mark.parametrize("layer", sorted(LAYERS))
+def test_a_layer_imports_only_layers_below_it(layer: str) -> None:
+    for path in (PACKAGE / layer).rglob("*.py"):
+        above = (imports(path) & (set(LAYERS) | {"doctor", "_native"})) - LAYERS[layer] - {layer}
         assert not above, f"{path.relative_to(ROOT)} imports {sorted(above)}"
         for other, module in modules(path):
-            parts = PARTS.get((room, other))
+            parts = PARTS.get((layer, other))
             assert parts is None or module in parts, f"{path.relative_to(ROOT)} imports {other}.{module}"
 
 
@@ -134,13 +134,13 @@ def test_a_module_of_the_engine_imports_only_those_before_it() -> None:
     assert sorted(path.stem for path in (PACKAGE / "engine").glob("[!_]*.py")) == sorted(ENGINE)
     for at, name in enumerate(ENGINE):
         path = PACKAGE / "engine" / f"{name}.py"
-        above = {module for room, module in modules(path) if room == "engine"} - set(ENGINE[:at])
+        above = {module for layer, module in modules(path) if layer == "engine"} - set(ENGINE[:at])
         assert not above, f"{path.relative_to(ROOT)} imports {sorted(above)}"
 
 
-def test_every_room_is_in_the_rule() -> None:
-    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert rooms - set(ROOMS) == set(), "say in ROOMS which rooms it may import"
+def test_every_layer_is_in_the_rule() -> None:
+    layers = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert layers - set(LAYERS) == set(), "say in LAYERS which layers it may import"
 
 
 @pytest.mark.parametrize("file", ["doctor", "procfs"])
@@ -173,7 +173,7 @@ def test_the_files_of_processes_are_parsed_in_one_place() -> None:
     assert not found
 
 
-def test_every_crate_and_room_opens_with_what_it_is_for() -> None:
+def test_every_crate_and_layer_opens_with_what_it_is_for() -> None:
     for source in CRATES.glob("*/src/lib.rs"):
         assert source.read_text().startswith("//! "), source
     for source in PACKAGE.glob("*/__init__.py"):
