@@ -32,7 +32,7 @@ def steps(engine: Engine, n: int) -> None:
 
 
 def consistent(engine: Engine, backend: FakeBackend) -> None:
-    """Books, status and processes agree."""
+    """Accounting, status and processes agree."""
     counts = sum(engine.accounting.pages.counts_of(t.number) for t in engine.targets) if engine.targets else 0
     assert np.array_equal(engine.accounting.pages.counts, counts + np.zeros(len(State), np.int64))
     assert engine.accounting.pages.counts.sum() == engine.accounting.pages.tracked

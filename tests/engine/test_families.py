@@ -23,7 +23,7 @@ def attach(engine: Engine, processes: list[FakeProcess]) -> list[Target]:
 
 
 def saved_pages(engine: Engine, backend: FakeBackend) -> int:
-    """What is saved, of pages alone, by the books; held against the memory that is in use."""
+    """What is saved, of pages alone, by the accounting; held against the memory that is in use."""
     stats = engine.stats
     claimed = stats.states["shared"] + stats.states["zero"] - stats.frames + engine.accounting.frames.outside
     of_targets = round(sum(t.stats.saved_bytes for t in engine.targets) / 4096)

@@ -1,4 +1,4 @@
-"""Whatever processes do and whenever: they read what they wrote, books agree, and in the end nothing is left."""
+"""Whatever processes do and whenever: they read what they wrote, the accounting agrees, nothing is left in the end."""
 
 from __future__ import annotations
 

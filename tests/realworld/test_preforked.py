@@ -127,7 +127,7 @@ def test_gunicorn_with_preload_saves_what_is_claimed_and_gets_back_what_it_had(s
             engine.start()
             serve(rounds)
             engine.stop()
-            for _ in range(4):  # the books are as old as the last scan of the pages
+            for _ in range(4):  # the accounting is as old as the last scan of the pages
                 engine.step()
             Domain.until(lambda: engine.step() and not engine.stats.frames_waiting, "frames out of use are freed")
             stats = engine.stats

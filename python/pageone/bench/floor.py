@@ -1,7 +1,7 @@
 """What the kernel alone takes for the calls that no merging from user space can do without: the floor under the engine.
 
 For: ``pageone bench engine``, which prints it beside the engine's own figures, measured in the same run on the same
-machine. Nothing is decided, compared with other pages or kept in books here: memory of another process is read, frames
+machine. Nothing is decided, compared with other pages or accounted for here: memory of another process is read, frames
 are written, pages are replaced by frames and compared with them, threads are stopped (with the guardian's own code, for
 Python's part in 64 threads would be as much again). Else standard library and numpy only.
 """

@@ -39,8 +39,8 @@ class Accounting:
     """The state of one engine.
 
     ``quiet_periods``: scans in a row at which a page must be found unwritten before it is read. ``batch_pages``: pages
-    that are read, or booked, at a time: 32 MiB are some milliseconds of reading, and what is made on the way stays in
-    the cache.
+    that are read, or accounted for, at a time: 32 MiB are some milliseconds of reading, and what is made on the way
+    stays in the cache.
     """
 
     def __init__(self, frames_max: int, limits: Limits, quiet_periods: int, batch_pages: int) -> None:

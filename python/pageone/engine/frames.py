@@ -69,11 +69,11 @@ class Frames:
         return got.astype(np.uint32)
 
     def map(self, frames: U32) -> None:
-        """Book one more mapping page for each frame (repeats count)."""
+        """Record one more mapping page for each frame (repeats count)."""
         np.add.at(self.mapped, frames, np.uint32(1))
 
     def unmap(self, frames: U32) -> None:
-        """Book one mapping page less for each frame (repeats count)."""
+        """Record one mapping page less for each frame (repeats count)."""
         np.subtract.at(self.mapped, frames, np.uint32(1))
         self.watch(frames)
 

@@ -59,7 +59,7 @@ def merge(
     tally: Tally,
     tell: Callable[[int, int], None],
 ) -> None:
-    """Have it done, and book what came of it. ``tell`` is told the pages done and those there are."""
+    """Have it done, and record what came of it. ``tell`` is told the pages done and those there are."""
     total = len(planned.zero) + len(planned.members.page_ids)
     if not total:
         return
@@ -178,7 +178,7 @@ def ask(outcomes: list[Outcome], request: Callable[..., Outcome], *arrays: npt.N
 
 
 def _book(accounting: Accounting, results: list[_Done], zero: U64, members: Members, fresh: U32, tally: Tally) -> None:
-    """Book what became of each page that was asked for."""
+    """Record what became of each page that was asked for."""
     zcodes = np.full(len(zero), PageCode.TIMEOUT, np.uint8)
     codes = np.full(len(members.page_ids), PageCode.TIMEOUT, np.uint8)
     for done in results:
@@ -192,13 +192,13 @@ def _book(accounting: Accounting, results: list[_Done], zero: U64, members: Memb
     tally.dropped_pages += len(dropped)
     accounting.apply(dropped, Event.ZERO)
     _book_merged(accounting, members.take(codes == PageCode.DONE), fresh, tally)
-    _book_left(accounting, zero, zcodes, tally)
-    _book_left(accounting, members.page_ids, codes, tally)
+    _record_left(accounting, zero, zcodes, tally)
+    _record_left(accounting, members.page_ids, codes, tally)
     accounting.frames.watch(distinct(members.frames).astype(np.uint32))
 
 
 def _book_merged(accounting: Accounting, members: Members, fresh: U32, tally: Tally) -> None:
-    """Book pages that map their frame now: status, sharers, and the content of frames just filled."""
+    """Record pages that map their frame now: status, sharers, and the content of frames just filled."""
     frames = members.frames.astype(np.uint32)
     accounting.apply(members.page_ids, Event.SHARED)
     np.add.at(accounting.frames.live, frames, np.uint32(1))
@@ -214,8 +214,8 @@ def _book_merged(accounting: Accounting, members: Members, fresh: U32, tally: Ta
     accounting.index.stale_hint += len(distinct(keys))
 
 
-def _book_left(accounting: Accounting, page_ids: U64, codes: U8, tally: Tally) -> None:
-    """Book the pages that were left alone, by reason."""
+def _record_left(accounting: Accounting, page_ids: U64, codes: U8, tally: Tally) -> None:
+    """Record the pages that were left alone, by reason."""
     left = codes != PageCode.DONE
     if not left.any():
         return

@@ -39,7 +39,7 @@ class Pauses:
     recent_s: list[float] = field(default_factory=list, repr=False)
 
     def add(self, pauses_s: F64) -> None:
-        """Book stops, seconds each."""
+        """Record stops, seconds each."""
         if len(pauses_s):
             self.count += len(pauses_s)
             self.total_s += float(pauses_s.sum())

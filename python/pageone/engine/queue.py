@@ -57,7 +57,7 @@ class CpuBudget:
         self._lock = threading.Lock()
 
     def pay(self, cpu_s: float) -> float:
-        """Book CPU time that was spent; return for how many seconds the caller should sleep now."""
+        """Record CPU time that was spent; return for how many seconds the caller should sleep now."""
         if self.share is None:
             return 0.0
         with self._lock:

@@ -75,7 +75,7 @@ def _scan(accounting: Accounting, target: Target, tally: Tally) -> list[U64]:
 def _note_written(
     accounting: Accounting, target: Target, page_ids: U64, indices: I64, first: U64, huge: Bools, tally: Tally
 ) -> U64:
-    """Book pages found written. ``first``, ``huge``: where each range written begins, and whether it is huge."""
+    """Record pages found written. ``first``, ``huge``: where each range written begins, and whether it is huge."""
     if not len(page_ids):
         return page_ids
     tally.written_pages += len(page_ids)

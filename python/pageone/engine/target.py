@@ -107,7 +107,7 @@ class Trouble:
         self._times += 1
 
     def over(self) -> None:
-        """Book one that did not."""
+        """Record one that did not."""
         self.text, self._times = "", 0
 
 

@@ -148,7 +148,7 @@ class LiveTarget:
         merged = self._backend.is_pool(device, inode)
         self._merges = bool(merged.any())
         if self.left_alone:
-            # Writes may be under way into any page, with no thread to stop: only what is merged stays in the books.
+            # Writes may be under way into any page, with no thread to stop: only what is merged is accounted for.
             self._open_ends.clear()
             special = np.ones(len(start), bool)
         else:

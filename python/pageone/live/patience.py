@@ -169,7 +169,7 @@ def _refuse(pid: int) -> None:
 
 
 def _slow(pid: int, waited: float) -> None:
-    """Book that a process was waited for, though not too long."""
+    """Record that a process was waited for, though not too long."""
     with _lock:
         held, now = _of(pid), time.monotonic()
         if now - held.slow_since > SLOW_FOR_S:

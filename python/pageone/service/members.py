@@ -68,13 +68,13 @@ class Member:
         return "merged" if self.target is not None else "left" if self.reason else "waiting"
 
     def refused(self, reason: str, now: float) -> None:
-        """Book that it could not be attached; it is tried again later, ever more rarely."""
+        """Record that it could not be attached; it is tried again later, ever more rarely."""
         self.reason = reason
         self.ready_at = now + self.retry_s
         self.retry_s = min(2 * self.retry_s, RETRY_MOST_S)
 
     def renewed(self, ready_at: float) -> None:
-        """Book that the program that was attached has been replaced by another."""
+        """Record that the program that was attached has been replaced by another."""
         self.target = None
         self.reason = ""
         self.ready_at = ready_at

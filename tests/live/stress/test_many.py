@@ -77,7 +77,7 @@ def many(start: Callable[..., Any], count: int, seed: int) -> None:
         assert not any(stats.states.values())
         pool = engine.backend.pool  # type: ignore[attr-defined]
         deadline = time.monotonic() + 10
-        # The books are first, the memory follows; the engine is in the middle of a period.
+        # The accounting is first, the memory follows; the engine is in the middle of a period.
         while pool.bytes() and time.monotonic() < deadline:
             time.sleep(PERIOD)
         assert pool.bytes() == 0
