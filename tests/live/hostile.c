@@ -2,7 +2,7 @@
  * "bystander": "measure N P" discards N pages, one by one and P milliseconds apart on average, and answers how many bytes were wrong
  * and how long each call took, in microseconds and ascending. "echo N P" does the same with questions to a process of its own,
  * which only answers: what waiting for anybody takes. Others, on "strike":
- *   workshop  watches with a userfaultfd, and never serves, what it finds mapped now and was not before; then discards
+ *   region    watches with a userfaultfd, and never serves, what it finds mapped now and was not before; then discards
  *   vfork     a thread waits for a vfork child for ever; another discards
  *   threads   threads begin and end all the time
  *   forks     children begin and end all the time
@@ -159,7 +159,7 @@ int main(int argc, char **argv) {
     while (fgets(line, sizeof line, stdin)) {
         if (sscanf(line, "measure %d %d", &n, &apart) == 2) measure(n, apart, 0);
         else if (sscanf(line, "echo %d %d", &n, &apart) == 2) measure(n, apart, 1);
-        else if (!strcmp(kind, "workshop")) mappings(1), pthread_create(&thread, NULL, discard, NULL);
+        else if (!strcmp(kind, "region")) mappings(1), pthread_create(&thread, NULL, discard, NULL);
         else if (!strcmp(kind, "stops")) {
             pid_t me = getpid();
             if (fork() == 0) {

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.needs("merge")
 MIB = 1 << 20
 
 #: Unmaps the middle of its memory. On demand it maps and fills the last pages of the hole, unmaps what is executable
-#: and of no file (that is the workshop), or discards its first pages.
+#: and of no file (that is the injected region), or discards its first pages.
 PROGRAM = f"""
 PAGES = {24 * MIB // 4096}
 def fill(pages):
@@ -85,7 +85,7 @@ def test_without_the_remedy_it_is_lost(
         assert ask(program, "check") != "True"
 
 
-def test_a_program_that_unmaps_the_workshop_is_guarded_on(
+def test_a_program_that_unmaps_the_injected_region_is_guarded_on(
     programs: list[tuple[subprocess.Popen[str], int, int]], ask: Callable[..., str]
 ) -> None:
     with Engine() as engine:

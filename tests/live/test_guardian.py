@@ -92,7 +92,7 @@ def test_as_many_children_as_a_program_likes_live_discard_and_read_zeros(
 
 
 #: What the hostile one does: see ``hostile.c``.
-HOSTILITIES = ("workshop", "vfork", "threads", "forks", "stops", "discards")
+HOSTILITIES = ("region", "vfork", "threads", "forks", "stops", "discards")
 
 
 @pytest.fixture

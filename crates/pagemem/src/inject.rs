@@ -1,8 +1,8 @@
 //! Running system calls inside a stopped process, and leaving it as it was.
 //!
-//! Once a target is attached it holds a small *workshop*: one page with the loop of `arch` and some pages for its
+//! Once a target is attached it holds a small *injected region*: one page with the loop of `arch` and some pages for its
 //! operations. A list of operations runs at full speed in one thread while all others stand still. The thread's
-//! registers, vector state and signal mask stand in a signal frame in the workshop before it is let go, and the loop
+//! registers, vector state and signal mask stand in a signal frame in the injected region before it is let go, and the loop
 //! ends in `rt_sigreturn`: a target whose tracer dies at any instruction of the loop finishes the list and goes on
 //! where it was. Source of the idea: CRIU's compel; of the frame: the kernel's own signal delivery.
 
@@ -45,7 +45,7 @@ impl Op {
 
 const FRAME_AT: u64 = PAGE;
 const STACK_TOP: u64 = 7 * PAGE;
-/// Offset in the workshop of a page for messages (`recvmsg`).
+/// Offset in the injected region of a page for messages (`recvmsg`).
 pub const MESSAGE_AT: u64 = 7 * PAGE;
 const OPS_AT: u64 = 8 * PAGE;
 /// Most operations of one list.
@@ -53,8 +53,8 @@ pub const OPS_MAX: usize = 1024;
 /// Where, in the page of code, that for the rest of transfers stands.
 const REST_AT: u64 = PAGE / 2;
 const SLOTS_AT: u64 = OPS_AT + OPS_MAX as u64 * 64;
-/// Bytes of a workshop.
-pub const WORKSHOP_SIZE: u64 = SLOTS_AT + SLOTS_SIZE;
+/// Bytes of an injected region.
+pub const REGION_SIZE: u64 = SLOTS_AT + SLOTS_SIZE;
 
 /// Pages that can be moved aside at a time.
 pub const ASIDE_PAGES: u32 = 2048;
@@ -73,7 +73,7 @@ const RESERVE: u64 = ANONYMOUS | libc::MAP_NORESERVE as u64;
 
 /// The pages inside a target that injected lists run from.
 #[derive(Clone, Copy, Debug)]
-pub struct Workshop {
+pub struct InjectedRegion {
     /// Address of the code page.
     pub base: u64,
     /// Address of [`ASIDE_PAGES`] pages of reserved address space, for pages that are moved out of reach.
@@ -89,7 +89,7 @@ fn unfinished() -> io::Error {
     io::Error::from_raw_os_error(libc::ETIMEDOUT)
 }
 
-/// Code of the target's own that calls are made with before there is a workshop.
+/// Code of the target's own that calls are made with before there is an injected region.
 #[derive(Clone, Copy, Debug)]
 struct EntryPoints {
     /// Makes a system call and returns.
@@ -241,7 +241,7 @@ fn leave_rseq(tid: i32, regs: &mut Regs) -> io::Result<()> {
     Ok(())
 }
 
-/// A thread that makes calls, one by one, before there is a workshop or when there is none any more.
+/// A thread that makes calls, one by one, before there is an injected region or when there is none any more.
 ///
 /// It is made to return, after the call, through a signal frame on its own stack, below what the program uses of it,
 /// where the kernel would put the frame of a signal: so a target whose tracer dies at any instruction goes on where it
@@ -403,9 +403,10 @@ fn frame_place(mappings: &[(bool, Vma)], regs: &Regs, size: u64) -> Option<u64> 
     (at >= v.start).then_some(at)
 }
 
-/// Where a workshop may stand: in the middle half of the largest gap between two mappings, at random, for nobody is to
-/// know. A hole that a program has made is its own: it may map something there without asking, and the kernel, asked for
-/// any place, gives just such holes first. The middle of the largest gap is terabytes away from whatever grows.
+/// Where an injected region may stand: in the middle half of the largest gap between two mappings, at random, for
+/// nobody is to know. A hole that a program has made is its own: it may map something there without asking, and the
+/// kernel, asked for any place, gives just such holes first. The middle of the largest gap is terabytes away from
+/// whatever grows.
 fn place(mappings: &[(bool, Vma)]) -> io::Result<u64> {
     let nexts = mappings.iter().map(|(_, v)| v.start).skip(1);
     let (size, from) = mappings
@@ -421,14 +422,14 @@ fn place(mappings: &[(bool, Vma)]) -> io::Result<u64> {
     unsafe { libc::getrandom(random.as_mut_ptr().cast(), random.len(), 0) };
     let within = u64::from_le_bytes(random) % (size / 2).max(1);
     let at = (from + size / 4 + within).next_multiple_of(HUGE);
-    if at + ASIDE_SIZE + WORKSHOP_SIZE > from + size {
+    if at + ASIDE_SIZE + REGION_SIZE > from + size {
         return Err(io::Error::from_raw_os_error(libc::ENOMEM));
     }
     Ok(at)
 }
 
-impl Workshop {
-    /// Makes a workshop in a stopped target.
+impl InjectedRegion {
+    /// Makes an injected region in a stopped target.
     pub fn create(process: &Process, stopped: &Stopped) -> io::Result<Self> {
         let caller = Caller::hire(process, stopped)?;
         let anywhere = remedies::without("place");
@@ -449,13 +450,13 @@ impl Workshop {
         let unmap = |at, size| caller.call(stopped, nr::MUNMAP, [at, size, 0, 0, 0, 0]);
         let aside = map(place, ASIDE_SIZE, libc::PROT_NONE, RESERVE)?;
         let rw = libc::PROT_READ | libc::PROT_WRITE;
-        let made = map(place + ASIDE_SIZE, WORKSHOP_SIZE, rw, ANONYMOUS).and_then(|base| {
+        let made = map(place + ASIDE_SIZE, REGION_SIZE, rw, ANONYMOUS).and_then(|base| {
             let rx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
             write_remote(stopped.pid, base, arch::loop_code())
                 .and_then(|()| write_remote(stopped.pid, base + REST_AT, arch::rest_code()))
                 .and_then(|()| caller.call(stopped, nr::MPROTECT, [base, PAGE, rx, 0, 0, 0]))
                 .map(|_| Self { base, aside })
-                .inspect_err(|_| drop(unmap(base, WORKSHOP_SIZE)))
+                .inspect_err(|_| drop(unmap(base, REGION_SIZE)))
         });
         made.inspect_err(|_| drop(unmap(aside, ASIDE_SIZE)))
     }
@@ -488,8 +489,8 @@ impl Workshop {
         self.base + OPS_AT + 64 * i as u64 + 56
     }
 
-    /// Whether the workshop is still there and unchanged: not so after `exec` or if the program has mapped or unmapped
-    /// something there. Not to be asked in the midst of lists.
+    /// Whether the injected region is still there and unchanged: not so after `exec` or if the program has mapped or
+    /// unmapped something there. Not to be asked in the midst of lists.
     pub fn intact(&self, pid: i32) -> bool {
         self.found(pid).unwrap_or(false) && self.whole(pid).unwrap_or(false)
     }
@@ -509,7 +510,7 @@ impl Workshop {
             return Ok(true);
         }
         let mut maps = Maps::open(pid)?;
-        let data = self.base + PAGE..self.base + WORKSHOP_SIZE;
+        let data = self.base + PAGE..self.base + REGION_SIZE;
         Ok(all_are(&mut maps, data, VMA_PRIVATE_RW)?
             && all_are(&mut maps, self.aside..self.aside + ASIDE_SIZE, 0)?)
     }
@@ -522,7 +523,8 @@ impl Workshop {
         }
     }
 
-    /// Removes the workshop from a stopped target; but for the code and the slots, where one of its threads is in them.
+    /// Removes the injected region from a stopped target; but for the code and the slots, where one of its threads is
+    /// in them.
     pub fn remove(
         &self,
         tracer: &mut Tracer,
@@ -538,7 +540,7 @@ impl Workshop {
             return caller.call(stopped, nr::MUNMAP, unneeded).map(drop);
         }
         caller
-            .call(stopped, nr::MUNMAP, [self.base, WORKSHOP_SIZE, 0, 0, 0, 0])
+            .call(stopped, nr::MUNMAP, [self.base, REGION_SIZE, 0, 0, 0, 0])
             .map(drop)
     }
 
@@ -568,7 +570,7 @@ impl Workshop {
     }
 
     /// Runs `ops` (at most [`OPS_MAX`]) in one thread of the stopped target and fills in their results. The caller
-    /// has made sure that the workshop is intact. The thread gets its registers back when the target is released.
+    /// has made sure that the injected region is intact. The thread gets its registers back when the target is released.
     pub fn run(
         &self,
         tracer: &mut Tracer,
@@ -657,7 +659,7 @@ impl Workshop {
         Ok(())
     }
 
-    /// The thread that runs lists in this stop, with its registers as they were; its frame stands in the workshop.
+    /// The thread that runs lists in this stop, with its registers as they were; its frame stands in the injected region.
     fn hire(&self, process: &Process, stopped: &Stopped) -> io::Result<(i32, Regs)> {
         if let Some(w) = &*stopped.worker.borrow() {
             return Ok((w.tid, w.regs));

@@ -3,7 +3,7 @@
 //! A stop asks for the threads, the mappings and a few numbers, and everything it does is pause of the target: opening
 //! a file of `/proc` costs several times what reading it costs. The files stay with the process they were opened for;
 //! once it has ended they answer with an error, whoever has its number then. `/proc/PID/maps` and `pagemap` stay with
-//! the address space, which ends with `exec` (the workshop is looked for in each stop before they are asked).
+//! the address space, which ends with `exec` (the injected region is looked for in each stop before they are asked).
 //!
 //! Of a process that nothing is asked of for long they are closed ([`Process::rest`]): descriptors are few where there are
 //! thousands of processes. What is opened again is the same process's, by its pidfd.
@@ -197,8 +197,8 @@ impl Entries<0> {
 }
 
 impl<const ROOM: usize> Entries<ROOM> {
-    /// Reads on and calls `each` with what comes: the number, where that is the name, and the place of the next. False at the
-    /// end.
+    /// Reads on and calls `each` with what comes: the number, where that is the name, and the place of the next. False
+    /// at the end.
     pub fn read(
         &mut self,
         directory: &File,

@@ -225,7 +225,7 @@ pub struct Tracer {
     sharers: Sharers,
     /// What stops have cut short and what goes on.
     pub transfers: Transfers,
-    /// The process that has got its workshop in the stop that is under way.
+    /// The process that has got its injected region in the stop that is under way.
     planted: Option<i32>,
     /// Processes of which one thread has not finished its list yet: none of the others may go on before it has.
     stalled: Vec<Stopped>,
@@ -290,7 +290,7 @@ impl Tracer {
         self.sharers.of(pid)
     }
 
-    /// Stopped process `pid` has got a workshop: what its stop has cut short can go on when it is released.
+    /// Stopped process `pid` has got an injected region: what its stop has cut short can go on when it is released.
     pub fn planted(&mut self, pid: i32, room: Room) {
         self.transfers.know(pid, room);
         self.planted = Some(pid);

@@ -3,8 +3,8 @@
 //! Runs in the guardian, the only process that stops targets. Whatever is asked, a page is changed only after all
 //! its bytes have been compared inside the stop; a page in doubt is left alone and its code says why.
 //!
-//! This file has the types that the guardian's wards ([`crate::guard`]) see, and what is known of a target; each of its rooms
-//! is one thing that is done with it.
+//! This file has the types that the guardian's wards ([`crate::guard`]) see, and what is known of a target; each of its
+//! rooms is one thing that is done with it.
 
 mod advice;
 mod attach;
@@ -31,7 +31,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::inject::Workshop;
+use crate::inject::InjectedRegion;
 use crate::kinds::Kinds;
 use crate::process::Process;
 use crate::sys::{self, FileId};
@@ -113,7 +113,7 @@ pub struct Target {
     /// Handle that cannot come to mean another process.
     pub pidfd: Arc<OwnedFd>,
     process: Process,
-    workshop: Workshop,
+    region: InjectedRegion,
     track: Option<Uffd>,
     /// Watches merged ranges.
     pub guard: Uffd,
@@ -163,7 +163,7 @@ impl Target {
     /// A target of which nothing is known yet but where it is and how it is guarded; its writes are not tracked.
     fn new(
         process: Process,
-        workshop: Workshop,
+        region: InjectedRegion,
         guard: Uffd,
         limits: Limits,
         pool_file: FileId,
@@ -173,7 +173,7 @@ impl Target {
             pid: process.pid,
             pidfd: Arc::clone(&process.pidfd),
             process,
-            workshop,
+            region,
             track: None,
             guard,
             limits,
@@ -200,11 +200,11 @@ impl Target {
         }
     }
 
-    /// Address range of the workshop in the target.
-    pub fn workshop_range(&self) -> (u64, u64) {
+    /// Address range of the injected region in the target.
+    pub fn region_range(&self) -> (u64, u64) {
         (
-            self.workshop.base,
-            self.workshop.base + crate::inject::WORKSHOP_SIZE,
+            self.region.base,
+            self.region.base + crate::inject::REGION_SIZE,
         )
     }
 
@@ -234,14 +234,14 @@ impl Target {
     /// Whether the process still has the address space that was attached (it may have called `exec`), and there is
     /// something to do in it.
     pub fn still_there(&self) -> bool {
-        match self.workshop.found(sys::memory_tid(self.pid)) {
+        match self.region.found(sys::memory_tid(self.pid)) {
             Ok(true) => true,
             // It hides. What it maps is guarded on: for that nothing of it need be read.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                self.guard.alive(self.workshop.base)
+                self.guard.alive(self.region.base)
             }
-            // The same for a program that has unmapped the workshop, or a part of it.
-            _ => self.guard.alive(self.workshop.base) && self.maps_frames(),
+            // The same for a program that has unmapped the injected region, or a part of it.
+            _ => self.guard.alive(self.region.base) && self.maps_frames(),
         }
     }
 

@@ -1,13 +1,14 @@
 //! Transfers that a stop has cut short, and time-outs of sockets that it has ended: the thread carries out the rest
 //! itself.
 //!
-//! To be stopped a thread must leave the kernel, and a call that has done a part of its work returns how much (`write` to
-//! a pipe, `recv` with `MSG_WAITALL`, and the like; [`plan`] has the list): without a stop it would have gone on. So the
-//! thread is sent into a piece of code in the workshop, which waits until more can be done, does it without blocking, adds
-//! up what was done, and goes back to the program with the sum: the rest needs no tracer, may be stopped as often as it
-//! likes, and does not care whether the guardian lives. A signal ends it as it would have ended the program's own call.
+//! To be stopped a thread must leave the kernel, and a call that has done a part of its work returns how much (`write`
+//! to a pipe, `recv` with `MSG_WAITALL`, and the like; [`plan`] has the list): without a stop it would have gone on. So
+//! the thread is sent into a piece of code in the injected region, which waits until more can be done, does it without
+//! blocking, adds up what was done, and goes back to the program with the sum: the rest needs no tracer, may be stopped
+//! as often as it likes, and does not care whether the guardian lives. A signal ends it as it would have ended the
+//! program's own call.
 //!
-//! Each thread in that code has a slot of its own, until it leaves. A workshop with a thread in it stays mapped.
+//! Each thread in that code has a slot of its own, until it leaves. An injected region with a thread in it stays mapped.
 
 mod plan;
 
@@ -90,7 +91,7 @@ pub struct Transfers {
 const ROOMS_MAX: usize = 4096;
 
 impl Transfers {
-    /// Process `pid` has a workshop.
+    /// Process `pid` has an injected region.
     pub fn know(&mut self, pid: i32, room: Room) {
         if self.rooms.len() > ROOMS_MAX {
             self.rooms

@@ -87,7 +87,7 @@ class LiveTarget:
         self._backend = backend
         self._guardian = backend.guardian
         self._identity = procfs.identity(pid)
-        self._workshop = self._guardian.attach(pid, follow_forks=backend.follow_forks)
+        self._region = self._guardian.attach(pid, follow_forks=backend.follow_forks)
         try:
             self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -119,15 +119,15 @@ class LiveTarget:
 
     def alive(self) -> bool:
         """Whether the process exists and still runs the program that was attached."""
-        return procfs.identity(self.pid) == self._identity and self._has_workshop()
+        return procfs.identity(self.pid) == self._identity and self._has_region()
 
     def _read(self, work: Callable[..., T], *args: Any, **options: Any) -> T:
         """Look at it as long as that does not take for ever."""
         return patience.read(self.pid, functools.partial(work, *args, **options))
 
-    def _has_workshop(self) -> bool:
+    def _has_region(self) -> bool:
         try:
-            return self._read(_is_mapped, self.pid, self._workshop[0])
+            return self._read(_is_mapped, self.pid, self._region[0])
         except patience.HeldUpError:
             return True  # nothing says that it has gone
         except OSError:
@@ -141,8 +141,8 @@ class LiveTarget:
             raise TargetError(f"process {self.pid} has ended or cannot be read: {error.strerror}") from error
         if time.monotonic() >= self.kinds_due:
             self.look_for_devices()
-        # The kernel may have joined a mapping of the program with the workshop below it: the rest is the program's.
-        low, high = self._workshop
+        # The kernel may have joined a mapping of the program with the injected region below it: the rest is not ours.
+        low, high = self._region
         joined = (start > low) & (start < high) & (end > high) & (inode == 0)
         start = np.where(joined, np.uint64(high), start)
         merged = self._backend.is_pool(device, inode)
@@ -157,7 +157,7 @@ class LiveTarget:
         private_rw = (perms & 15) == (_READ | _WRITE)
         if self._backend.limited(self.pid) is not None:
             private_rw[:] = False  # nothing more of it is merged
-        free = private_rw & (inode == 0) & ~special & ~((start < self._workshop[1]) & (end > self._workshop[0]))
+        free = private_rw & (inode == 0) & ~special & ~((start < self._region[1]) & (end > self._region[0]))
         if not self.left_alone:
             free &= ~self._unusable(start, end, free)
         chosen = np.flatnonzero(free | merged)

@@ -398,7 +398,7 @@ impl Ward {
                     self.targets.insert(pid, t);
                 }
             }
-            let (start, end) = self.targets[&pid].workshop_range();
+            let (start, end) = self.targets[&pid].region_range();
             return Ok(Answer::Bytes(
                 [start.to_le_bytes(), end.to_le_bytes()].concat(),
             ));

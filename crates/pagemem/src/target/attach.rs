@@ -1,4 +1,5 @@
-//! Attaching to a process and letting it go: its workshop, the two userfaultfds, and what is tracked of its writes.
+//! Attaching to a process and detaching from it: its injected region, the two userfaultfds, and what is tracked of its
+//! writes.
 //!
 //! Called by the guardian's wards ([`crate::guard`]): once when the engine asks for a process, then for each range that is
 //! armed, and at the end. Children are made targets by [`super::births`], with a userfaultfd fetched here.
@@ -10,7 +11,7 @@ use std::time::Duration;
 use super::descriptor::table_of_worker;
 use super::{Limits, Target};
 use crate::arch::nr;
-use crate::inject::{Op, Workshop};
+use crate::inject::{InjectedRegion, Op};
 use crate::pool::Pool;
 use crate::process::Process;
 use crate::ptrace::{NoEvents, StopError, Stopped, Strictness, Tracer};
@@ -18,7 +19,7 @@ use crate::sys::{self, pidfd_getfd, PAGE};
 use crate::uffd::{Uffd, Use};
 
 impl Target {
-    /// Attaches to process `pid`: plants the workshop and two userfaultfds. On an error the target is as it was.
+    /// Attaches to process `pid`: plants the injected region and two userfaultfds. On an error the target is as it was.
     /// `follow_forks`: the kernel may tell of forks (needs `CAP_SYS_PTRACE`); else the process stays traced for it.
     pub fn attach(
         tracer: &mut Tracer,
@@ -31,7 +32,7 @@ impl Target {
             return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
         }
         let process = Process::open(pid)?;
-        // The first stop includes page faults in the workshop and may find the target busy: it may take longer.
+        // The first stop includes page faults in the injected region and may find the target busy: it may take longer.
         if !follow_forks {
             tracer.follow(pid);
         }
@@ -51,14 +52,14 @@ impl Target {
         } else {
             Self::plant(tracer, &process, &stopped, follow_forks)
         };
-        if let Err((_, Some(workshop))) = &made {
-            let _ = workshop.remove(tracer, &process, &stopped);
+        if let Err((_, Some(region))) = &made {
+            let _ = region.remove(tracer, &process, &stopped);
         }
         match &made {
-            Ok((workshop, ..)) => tracer.planted(pid, workshop.room()),
+            Ok((region, ..)) => tracer.planted(pid, region.room()),
             Err(_) => tracer.unfollow(pid),
         }
-        let (workshop, track, guard) = match made {
+        let (region, track, guard) = match made {
             Ok(made) => made,
             Err((e, _)) => {
                 tracer.release(stopped);
@@ -67,7 +68,7 @@ impl Target {
         };
         let mut target = Self {
             track: Some(track),
-            ..Self::new(process, workshop, guard, limits, pool.file(), follow_forks)
+            ..Self::new(process, region, guard, limits, pool.file(), follow_forks)
         };
         if follow_forks && pool.is_lasting() {
             target.watch_for_life(tracer, &stopped);
@@ -83,12 +84,12 @@ impl Target {
         process: &Process,
         stopped: &Stopped,
         follow_forks: bool,
-    ) -> Result<(Workshop, Uffd, Uffd), (io::Error, Option<Workshop>)> {
-        let workshop = Workshop::create(process, stopped).map_err(|e| (e, None))?;
-        let fail = |e| (e, Some(workshop));
+    ) -> Result<(InjectedRegion, Uffd, Uffd), (io::Error, Option<InjectedRegion>)> {
+        let region = InjectedRegion::create(process, stopped).map_err(|e| (e, None))?;
+        let fail = |e| (e, Some(region));
         let open = Op::new(nr::USERFAULTFD, &[crate::uffd::OPEN_FLAGS]);
         let mut ops = [open, open];
-        workshop
+        region
             .run(tracer, process, stopped, &mut ops, &mut NoEvents)
             .map_err(fail)?;
         let fetched: Vec<io::Result<OwnedFd>> = ops
@@ -103,7 +104,7 @@ impl Target {
             .filter(|o| o.result >= 0)
             .map(|o| Op::new(nr::CLOSE, &[o.result as u64]))
             .collect();
-        workshop
+        region
             .run(tracer, process, stopped, &mut close, &mut NoEvents)
             .map_err(fail)?;
         let mut fetched = fetched.into_iter();
@@ -121,7 +122,7 @@ impl Target {
                 )
             })
             .map_err(fail)?;
-        Ok((workshop, track, guard))
+        Ok((region, track, guard))
     }
 
     /// Begins to track writes in each of `ranges`; returns errno for each (0: armed). The low bits of the end carry
@@ -139,7 +140,7 @@ impl Target {
         out
     }
 
-    /// Opens a userfaultfd in a stopped process that has this target's workshop, and takes it over.
+    /// Opens a userfaultfd in a stopped process that has this target's injected region, and takes it over.
     pub(super) fn fetch_uffd(
         &self,
         tracer: &mut Tracer,
@@ -147,7 +148,7 @@ impl Target {
         stopped: &Stopped,
     ) -> io::Result<OwnedFd> {
         let mut ops = [Op::new(nr::USERFAULTFD, &[crate::uffd::OPEN_FLAGS])];
-        self.workshop
+        self.region
             .run(tracer, process, stopped, &mut ops, &mut NoEvents)?;
         if ops[0].result < 0 {
             return Err(io::Error::from_raw_os_error(-ops[0].result as i32));
@@ -155,7 +156,7 @@ impl Target {
         let fd =
             table_of_worker(stopped).and_then(|table| pidfd_getfd(&table, ops[0].result as i32));
         let mut close = [Op::new(nr::CLOSE, &[ops[0].result as u64])];
-        self.workshop
+        self.region
             .run(tracer, process, stopped, &mut close, &mut NoEvents)?;
         fd
     }
@@ -178,7 +179,7 @@ impl Target {
         Ok(())
     }
 
-    /// Removes the workshop and ends all watching. On an error the target is still guarded.
+    /// Removes the injected region and ends all watching. On an error the target is still guarded.
     pub fn detach(&mut self, tracer: &mut Tracer) -> io::Result<()> {
         if !self.stop_again(tracer) {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
@@ -194,11 +195,11 @@ impl Target {
                 let result = if let Some(e) = stopped.only_mend.take() {
                     self.mend(tracer, &stopped);
                     Err(e.into_io())
-                } else if self.workshop.intact(stopped.memory()) {
+                } else if self.region.intact(stopped.memory()) {
                     self.mend(tracer, &stopped);
                     let fences: Vec<u64> = self.fences.iter().copied().collect();
                     self.remove_fences(tracer, &stopped, &fences);
-                    self.workshop.remove(tracer, &self.process, &stopped)
+                    self.region.remove(tracer, &self.process, &stopped)
                 } else if self.still_there() {
                     // It hides: nothing can be given back to it.
                     self.mend(tracer, &stopped);

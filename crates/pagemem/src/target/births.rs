@@ -14,7 +14,7 @@ use super::close::Close;
 use super::dumps::CoreDumps;
 use super::rights::Rights;
 use super::{Limits, Target};
-use crate::inject::{Workshop, MESSAGE_AT};
+use crate::inject::{InjectedRegion, MESSAGE_AT};
 use crate::pool::Pool;
 use crate::process::Process;
 use crate::ptrace::{NoEvents, StopError, Strictness, Tracer};
@@ -35,7 +35,7 @@ pub struct Born {
 pub struct Heir {
     /// The process that forked it; it may have ended since.
     pub parent: i32,
-    workshop: Workshop,
+    region: InjectedRegion,
     guard: Option<Uffd>,
     /// Where it may see frames, if they are watched closely.
     close: Option<Close>,
@@ -55,30 +55,30 @@ impl Heir {
     pub fn alive(&self) -> bool {
         self.guard
             .as_ref()
-            .is_some_and(|g| g.alive(self.workshop.base))
+            .is_some_and(|g| g.alive(self.region.base))
     }
 
     /// Undoes what its new program has of it, if process `child` runs that: see [`Target::forget`].
     pub fn forget(&self, child: i32) {
-        if !self.workshop.intact(sys::memory_tid(child)) {
+        if !self.region.intact(sys::memory_tid(child)) {
             self.core_dumps.restore(child);
         }
     }
 
-    /// The target that process `child` is, if it is this one; it inherited the workshop with its parent's memory.
+    /// The target that process `child` is, if it is this one; it inherited the injected region with its parent's memory.
     pub fn adopt(&mut self, child: i32) -> Option<Target> {
         // Its first thread may have ended already, and its memory be reached through another only.
         let mut through = child;
-        if !self.workshop.intact(child) {
+        if !self.region.intact(child) {
             through = sys::memory_tid(child);
-            if through == child || !self.workshop.intact(through) {
+            if through == child || !self.region.intact(through) {
                 return None;
             }
         }
         let process = Process::open(child).ok()?;
         // Several children may have been born since: a page watched through the right descriptor is one that the
         // kernel agrees to scan for asynchronous write protection in this child, and in no other.
-        let probe = self.workshop.base + MESSAGE_AT;
+        let probe = self.region.base + MESSAGE_AT;
         let guard = self.guard.as_ref()?;
         guard.register(probe, probe + PAGE).ok()?;
         let belongs = sys::tracks_writes(through, probe);
@@ -87,7 +87,7 @@ impl Heir {
             return None;
         }
         let guard = self.guard.take()?;
-        let (workshop, limits, file) = (self.workshop, self.limits, self.pool_file);
+        let (region, limits, file) = (self.region, self.limits, self.pool_file);
         let adopted = Target {
             fences: std::mem::take(&mut self.fences),
             advised: std::mem::take(&mut self.advised),
@@ -96,7 +96,7 @@ impl Heir {
             rights: self.rights,
             unstopped: self.unstopped,
             core_dumps: self.core_dumps,
-            ..Target::new(process, workshop, guard, limits, file, true)
+            ..Target::new(process, region, guard, limits, file, true)
         };
         adopted.keep_watching();
         Some(adopted)
@@ -108,7 +108,7 @@ impl Target {
     pub fn heir(&self, born: Born) -> Heir {
         Heir {
             parent: self.pid,
-            workshop: self.workshop,
+            region: self.region,
             guard: Some(born.guard),
             close: born.close,
             for_life: self.for_life,
@@ -142,7 +142,7 @@ impl Target {
             return Err(io::Error::from_raw_os_error(libc::EBUSY));
         }
         let planted = || -> io::Result<Uffd> {
-            if !self.workshop.intact(child) {
+            if !self.region.intact(child) {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
             let guard = Uffd::new(
@@ -171,12 +171,12 @@ impl Target {
             Ok(guard) => (Ok(guard), None),
             Err(e) => (crate::uffd::blind().map(Uffd::taken), Some(e)),
         };
-        let (workshop, limits, file) = (self.workshop, self.limits, self.pool_file);
+        let (region, limits, file) = (self.region, self.limits, self.pool_file);
         let made = guard.map(|guard| Self {
             fences: self.fences.clone(),
             advised: self.advised.clone(),
             core_dumps: self.core_dumps,
-            ..Self::new(process, workshop, guard, limits, file, false)
+            ..Self::new(process, region, guard, limits, file, false)
         });
         let result = match (made, failure) {
             (Ok(target), None) => {
@@ -184,7 +184,8 @@ impl Target {
                 Ok(target)
             }
             (Ok(mut unguarded), Some(e)) => {
-                // Without a guard it must not have frames. What fails for want of room may work with what has been given back.
+                // Without a guard it must not have frames. What fails for want of room may work with what has been
+                // given back.
                 let _ = (0..SHED_TRIES).any(|_| unguarded.shed(tracer, &stopped));
                 tracer.unfollow(child);
                 Err(e)

@@ -67,14 +67,15 @@ impl Target {
         })
     }
 
-    /// Refuses pages that the kernel writes while lists run ([`crate::inject::Workshop::needed`]): they cannot be moved.
+    /// Refuses pages that the kernel writes while lists run ([`crate::inject::InjectedRegion::needed`]): they cannot be
+    /// moved.
     pub(super) fn keep_needed(
         &self,
         stopped: &Stopped,
         batch: &[Run],
         codes: &mut [u8],
     ) -> io::Result<()> {
-        let Some((start, end)) = self.workshop.needed(&self.process, stopped)? else {
+        let Some((start, end)) = self.region.needed(&self.process, stopped)? else {
             return Ok(());
         };
         for (r, first) in good_runs(batch, codes) {

@@ -2,11 +2,12 @@
 //! it, with what belongs there: the frame where this process was given it, zeros everywhere else.
 //!
 //! **For life** all frames of a target of root's are watched like this, and those of its children from their first
-//! instruction on, for the kernel has a child's memory watched as its parent's is. So a process that gives up its rights keeps
-//! what it was given and gets at nothing else, however it has its mappings grow or move, with as many threads as it
-//! likes. It costs nothing: merged pages are there, since they have just been compared, and the kernel takes none away, for
-//! the pool's file system lends nothing to swap ([`crate::private_fs`]). A page that is not there all the same, since some
-//! sharer has asked for huge pages (`MADV_COLLAPSE`), is shown by the guardian. System calls wait as programs do.
+//! instruction on, for the kernel has a child's memory watched as its parent's is. So a process that gives up its
+//! rights keeps what it was given and gets at nothing else, however it has its mappings grow or move, with as many
+//! threads as it likes. It costs nothing: merged pages are there, since they have just been compared, and the kernel
+//! takes none away, for the pool's file system lends nothing to swap ([`crate::private_fs`]). A page that is not there
+//! all the same, since some sharer has asked for huge pages (`MADV_COLLAPSE`), is shown by the guardian. System calls
+//! wait as programs do.
 //!
 //! For that the descriptor must be one that only root may make: by `/dev/userfaultfd`, which is lent to the target.
 //! Where there is none, or the machine has swap, frames are watched closely only while a target cannot be stopped
@@ -130,7 +131,7 @@ impl Target {
         }
         let taken = table_of_worker(stopped).and_then(|table| pidfd_getfd(&table, fd as i32));
         let mut close = [Op::new(nr::CLOSE, &[fd as u64])];
-        self.workshop
+        self.region
             .run(tracer, &self.process, stopped, &mut close, &mut NoEvents)?;
         Uffd::new(taken?, Use::Guard { forks: true })
     }

@@ -50,7 +50,7 @@ fn worker(stopped: &Stopped) -> io::Result<i32> {
 impl Target {
     /// Where the descriptor received by [`Self::run_with_descriptor`] stands in the target, as a 32-bit number.
     pub(super) fn received_at(&self) -> u64 {
-        self.workshop.base + MESSAGE_AT + CONTROL_AT + 16
+        self.region.base + MESSAGE_AT + CONTROL_AT + 16
     }
 
     /// Runs `calls` in the stopped target while it has a descriptor, and closes it there again.
@@ -61,7 +61,7 @@ impl Target {
         lent: Lent,
         calls: Vec<Op>,
     ) -> io::Result<Vec<Op>> {
-        let message = self.workshop.base + MESSAGE_AT;
+        let message = self.region.base + MESSAGE_AT;
         let kind = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as u64;
         let mut pair = [Op::new(
             nr::SOCKETPAIR,
@@ -107,7 +107,7 @@ impl Target {
         };
         let socket = pidfd_getfd(&table_of_worker(stopped)?, end as i32)?;
         send_descriptors(&socket, &[fd.as_raw_fd()])?;
-        let message = self.workshop.base + MESSAGE_AT;
+        let message = self.region.base + MESSAGE_AT;
         sys::write_remote(self.pid, message, &receive_block(message))
     }
 }

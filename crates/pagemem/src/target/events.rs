@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use super::births::Born;
 use super::close::Close;
 use super::Target;
-use crate::inject::Workshop;
+use crate::inject::InjectedRegion;
 use crate::process::Process;
 use crate::ptrace::Events;
 use crate::sys::PAGE;
@@ -74,7 +74,7 @@ impl Events for Watch<'_> {
 
 impl Target {
     /// To read the guard's events, and apart from that what carries out calls in the target meanwhile.
-    pub(super) fn watched(&mut self) -> (Watch<'_>, &Process, &Workshop) {
+    pub(super) fn watched(&mut self) -> (Watch<'_>, &Process, &InjectedRegion) {
         let watch = Watch {
             guard: &self.guard,
             discarded: &mut self.discarded,
@@ -85,7 +85,7 @@ impl Target {
             close: &mut self.close,
             unstopped: self.unstopped,
         };
-        (watch, &self.process, &self.workshop)
+        (watch, &self.process, &self.region)
     }
 
     /// Whether a discard, a move or unmapping is known of that has not been mended.

@@ -10,7 +10,7 @@ use std::io;
 
 use super::{Run, Target, ANON, FIXED, PROT_RW};
 use crate::arch::{self, nr};
-use crate::inject::{Op, Workshop, ASIDE_PAGES, OPS_MAX};
+use crate::inject::{InjectedRegion, Op, ASIDE_PAGES, OPS_MAX};
 use crate::ptrace::{Stopped, Tracer};
 use crate::remedies;
 use crate::sys::PAGE;
@@ -39,7 +39,7 @@ fn nothing() -> Op {
 /// it cannot be copied either, the operation at `clear`, which frees what is aside, is made to free nothing. The first
 /// skips `after` operations more than these where it is back. `unreserved`: see [`Target::unreserved`].
 pub(super) fn way_back(
-    workshop: &Workshop,
+    region: &InjectedRegion,
     r: &Run,
     aside: u64,
     clear: usize,
@@ -61,7 +61,7 @@ pub(super) fn way_back(
             arch::COPY | arch::skip_unless_error(1),
             &[r.addr, aside, len],
         ),
-        workshop.spare_aside(clear),
+        region.spare_aside(clear),
     ]
 }
 
@@ -99,9 +99,9 @@ impl Fate {
     }
 }
 
-/// Makes the operations of the pieces of one list, which end with [`Workshop::clear_aside`].
+/// Makes the operations of the pieces of one list, which end with [`InjectedRegion::clear_aside`].
 pub(super) struct Steps<'a> {
-    pub(super) workshop: &'a Workshop,
+    pub(super) region: &'a InjectedRegion,
     /// Operations before those of the first piece.
     pub(super) first: usize,
     pub(super) pieces: usize,
@@ -123,12 +123,12 @@ impl Steps<'_> {
     ) -> [Op; STEPS] {
         let len = bytes(r);
         let offset = u64::from(r.frame) * PAGE;
-        let result = |step: usize| self.workshop.result_at(self.first + STEPS * i + step);
+        let result = |step: usize| self.region.result_at(self.first + STEPS * i + step);
         let map = nr::MMAP | arch::DEREF_ARG5 | arch::skip_if_error(8);
         let compare = arch::COMPARE | arch::DEREF_ARG2 | arch::skip_unless_zero(1);
         let place = nr::MREMAP | arch::DEREF_ARG1 | arch::skip_unless_error(5);
         let [back, fresh, copy, spare] =
-            way_back(self.workshop, r, aside, self.clear(), 0, unreserved);
+            way_back(self.region, r, aside, self.clear(), 0, unreserved);
         let flags = libc::MAP_PRIVATE as u64 | unreserved;
         let mut steps = [
             Op::new(map, &[0, len, PROT_RW, flags, fd_at, offset]),
@@ -163,7 +163,7 @@ impl Steps<'_> {
         let len = bytes(r);
         let fresh = nr::MMAP | arch::skip_unless_error(5);
         let [back, again, copy, spare] =
-            way_back(self.workshop, r, aside, self.clear(), 1, unreserved);
+            way_back(self.region, r, aside, self.clear(), 1, unreserved);
         let flags = ANON | FIXED | unreserved;
         [
             nothing(),
@@ -207,8 +207,8 @@ impl Target {
         let used = used
             .chain(replaced.iter().map(|(at, bytes)| at + bytes))
             .max();
-        let end = self.workshop.aside + u64::from(ASIDE_PAGES) * PAGE;
-        let used = used.unwrap_or(self.workshop.aside);
+        let end = self.region.aside + u64::from(ASIDE_PAGES) * PAGE;
+        let used = used.unwrap_or(self.region.aside);
         if used < end {
             free.push(Op::new(nr::MUNMAP, &[used, end - used]));
         }
@@ -224,7 +224,7 @@ impl Target {
                 let mut ops: Vec<Op> = some
                     .iter()
                     .flat_map(|(aside, r)| {
-                        way_back(&self.workshop, r, *aside, never, 0, self.unreserved(r))
+                        way_back(&self.region, r, *aside, never, 0, self.unreserved(r))
                     })
                     .collect();
                 self.run_ops(tracer, stopped, &mut ops)?;
@@ -233,11 +233,11 @@ impl Target {
             }
             lost = left;
             if lost.is_empty() {
-                let mut clear = [self.workshop.clear_aside(u64::from(ASIDE_PAGES) * PAGE)];
+                let mut clear = [self.region.clear_aside(u64::from(ASIDE_PAGES) * PAGE)];
                 return self.run_ops(tracer, stopped, &mut clear);
             }
         }
-        // They stay where they are: the workshop does not count as intact any more, so that nothing will free them.
+        // They stay where they are: the injected region does not count as intact any more, so that nothing will free them.
         Err(io::Error::from_raw_os_error(libc::ENOMEM))
     }
 }

@@ -189,7 +189,7 @@ impl Target {
     /// Has something put behind frames that lie open since what was behind them has been unmapped.
     fn close_opened(&mut self, tracer: &mut Tracer, stopped: &Stopped) {
         let mut ends = std::mem::take(&mut self.opened);
-        if ends.is_empty() || !self.workshop.intact(stopped.memory()) {
+        if ends.is_empty() || !self.region.intact(stopped.memory()) {
             return;
         }
         let file = self.pool_file;
@@ -297,7 +297,7 @@ impl Target {
     /// Replaces pieces by anonymous memory; whether it worked, for each.
     fn map_zeros(&mut self, tracer: &mut Tracer, stopped: &Stopped, pieces: &[Piece]) -> Vec<bool> {
         let runs: Vec<Run> = pieces.iter().map(Piece::run).collect();
-        let intact = self.workshop.intact(stopped.memory());
+        let intact = self.region.intact(stopped.memory());
         if intact {
             self.find_hidden(tracer, stopped, &runs);
         }
@@ -313,8 +313,8 @@ impl Target {
         }
         let mut mapped = vec![false; pieces.len()];
         if intact {
-            // Unguarded first, or the calls would wait until somebody has read of them. One that cannot be, near the limit of
-            // mappings, is left as it is.
+            // Unguarded first, or the calls would wait until somebody has read of them. One that cannot be, near the
+            // limit of mappings, is left as it is.
             for (op, p) in ops.iter_mut().zip(pieces) {
                 if self.guard.unregister(p.start, p.end).is_err() {
                     *op = Op::new(arch::COPY, &[]);
@@ -344,7 +344,7 @@ impl Target {
         stopped: &Stopped,
         ops: &mut [Op],
     ) -> io::Result<()> {
-        self.workshop
+        self.region
             .run(tracer, &self.process, stopped, ops, &mut NoEvents)
     }
 

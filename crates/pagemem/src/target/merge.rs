@@ -135,7 +135,7 @@ impl Target {
         // Where the old pages of each piece are moved to.
         let aside: Vec<u64> = pieces
             .iter()
-            .scan(self.workshop.aside, |next, (r, _)| {
+            .scan(self.region.aside, |next, (r, _)| {
                 let at = *next;
                 *next += bytes(r);
                 Some(at)
@@ -149,7 +149,7 @@ impl Target {
         } else {
             FOR_ANONYMOUS
         };
-        let mut tail = vec![self.workshop.clear_aside(total)];
+        let mut tail = vec![self.region.clear_aside(total)];
         let mut apart: Vec<Op> = spans(pieces)
             .iter()
             .flat_map(|(span, _)| self.advice_for(span, wanted))
@@ -159,7 +159,7 @@ impl Target {
         }
         // A list that is sent a descriptor begins with receiving it.
         let steps = Steps {
-            workshop: &self.workshop,
+            region: &self.region,
             first: usize::from(pool.is_some()),
             pieces: pieces.len(),
         };

@@ -40,7 +40,7 @@ impl Target {
         self.must_shed = false;
         let file = self.pool_file;
         let runs = self.process.with_maps(|maps| frames_of(maps, file));
-        if self.workshop.intact(stopped.memory()) {
+        if self.region.intact(stopped.memory()) {
             let runs = runs.unwrap_or_default();
             for some in batches(&runs) {
                 let _ = self.shed_runs(tracer, stopped, &some);
@@ -63,7 +63,7 @@ impl Target {
         runs: &[Run],
     ) -> io::Result<()> {
         let prots = self.protections(runs)?;
-        let needed = self.workshop.needed(&self.process, stopped)?;
+        let needed = self.region.needed(&self.process, stopped)?;
         self.find_hidden(tracer, stopped, runs);
         // What the kernel writes meanwhile cannot be moved.
         let must_stay = |r: &Run| {

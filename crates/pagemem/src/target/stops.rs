@@ -36,7 +36,7 @@ impl Target {
         timeout: Duration,
         strictness: Strictness,
     ) -> Result<Stopped, StopError> {
-        tracer.transfers.know(self.pid, self.workshop.room());
+        tracer.transfers.know(self.pid, self.region.room());
         let (mut watch, process, _) = self.watched();
         let stopped = tracer.stop(process, timeout, strictness, &mut watch);
         if matches!(stopped, Err(ref e) if !matches!(e, StopError::Gone)) {
@@ -99,7 +99,7 @@ impl Target {
                     self.mend(tracer, &stopped);
                     tracer.release(stopped);
                 }
-                Ok(stopped) if !self.workshop.intact(stopped.memory()) => {
+                Ok(stopped) if !self.region.intact(stopped.memory()) => {
                     codes.fill(Code::Gone as u8);
                     self.mend(tracer, &stopped);
                     tracer.release(stopped);
@@ -171,8 +171,8 @@ impl Target {
     ) -> io::Result<()> {
         // What is told of moves and unmapping is told of ours: nothing else runs.
         let (mut moved, mut opened) = (Vec::new(), Vec::new());
-        let (mut watch, process, workshop) = self.watched();
+        let (mut watch, process, region) = self.watched();
         (watch.moved, watch.opened) = (&mut moved, &mut opened);
-        workshop.run(tracer, process, stopped, ops, &mut watch)
+        region.run(tracer, process, stopped, ops, &mut watch)
     }
 }

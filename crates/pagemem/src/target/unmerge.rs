@@ -159,8 +159,8 @@ impl Target {
         if let Ok(at) = self.scratch(tracer, stopped, bytes) {
             return Ok((at, Op::new(nr::MUNMAP, &[at, bytes])));
         }
-        let (at, all) = (self.workshop.aside, u64::from(ASIDE_PAGES) * PAGE);
-        let clear = self.workshop.clear_aside(all);
+        let (at, all) = (self.region.aside, u64::from(ASIDE_PAGES) * PAGE);
+        let clear = self.region.clear_aside(all);
         let mut map = [
             Op::new(nr::MUNMAP, &[at, all]),
             Op::new(nr::MMAP, &[at, bytes, PROT_RW, ANON | FIXED, u64::MAX, 0]),
@@ -217,7 +217,7 @@ impl Target {
         let mut placed = Vec::with_capacity(runs.len());
         let mut at = 0;
         for ((r, prot), advice) in runs.iter().zip(prots).zip(advice) {
-            let (len, aside) = (bytes(r), self.workshop.aside + at);
+            let (len, aside) = (bytes(r), self.region.aside + at);
             let after = advice.len() as u64 + 1;
             let away = Op::new(
                 nr::MREMAP | arch::skip_if_error(7 + after),
@@ -236,7 +236,7 @@ impl Target {
             placed.push(calls.len() + 3);
             calls.extend([away, open, copy, place]);
             calls.extend(way_back(
-                &self.workshop,
+                &self.region,
                 r,
                 aside,
                 clear,
@@ -247,11 +247,11 @@ impl Target {
             calls.push(Op::new(nr::MPROTECT, &[r.addr, len, *prot]));
             at += len;
         }
-        calls.push(self.workshop.clear_aside(total));
+        calls.push(self.region.clear_aside(total));
         calls.push(Op::new(nr::MUNMAP, &[base, total]));
         self.run_ops(tracer, stopped, &mut calls)?;
         let (mut lost, mut replaced, mut protect) = (Vec::new(), Vec::new(), Vec::new());
-        let mut at = self.workshop.aside;
+        let mut at = self.region.aside;
         for ((i, r), prot) in placed.iter().zip(runs).zip(prots) {
             if calls[*i].result as u64 == r.addr {
                 replaced.push((at, bytes(r)));
@@ -306,7 +306,7 @@ impl Target {
         let bytes = |r: &Run| u64::from(r.pages) * PAGE;
         let total: u64 = runs.iter().map(bytes).sum();
         let (base, unmap) = self.room_to_copy(tracer, stopped, total)?;
-        let arguments = self.workshop.base + MESSAGE_AT + ARGUMENTS_AT;
+        let arguments = self.region.base + MESSAGE_AT + ARGUMENTS_AT;
         let (mut calls, mut block, mut at) =
             (Vec::with_capacity(4 * runs.len() + 1), Vec::new(), base);
         for (i, (r, prot)) in runs.iter().zip(prots).enumerate() {
@@ -352,12 +352,12 @@ impl Target {
             }
             at += bytes(r);
         }
-        let needed = self.workshop.needed(&self.process, stopped)?;
+        let needed = self.region.needed(&self.process, stopped)?;
         let overlaps = |r: &Run| needed.is_some_and(|(a, b)| r.addr < b && a < r.addr + bytes(r));
         if runs.iter().any(overlaps) {
             // What the kernel wrote between the copy there and the copy back would be lost. And it would put a page where
             // write tracking is not registered yet, so that the mapping stays apart from its neighbours.
-            let [end, begin] = self.workshop.register_again(&self.process, stopped)?;
+            let [end, begin] = self.region.register_again(&self.process, stopped)?;
             calls.insert(0, end);
             calls.push(begin);
         }
