@@ -47,7 +47,7 @@ lint: $(STAMPS)/rustfmt $(STAMPS)/clippy $(STAMPS)/aarch64 $(STAMPS)/msrv $(STAM
 
 build: $(STAMPS)/native ## the virtual environment and the native core
 
-failpoints: $(STAMPS)/failpoints ## a second native core whose remedies can be switched off, for tests of tests alone
+failpoints: $(STAMPS)/failpoints ## a second native core with failpoints, for tests of tests alone
 
 wheel: build ## the wheel that users get, in dist/, which is installed elsewhere and tried
 	rm -rf dist

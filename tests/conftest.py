@@ -115,7 +115,7 @@ def _numa_missing() -> str | None:
     return None if os.path.exists("/sys/devices/system/node/node1") else "needs a second NUMA node"
 
 
-#: The native core whose remedies can be switched off, and where `make` notes when it has built it and the other one.
+#: The native core with failpoints, and where `make` notes when it has built it and the other one.
 FAILPOINTS = ROOT / "target" / "release" / "examples" / "libnative_with_failpoints.so"
 _STAMPS = ROOT / ".stamps"
 
@@ -202,24 +202,24 @@ def needs_merge() -> None:
 
 @pytest.fixture
 def failpoints() -> Path:
-    """Return the native core whose remedies can be switched off, and that dies where it is told to."""
+    """Return the native core with failpoints, and that dies where it is told to."""
     if reason := lacking("failpoints"):
         pytest.skip(reason)
     return FAILPOINTS
 
 
 @pytest.fixture
-def without(failpoints: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Switch remedies off, by their names with commas between, in guardians that the test starts from then on.
+def activate(failpoints: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Activate failpoints, by their names with commas between, in guardians that the test starts from then on.
 
     These run the native core that is built for it; this process, and whatever else it starts, keep what users get.
     """
 
-    def switch_off(remedies: str) -> None:
+    def switch_on(names: str) -> None:
         monkeypatch.setattr("pageone._native.__file__", str(failpoints))  # what a guardian is told to load
-        monkeypatch.setenv("PAGEONE_WITHOUT", remedies)
+        monkeypatch.setenv("PAGEONE_FAILPOINTS", names)
 
-    return switch_off
+    return switch_on
 
 
 # --- processes ------------------------------------------------------------------------------------------------

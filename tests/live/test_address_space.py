@@ -72,10 +72,10 @@ def test_a_hole_of_a_program_stays_its_own(
     assert [ask(program, "check") for program, _, _ in programs] == ["True", "True"]
 
 
-def test_without_the_remedy_it_is_lost(
-    programs: list[tuple[subprocess.Popen[str], int, int]], ask: Callable[..., str], without: Callable[[str], None]
+def test_with_its_failpoint_it_is_lost(
+    programs: list[tuple[subprocess.Popen[str], int, int]], ask: Callable[..., str], activate: Callable[[str], None]
 ) -> None:
-    without("place")
+    activate("place")
     with Engine() as engine:
         target, _ = (engine.attach(program.pid) for program, _, _ in programs)
         program, start, end = programs[0]

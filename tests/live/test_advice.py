@@ -85,9 +85,9 @@ def test_what_is_hidden_no_more_is_there(
 
 
 def test_without_asking_again_it_is_not(
-    programs: list[subprocess.Popen[str]], ask: Callable[..., str], without: Callable[[str], None], request: Any
+    programs: list[subprocess.Popen[str]], ask: Callable[..., str], activate: Callable[[str], None], request: Any
 ) -> None:
-    without("hidden")
+    activate("hidden")
     engine = request.getfixturevalue("engine")
     assert _take_back_before_merging(programs, engine, ask) == ["True", "None", "None"]
 

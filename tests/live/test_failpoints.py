@@ -13,7 +13,7 @@ from pageone.engine import Engine
 from pageone.errors import PageOneError
 
 ROOT = Path(__file__).resolve().parents[2]
-SWITCHES = ("PAGEONE_WITHOUT", "PAGEONE_DIE_AT", "PAGEONE_LEAVE_AT")
+SWITCHES = ("PAGEONE_FAILPOINTS", "PAGEONE_DIE_AT", "PAGEONE_LEAVE_AT")
 PRIVATE_FILE_MAPPINGS = 1 << 2  #: a bit of ``coredump_filter``
 
 
@@ -41,7 +41,7 @@ sys.stdin.read()
 
 
 def _dumps_of_merged(spawn: Any) -> bool:
-    """Merge two programs; return whether core dumps have private mappings of files then, as a remedy sees to."""
+    """Merge two programs; return whether core dumps have private mappings of files then, as they must."""
     programs = [spawn.mapper(PROGRAM) for _ in range(2)]
     assert all(program.stdout.readline() == "ready\n" for program in programs)
     file = Path(f"/proc/{programs[0].pid}/coredump_filter")
@@ -56,24 +56,24 @@ def _dumps_of_merged(spawn: Any) -> bool:
 
 
 @pytest.mark.needs("merge")
-def test_no_remedy_of_what_users_get_is_switched_off_by_the_environment(
+def test_no_failpoint_of_what_users_get_is_activated_by_the_environment(
     spawn: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PAGEONE_WITHOUT", "dumps,mend,compare,written,aside,rings")
+    monkeypatch.setenv("PAGEONE_FAILPOINTS", "dumps,zero-fill,compare,written,aside,rings")
     monkeypatch.setenv("PAGEONE_DIE_AT", "0")
     monkeypatch.setenv("PAGEONE_LEAVE_AT", "0,0")
     assert _dumps_of_merged(spawn)
 
 
 @pytest.mark.needs("merge")
-def test_one_of_the_other_library_is(spawn: Any, without: Any) -> None:
-    without("dumps")
+def test_one_of_the_other_library_is(spawn: Any, activate: Any) -> None:
+    activate("dumps")
     assert not _dumps_of_merged(spawn)
 
 
 @pytest.mark.needs("merge")
-def test_the_other_library_dies_where_it_is_told_to(spawn: Any, without: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    without("")
+def test_the_other_library_dies_where_it_is_told_to(spawn: Any, activate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    activate("")
     monkeypatch.setenv("PAGEONE_DIE_AT", "0")
     with pytest.raises(PageOneError, match="has ended"), Engine() as engine:
         engine.attach(spawn(["sleep", "100"]).pid)

@@ -90,10 +90,10 @@ def test_what_has_shrunk_does_not_grow_into_frames_again(
 
 
 @pytest.mark.parametrize("what", ["grow", "grow where it is", "shrink, grow again", "grow a part", "leave"])
-def test_without_the_remedy_it_is_not(
-    what: str, without: Callable[[str], None], request: Any, ask: Callable[..., str]
+def test_with_its_failpoint_it_is_not(
+    what: str, activate: Callable[[str], None], request: Any, ask: Callable[..., str]
 ) -> None:
-    without("growth,close")
+    activate("growth,close")
     program, engine = request.getfixturevalue("merged")
     *before, last = what.split(", ")
     for step in before:

@@ -101,12 +101,12 @@ def test_the_page_that_the_kernel_writes_when_a_thread_was_preempted_stays_where
     assert _answer(process) == "here"
 
 
-def test_without_the_remedy_that_page_is_moved(spawn: Any, without: Callable[[str], None]) -> None:
-    without("rseq")
+def test_with_its_failpoint_that_page_is_moved(spawn: Any, activate: Callable[[str], None]) -> None:
+    activate("rseq")
     unmended = LiveBackend(pool_bytes=1 << 20)
     try:
         process = spawn.python(SLEEPER)
-        # If its thread is preempted just then the program dies of it: that is what the remedy is for.
+        # If its thread is preempted just then the program dies of it: that is what the safeguard is for.
         assert _merge(unmended, process) == PageCode.DONE or process.wait(20) == -signal.SIGSEGV
     finally:
         unmended.close()

@@ -85,8 +85,8 @@ def test_it_reads_no_frame_of_another_program(
 
 
 @pytest.mark.parametrize("way", ["place", "call"])
-def test_without_the_remedy_it_reads_some(way: str, without: Callable[[str], None], request: Any, ask: Ask) -> None:
-    without("close")
+def test_with_its_failpoint_it_reads_some(way: str, activate: Callable[[str], None], request: Any, ask: Ask) -> None:
+    activate("close")
     programs, _ = request.getfixturevalue("merged")
     assert _numbers(ask(programs[0], f"child {way}"))[0] > PAGES // 2
 
@@ -98,9 +98,9 @@ def _maps_frames(pid: int) -> bool:
 
 @pytest.mark.parametrize("who", ["child", "self"])
 def test_where_that_cannot_be_had_it_is_given_its_memory_back_and_not_merged_again(
-    who: str, without: Callable[[str], None], request: Any, ask: Ask
+    who: str, activate: Callable[[str], None], request: Any, ask: Ask
 ) -> None:
-    without("close")
+    activate("close")
     programs, engine = request.getfixturevalue("merged")
     if who == "child":
         pid = _numbers(ask(programs[0], "stay"))[0]

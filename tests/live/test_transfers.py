@@ -312,8 +312,8 @@ def test_a_transfer_in_whose_midst_a_program_is_attached_is_whole(caller: Any, b
     assert finish() == [LARGE, []]
 
 
-def test_without_the_remedy_it_is_not(caller: Any, without: Callable[[str], None]) -> None:
-    without("transfers")
+def test_with_its_failpoint_it_is_not(caller: Any, activate: Callable[[str], None]) -> None:
+    activate("transfers")
     program, _, _ = caller
     unmended = LiveBackend(pool_bytes=1 << 20)
     try:

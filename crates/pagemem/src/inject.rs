@@ -10,9 +10,9 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::arch::{self, nr, Regs};
+use crate::failpoints;
 use crate::process::Process;
 use crate::ptrace::{self, Events, List, Stopped, Tracer, Wait, Worker};
-use crate::remedies;
 use crate::sys::{
     all_are, read_remote, thread_ended, write_remote, Maps, Vma, PAGE, VMA_PRIVATE_RW,
 };
@@ -167,7 +167,7 @@ fn candidates(process: &Process, stopped: &Stopped) -> io::Result<Vec<(i32, Regs
                 Err(_) => continue,
             },
         };
-        if process.under_seccomp(tid) && !remedies::without("seccomp") {
+        if process.under_seccomp(tid) && !failpoints::active("seccomp") {
             filtered = true;
         } else if regs.in_restart_block() {
             last.push((tid, regs));
@@ -432,7 +432,7 @@ impl InjectedRegion {
     /// Makes an injected region in a stopped target.
     pub fn create(process: &Process, stopped: &Stopped) -> io::Result<Self> {
         let caller = Caller::hire(process, stopped)?;
-        let anywhere = remedies::without("place");
+        let anywhere = failpoints::active("place");
         let place = if anywhere {
             0
         } else {
@@ -506,7 +506,7 @@ impl InjectedRegion {
     /// Whether all that the lists write to and move aside to is as it was made: what is not is the program's now. In the
     /// midst of a list, which may be frozen there, pages are aside.
     fn whole(&self, pid: i32) -> io::Result<bool> {
-        if remedies::without("place") {
+        if failpoints::active("place") {
             return Ok(true);
         }
         let mut maps = Maps::open(pid)?;
@@ -549,7 +549,7 @@ impl InjectedRegion {
     /// every way back to the list, which then never ends.
     pub fn needed(&self, process: &Process, stopped: &Stopped) -> io::Result<Option<(u64, u64)>> {
         let (tid, _) = self.hire(process, stopped)?;
-        if remedies::without("rseq") {
+        if failpoints::active("rseq") {
             return Ok(None);
         }
         let pages = |r: Rseq| {
@@ -651,7 +651,7 @@ impl InjectedRegion {
     /// Keeps all signals but the loop's own from the worker until it gets its mask back.
     fn hold_signals(&self, stopped: &Stopped, tid: i32) -> io::Result<()> {
         if let Some(w) = &mut *stopped.worker.borrow_mut() {
-            if !w.masked && !remedies::without("mask") {
+            if !w.masked && !failpoints::active("mask") {
                 ptrace::set_signal_mask(tid, ptrace::HELD_SIGNALS)?;
                 w.masked = true;
             }

@@ -8,6 +8,7 @@
 pub mod arch;
 pub mod changes;
 pub mod descriptors;
+pub mod failpoints;
 pub mod filling;
 pub mod guard;
 mod hidden;
@@ -24,7 +25,6 @@ mod processes;
 pub mod ptrace;
 pub mod ranges;
 pub mod read;
-pub mod remedies;
 pub mod requests;
 pub mod sharers;
 pub mod sys;

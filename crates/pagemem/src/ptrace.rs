@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::arch::Regs;
+use crate::failpoints;
 use crate::process::Process;
-use crate::remedies;
 pub use crate::requests::{
     interrupt, is_fault, leave, poll, resume, set_signal_mask, signal_mask, single_step,
     to_next_call, Wait, ALL_SIGNALS, CALL_STOP, HELD_SIGNALS,
@@ -271,7 +271,7 @@ impl Tracer {
             tid,
             stopped,
         };
-        !remedies::without("sharers") && self.sharers.any(asker)
+        !failpoints::active("sharers") && self.sharers.any(asker)
     }
 
     /// Whether another process, which does not stop with this one, runs in its memory. Whoever it gives birth to meanwhile

@@ -6,13 +6,13 @@
 use std::io;
 
 use crate::arch::REPORT_SIGNAL;
-use crate::remedies;
+use crate::failpoints;
 use crate::sys::check;
 
 const EVENT_STOP: i32 = 128;
 
 pub(crate) fn ptrace(request: libc::c_uint, tid: i32, data: usize) -> io::Result<()> {
-    remedies::step();
+    failpoints::step();
     // SAFETY: only requests that take a plain number as data are issued through here: no memory is touched.
     check(unsafe { libc::ptrace(request, tid, 0, data) }).map(drop)
 }
@@ -88,7 +88,7 @@ pub fn signal_mask(tid: i32) -> io::Result<u64> {
 
 /// Sets the signal mask of a stopped thread.
 pub fn set_signal_mask(tid: i32, mask: u64) -> io::Result<()> {
-    remedies::step();
+    failpoints::step();
     // SAFETY: the kernel reads 8 bytes, the size stated, from a live u64.
     check(unsafe { libc::ptrace(libc::PTRACE_SETSIGMASK, tid, 8, &mask) }).map(drop)
 }

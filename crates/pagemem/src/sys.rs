@@ -74,7 +74,7 @@ pub fn has_ended(pidfd: &OwnedFd) -> bool {
 /// A thread of `pid` through which its memory can be reached: another than the first where that one has ended before
 /// the others, which leaves `/proc/PID` without memory.
 pub fn memory_tid(pid: i32) -> i32 {
-    if !thread_ended(pid, pid) || crate::remedies::without("leaderless") {
+    if !thread_ended(pid, pid) || crate::failpoints::active("leaderless") {
         return pid;
     }
     numbers_in(&format!("/proc/{pid}/task"))
@@ -172,7 +172,7 @@ pub fn read_remote(pid: i32, addr: u64, buf: &mut [u8]) -> io::Result<usize> {
 
 /// Writes `buf` at `addr` of process `pid`, all of it or an error.
 pub fn write_remote(pid: i32, addr: u64, buf: &[u8]) -> io::Result<()> {
-    crate::remedies::step();
+    crate::failpoints::step();
     if let Some(memory) = memory_file(pid, true) {
         return match memory.write_at(buf, addr)? {
             n if n == buf.len() => Ok(()),

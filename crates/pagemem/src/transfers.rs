@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use crate::arch::slot::{Slot, BUSY, LEFT, SLOT_PIECES, SLOT_SIZE, UNUSED};
 use crate::arch::{self, Regs, Returned};
+use crate::failpoints;
 use crate::process::filtered;
-use crate::remedies;
 use crate::requests::{self, ALL_SIGNALS};
 use crate::sys::{all_are, read_remote, thread_ended, write_remote, Maps, VMA_PRIVATE_RW};
 use crate::waits::Waits;
@@ -119,7 +119,7 @@ impl Transfers {
     /// Where job control had `suspended` it, that has ended the transfer, as it always does.
     pub fn go_on(&mut self, pid: i32, tid: i32, suspended: bool) {
         let Ok(regs) = Regs::get(tid) else { return };
-        if self.waits.restart(tid, &regs) || suspended || remedies::without("transfers") {
+        if self.waits.restart(tid, &regs) || suspended || failpoints::active("transfers") {
             return;
         }
         if let Some(call) = regs.returned().filter(plan::concerns) {

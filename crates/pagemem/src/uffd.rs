@@ -121,7 +121,7 @@ impl Uffd {
                     | EVENT_REMAP
                     | EVENT_UNMAP
                     | MINOR_SHMEM
-                    | if forks && !crate::remedies::without("forks") {
+                    | if forks && !crate::failpoints::active("forks") {
                         EVENT_FORK
                     } else {
                         0

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crate::arch::Regs;
-use crate::remedies;
+use crate::failpoints;
 
 /// Which limited waits were met.
 #[derive(Debug, Default)]
@@ -20,7 +20,7 @@ const WAITS_MAX: usize = 4096;
 impl Waits {
     /// Has the wait of stopped thread `tid` go on, if it is in one; whether it was.
     pub fn restart(&mut self, tid: i32, regs: &Regs) -> bool {
-        if remedies::without("restart") {
+        if failpoints::active("restart") {
             return false;
         }
         let Some(timeout) = regs.interrupted_wait() else {
@@ -48,7 +48,7 @@ impl Waits {
 
     /// Has a call begin again that was ended with `EINTR` and has done nothing, unless a signal comes.
     pub fn again(&self, tid: i32, regs: &Regs) {
-        if !remedies::without("restart") {
+        if !failpoints::active("restart") {
             let _ = regs.waiting_on(None).set(tid);
         }
     }

@@ -165,9 +165,9 @@ def test_no_byte_changes_and_nothing_hangs_for_long_under(scenarios: list[str], 
     under_stress(start, scenarios, SOAK_SECONDS)
 
 
-#: Remedies, each with a scenario that finds wrong bytes, results or hangs without it, and for how long it may look.
-REMEDIES = [
-    ("mend,close", "discards", 3),
+#: Failpoints, each with a scenario that finds wrong bytes, results or hangs with it, and for how long it may search.
+FAILPOINTS = [
+    ("zero-fill,close", "discards", 3),
     ("forks", "orphans", 3),
     ("seccomp", "seccomp", 3),
     ("free", "free", 3),
@@ -175,7 +175,7 @@ REMEDIES = [
     ("growth,close", "anything", 8),
 ]
 #: Those that take longer to be missed.
-MORE_REMEDIES = [
+MORE_FAILPOINTS = [
     ("written,compare", "writers", 8),
     ("aside", "third-vm", 12),
     ("sharers", "shared", 12),
@@ -189,23 +189,23 @@ MORE_REMEDIES = [
 
 
 @pytest.mark.parametrize(
-    ("remedies", "scenario", "seconds"),
-    [*REMEDIES, *(pytest.param(*more, marks=pytest.mark.soak) for more in MORE_REMEDIES)],
+    ("names", "scenario", "seconds"),
+    [*FAILPOINTS, *(pytest.param(*more, marks=pytest.mark.soak) for more in MORE_FAILPOINTS)],
 )
-def test_the_scenario_finds_what_is_wrong_where_its_remedy_is_switched_off(
-    remedies: str,
+def test_the_scenario_finds_what_is_wrong_where_its_failpoint_is_active(
+    names: str,
     scenario: str,
     seconds: float,
     start: Callable[..., Any],
-    without: Callable[[str], None],
+    activate: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if remedies == "forks" and os.geteuid():
+    if names == "forks" and os.geteuid():
         pytest.skip("needs root: only there the kernel tells of forks")
-    without(remedies)
-    if "rings" in remedies:
+    activate(names)
+    if "rings" in names:
         monkeypatch.setattr(LiveTarget, "look_for_devices", lambda self: None)
-    if remedies == "written,compare":
+    if names == "written,compare":
         merge = LiveTarget.merge
 
         def dawdling(self: LiveTarget, *args: Any) -> Any:

@@ -256,7 +256,7 @@ impl Regs {
 
     /// Writes the registers of thread `tid`, which must be stopped by this tracer.
     pub fn set(&self, tid: i32) -> io::Result<()> {
-        crate::remedies::step();
+        crate::failpoints::step();
         let mut general = self.general;
         let mut iov = libc::iovec {
             iov_base: (&raw mut general).cast(),

@@ -195,7 +195,7 @@ impl Regs {
 
     /// Writes the registers of thread `tid`, which must be stopped by this tracer.
     pub fn set(&self, tid: i32) -> io::Result<()> {
-        crate::remedies::step();
+        crate::failpoints::step();
         // SAFETY: the kernel reads one `user_regs_struct` from a live reference.
         check(unsafe { libc::ptrace(libc::PTRACE_SETREGS, tid, 0, &self.0) }).map(drop)
     }

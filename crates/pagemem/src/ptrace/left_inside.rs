@@ -1,12 +1,12 @@
 //! A thread that is left inside injected code, as by a guardian that dies there: for tests of tests alone.
 //!
-//! Called by [`crate::inject`] in a build with the feature `failpoints`; see [`crate::remedies`].
+//! Called by [`crate::inject`] in a build with the feature `failpoints`; see [`crate::failpoints`].
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use crate::remedies;
+use crate::failpoints;
 use crate::requests::{interrupt, leave, poll, resume, single_step, Wait};
 
 /// Called when thread `tid`, the only one of its process, is about to run injected code: with `PAGEONE_LEAVE_AT=c,n` it
@@ -44,7 +44,7 @@ pub fn leave_inside(tid: i32) {
         }
     }
     let _ = leave(tid);
-    remedies::die();
+    failpoints::die();
 }
 
 /// The next stop of the thread, if there is one soon.

@@ -8,8 +8,8 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::{Events, Held, NoEvents, StopError, Stopped, Strictness, Tracer};
+use crate::failpoints;
 use crate::process::Process;
-use crate::remedies;
 use crate::requests::{poll, ptrace, resume, set_signal_mask, Wait, FOLLOW_OPTIONS, PLAIN_OPTIONS};
 use crate::sys::{self, thread_ended, thread_state};
 use crate::workers::is_worker;
@@ -88,7 +88,7 @@ impl Tracer {
                             suspended = true;
                             self.transfers.go_on(pid, tid, true);
                             stopped.insert(tid);
-                            if remedies::without("suspended") {
+                            if failpoints::active("suspended") {
                                 failure = Some(StopError::Timeout);
                                 break 'outer;
                             }

@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Run, Target};
 use crate::arch::nr;
+use crate::failpoints;
 use crate::inject::{Op, OPS_MAX};
 use crate::ptrace::{Stopped, Tracer};
-use crate::remedies;
 use crate::sys::PAGE;
 
 /// The advice, by its bit in a request to arm: not inherited by children, left out of core dumps, huge pages wanted or not,
@@ -94,7 +94,7 @@ impl Target {
     /// At most two calls for each, and two more.
     pub(super) fn advice_for(&self, r: &Run, wanted: u64) -> Vec<Op> {
         let (start, end) = bounds(r);
-        let asked = !remedies::without("hidden");
+        let asked = !failpoints::active("hidden");
         let hidden = self.hidden.iter().copied();
         let hiding: Vec<(u64, u64, u64)> = match asked {
             true => hidden.filter(|h| h.0 < end && start < h.1).collect(),

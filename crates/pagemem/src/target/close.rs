@@ -19,10 +19,10 @@ use std::os::fd::OwnedFd;
 use super::descriptor::{table_of_worker, Lent};
 use super::Target;
 use crate::arch::{self, nr};
+use crate::failpoints;
 use crate::inject::Op;
 use crate::ptrace::{Events, NoEvents, Stopped, Tracer};
 use crate::ranges::Ranges;
-use crate::remedies;
 use crate::sys::{self, pidfd_getfd, PAGE};
 use crate::uffd::{self, Uffd, Use};
 
@@ -103,7 +103,7 @@ impl Close {
 impl Target {
     /// Has all frames of a stopped target that has none yet watched closely for life, where that can be had.
     pub(super) fn watch_for_life(&mut self, tracer: &mut Tracer, stopped: &Stopped) {
-        if remedies::without("close") {
+        if failpoints::active("close") {
             return;
         }
         if let Ok(guard) = self.fetch_strong(tracer, stopped) {

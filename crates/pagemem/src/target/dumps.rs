@@ -2,7 +2,7 @@
 //!
 //! [`super::merge`] changes it before there are frames; [`super::attach`] and [`super::births`] put it back.
 
-use crate::remedies;
+use crate::failpoints;
 
 /// The filter of what a process's core dumps hold. Merged pages are pages of a private file mapping to the kernel, which
 /// leaves such out unless told otherwise.
@@ -18,7 +18,7 @@ const PRIVATE_FILE_MAPPINGS: u64 = 1 << 2;
 impl CoreDumps {
     /// Before there are any: what a program starts that has none has the program's filter as it was.
     pub(super) fn include_frames(&mut self, pid: i32) {
-        if std::mem::replace(&mut self.looked, true) || remedies::without("dumps") {
+        if std::mem::replace(&mut self.looked, true) || failpoints::active("dumps") {
             return;
         }
         let path = format!("/proc/{pid}/coredump_filter");

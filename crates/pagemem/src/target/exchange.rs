@@ -10,9 +10,9 @@ use std::io;
 
 use super::{Run, Target, ANON, FIXED, PROT_RW};
 use crate::arch::{self, nr};
+use crate::failpoints;
 use crate::inject::{InjectedRegion, Op, ASIDE_PAGES, OPS_MAX};
 use crate::ptrace::{Stopped, Tracer};
-use crate::remedies;
 use crate::sys::PAGE;
 
 pub(super) const MOVE: u64 = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
@@ -89,7 +89,7 @@ impl Fate {
             Self::Untouched
         } else if verdict == 0 && placed as u64 == r.addr {
             Self::Placed
-        } else if remedies::without("aside") || is_back(&step[4..8]) {
+        } else if failpoints::active("aside") || is_back(&step[4..8]) {
             Self::Back {
                 differs: (verdict > 0).then(|| verdict as u64 - 1),
             }
@@ -144,10 +144,10 @@ impl Steps<'_> {
             spare,
             Op::new(nr::MUNMAP | arch::DEREF_ARG1, &[result(0), len]),
         ];
-        if remedies::without("compare") {
+        if failpoints::active("compare") {
             steps[2].args[2] = 0;
         }
-        if remedies::without("aside") {
+        if failpoints::active("aside") {
             // Compared where others can reach it, and a little later the frames are mapped there.
             let compare = arch::COMPARE | arch::DEREF_ARG2 | arch::skip_unless_zero(2);
             steps[1] = Op::new(compare, &[r.addr, result(0), len]);

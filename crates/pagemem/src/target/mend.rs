@@ -16,10 +16,10 @@ use std::time::Duration;
 use super::advice::FOR_ANONYMOUS;
 use super::{Run, Target, ANON, FIXED};
 use crate::arch::{self, nr, Regs};
+use crate::failpoints;
 use crate::inject::{Op, OPS_MAX};
 use crate::ptrace::{NoEvents, StopError, Stopped, Strictness, Tracer};
 use crate::ranges::Ranges;
-use crate::remedies;
 use crate::sys::{Vma, PAGE, VMA_SHARED_NONE};
 
 /// How long a stop for mending may take; it waits only for threads that are busy inside the kernel.
@@ -114,7 +114,7 @@ impl Target {
             return;
         }
         let discarded = std::mem::take(&mut self.discarded);
-        if remedies::without("mend") {
+        if failpoints::active("zero-fill") {
             return;
         }
         let freeing: Vec<(i32, Regs, Ranges)> = stopped
@@ -122,7 +122,7 @@ impl Target {
             .iter()
             .filter_map(|&tid| {
                 let r = Regs::get(tid).ok()?;
-                let freed = freed_by(tid, &r).filter(|_| !remedies::without("free"))?;
+                let freed = freed_by(tid, &r).filter(|_| !failpoints::active("free"))?;
                 Some((tid, r, Ranges::from_iter(freed)))
             })
             .collect();
@@ -141,7 +141,7 @@ impl Target {
                 } else if let (true, Some(close)) = (p.freed, &mut self.close) {
                     close.frames.add(p.start, p.end);
                 } else if !p.freed
-                    && !remedies::without("outside")
+                    && !failpoints::active("outside")
                     && !self.guard.zero(p.start, p.end)
                 {
                     self.write_zeros(stopped.memory(), p);
@@ -173,7 +173,7 @@ impl Target {
                 };
                 regs.moved(from, to, bytes)
             });
-            let Some((grown, stays)) = by.filter(|_| !remedies::without("growth")) else {
+            let Some((grown, stays)) = by.filter(|_| !failpoints::active("growth")) else {
                 continue;
             };
             let grown = grown.next_multiple_of(PAGE);
@@ -218,7 +218,7 @@ impl Target {
         stopped: &Stopped,
         ends: &[u64],
     ) -> Vec<u64> {
-        if remedies::without("growth") {
+        if failpoints::active("growth") {
             return Vec::new();
         }
         let looked = self.process.with_maps(|maps| {
@@ -360,7 +360,7 @@ impl Target {
                     pieces.push(Piece {
                         start,
                         end,
-                        prot: if remedies::without("protection") {
+                        prot: if failpoints::active("protection") {
                             super::PROT_RW
                         } else {
                             v.flags & 7

@@ -13,10 +13,10 @@ use super::runs::{cut, good_runs, overlapping, spans};
 use super::stops::Kind;
 use super::unmerge::UNSHARE_MAX;
 use super::{Code, Outcome, Run, Target};
+use crate::failpoints;
 use crate::inject::{Op, OPS_MAX};
 use crate::pool::Pool;
 use crate::ptrace::{Stopped, Tracer};
-use crate::remedies;
 use crate::sys::{self, FileId, PAGE, VMA_PRIVATE_RW};
 
 /// How often, in one stop, the rest of pieces with a differing page is tried again.
@@ -88,7 +88,7 @@ impl Target {
             let page = |a: u64| first + ((a - r.addr) / PAGE) as usize;
             let mark = |from, to| codes[page(from)..page(to)].fill(Code::Written as u8);
             let end = r.addr + u64::from(r.pages) * PAGE;
-            if remedies::without("written") {
+            if failpoints::active("written") {
                 continue;
             }
             if self.process.written(r.addr, end, mark).is_err() {

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::runs::next_batch;
 use super::{Code, Outcome, Run, Target};
+use crate::failpoints;
 use crate::inject::{Op, ASIDE_PAGES};
 use crate::ptrace::{StopError, Stopped, Strictness, Tracer};
-use crate::remedies;
 use crate::sys;
 
 /// Pages a stop begins with, before anything has been measured.
@@ -66,7 +66,7 @@ impl Target {
         // What is given back is locked again; what is merged could be locked since its flags were looked at.
         let giving = matches!(kind, Kind::Unmerge | Kind::Fence);
         if (pinned || (locked && kind != Kind::Unmerge) || (giving && self.written_behind()))
-            && !remedies::without("rings")
+            && !failpoints::active("rings")
         {
             out.codes.resize(total, Code::Refused as u8);
             return out;
@@ -109,7 +109,7 @@ impl Target {
                 // as written. Such a page is not merged; among those to be given back it makes us look again, in the
                 // stop. That of a device registered only for reading does not count as written, but has its mappings.
                 Ok(stopped)
-                    if !remedies::without("rings")
+                    if !failpoints::active("rings")
                         && (stopped.workers
                             || match giving {
                                 true => self.any_written(&batch) && self.written_behind(),

@@ -13,10 +13,10 @@ use super::runs::{cut, good_runs};
 use super::stops::Kind;
 use super::{Code, Outcome, Run, Target, Way, ANON, FIXED, PROT_RW};
 use crate::arch::{self, nr};
+use crate::failpoints;
 use crate::inject::{Op, ASIDE_PAGES, MESSAGE_AT};
 use crate::pool::Pool;
 use crate::ptrace::{Stopped, Tracer};
-use crate::remedies;
 use crate::sys::{self, PAGE};
 use crate::uffd::Uffd;
 
@@ -299,7 +299,7 @@ impl Target {
         prots: &[u64],
         way: Way,
     ) -> io::Result<Vec<bool>> {
-        if way == Way::Apart && !remedies::without("aside") {
+        if way == Way::Apart && !failpoints::active("aside") {
             return self.unshare_apart(tracer, stopped, runs, prots);
         }
         assert!(runs.len() <= UNSHARE_MAX && runs.len() == prots.len());

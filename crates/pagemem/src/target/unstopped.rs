@@ -19,10 +19,10 @@ use super::close::Close;
 use super::mend::Piece;
 use super::Target;
 use crate::arch::nr;
+use crate::failpoints;
 use crate::process::Process;
 use crate::ptrace::{Stopped, Strictness, Tracer};
 use crate::ranges::Ranges;
-use crate::remedies;
 use crate::sys::{self, FileId, PAGE};
 use crate::uffd::Event;
 
@@ -135,7 +135,7 @@ impl Target {
     /// no business of a later stop, before which the program may have written there.
     pub(super) fn watch_what_was_read(&mut self) {
         let read = !self.discarded.is_empty() || !self.moved.is_empty();
-        if read && !remedies::without("outside") {
+        if read && !failpoints::active("outside") {
             self.watch_closely();
         }
     }
@@ -189,7 +189,7 @@ impl Target {
     /// Lets a target that cannot be stopped go on with its discards, and fills what its threads wait for.
     pub(super) fn attend(&mut self, tracer: &mut Tracer) {
         let known = self.close.is_some();
-        if !remedies::without("outside") {
+        if !failpoints::active("outside") {
             self.watch_closely();
         }
         let mut close = self.close.take().unwrap_or_default();
@@ -242,14 +242,14 @@ impl Target {
             }
         }
         close.answer_again(&self.guard);
-        if self.for_life || !remedies::without("outside") {
+        if self.for_life || !failpoints::active("outside") {
             self.close = Some(close);
         }
     }
 
     /// Fills with zeros what is being discarded.
     fn fill(&self, start: u64, end: u64) {
-        if remedies::without("outside") || end - start > FILLED_MAX {
+        if failpoints::active("outside") || end - start > FILLED_MAX {
             return;
         }
         let since = Instant::now();

@@ -1,18 +1,18 @@
-//! Remedies that tests of tests switch off, to show that the tests can fail, and deaths at a chosen instant.
+//! Failpoints: safeguards that tests of tests leave out, to show that tests can fail, and deaths at a chosen instant.
 //!
 //! Only with the feature `failpoints`, which nothing that users get is built with. Without it all of this is nothing:
-//! every remedy is there whatever the environment says, and no code asks.
+//! every safeguard is there whatever the environment says, and no code asks.
 
 #[cfg(feature = "failpoints")]
 mod armed;
 
 #[cfg(feature = "failpoints")]
-pub use armed::{die, step, without};
+pub use armed::{active, die, step};
 
-/// Whether `remedy` is switched off: never, in this build.
+/// Whether the safeguard `name` is to be left out: never, in this build.
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
-pub const fn without(_remedy: &str) -> bool {
+pub const fn active(_name: &str) -> bool {
     false
 }
 

@@ -1,17 +1,18 @@
-//! What tests have built in: remedies switched off and deaths at a chosen instant, by the environment.
+//! What tests have built in: failpoints and deaths at a chosen instant, by the environment.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::OnceLock;
 
-/// Whether `remedy` is switched off by this process's environment (`PAGEONE_WITHOUT=mend,forks,...`).
-pub fn without(remedy: &str) -> bool {
-    static OFF: OnceLock<Vec<String>> = OnceLock::new();
-    OFF.get_or_init(|| {
-        let list = std::env::var("PAGEONE_WITHOUT").unwrap_or_default();
-        list.split(',').map(str::to_owned).collect()
-    })
-    .iter()
-    .any(|r| r == remedy)
+/// Whether this process's environment (`PAGEONE_FAILPOINTS=zero-fill,forks,...`) has the safeguard `name` left out.
+pub fn active(name: &str) -> bool {
+    static ACTIVE: OnceLock<Vec<String>> = OnceLock::new();
+    ACTIVE
+        .get_or_init(|| {
+            let list = std::env::var("PAGEONE_FAILPOINTS").unwrap_or_default();
+            list.split(',').map(str::to_owned).collect()
+        })
+        .iter()
+        .any(|n| n == name)
 }
 
 fn number(name: &str) -> Option<u32> {
