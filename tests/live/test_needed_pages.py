@@ -103,13 +103,13 @@ def test_the_page_that_the_kernel_writes_when_a_thread_was_preempted_stays_where
 
 def test_with_its_failpoint_that_page_is_moved(spawn: Any, activate: Callable[[str], None]) -> None:
     activate("rseq")
-    unmended = LiveBackend(pool_bytes=1 << 20)
+    unguarded = LiveBackend(pool_bytes=1 << 20)
     try:
         process = spawn.python(SLEEPER)
         # If its thread is preempted just then the program dies of it: that is what the safeguard is for.
-        assert _merge(unmended, process) == PageCode.DONE or process.wait(20) == -signal.SIGSEGV
+        assert _merge(unguarded, process) == PageCode.DONE or process.wait(20) == -signal.SIGSEGV
     finally:
-        unmended.close()
+        unguarded.close()
 
 
 #: Its first thread waits in a call that a list would make lose its timeout, so that the second, which answers, is

@@ -315,13 +315,13 @@ def test_a_transfer_in_whose_midst_a_program_is_attached_is_whole(caller: Any, b
 def test_with_its_failpoint_it_is_not(caller: Any, activate: Callable[[str], None]) -> None:
     activate("transfers")
     program, _, _ = caller
-    unmended = LiveBackend(pool_bytes=1 << 20)
+    unguarded = LiveBackend(pool_bytes=1 << 20)
     try:
-        _attach(unmended, program.pid)
+        _attach(unguarded, program.pid)
         n, _ = program.answer()
         assert 0 < n < LARGE
     finally:
-        unmended.close()
+        unguarded.close()
 
 
 def test_so_is_one_that_was_stopped_many_times_and_detached(caller: Any, backend: LiveBackend) -> None:

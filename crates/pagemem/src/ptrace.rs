@@ -76,7 +76,7 @@ pub struct Stopped {
     pub workers: bool,
     /// Whether all of its threads are stopped: none but those of the kernel is in a call that goes on.
     pub all: bool,
-    /// Nothing but the mending of discards may be done in this stop, for this reason.
+    /// Nothing but zero-filling after discards may be done in this stop, for this reason.
     pub only_mend: Option<StopError>,
     /// Threads that went on with code of ours though job control had suspended the process meanwhile.
     pub woken: RefCell<Vec<i32>>,
@@ -155,7 +155,7 @@ pub enum Strictness {
     /// Nothing else may run or be about to write: to change what is in use.
     All,
     /// A thread that sleeps in the kernel where no interrupt reaches it (waiting for a device or a `vfork`) need not
-    /// have stopped: it will, before it executes another instruction of the program. To mend after a discard.
+    /// have stopped: it will, before it executes another instruction of the program. To zero-fill after a discard.
     NoUserCode,
 }
 

@@ -1,4 +1,4 @@
-//! One target process: attach, arm, merge, drop zero pages, unmerge, mend after a discard, detach.
+//! One target process: attach, arm, merge, drop zero pages, unmerge, zero-fill after a discard, detach.
 //!
 //! Runs in the guardian, the only process that stops targets. Whatever is asked, a page is changed only after all
 //! its bytes have been compared inside the stop; a page in doubt is left alone and its code says why.
@@ -15,7 +15,6 @@ mod descriptor;
 mod dumps;
 mod events;
 mod exchange;
-mod mend;
 mod merge;
 mod rights;
 mod runs;
@@ -24,6 +23,7 @@ mod shed;
 mod stops;
 mod unmerge;
 mod unstopped;
+mod zero_fill;
 
 use std::collections::BTreeSet;
 use std::io;

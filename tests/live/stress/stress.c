@@ -1280,7 +1280,7 @@ static void own_ptrace(void) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         MUST(ptrace(PTRACE_TRACEME, 0, 0, 0) == 0);
         raise(SIGSTOP);
-        /* no discards: with another tracer on it, they cannot be mended before it sees them */
+        /* no discards: with another tracer on it, they cannot be zero-filled before it sees them */
         for (unsigned r = 9; !over();) {
             uint32_t p = (uint32_t)rand_r(&r) % PAGES;
             check(p), fill(p, r % 2), check(p);

@@ -117,7 +117,7 @@ def test_programs_that_discard_go_on_with_the_right_bytes_when_the_engine_is_kil
 
 @pytest.mark.timeout(300)
 def test_programs_go_on_with_the_right_bytes_when_the_guardian_is_killed(start: Callable[..., Any], spawn: Any) -> None:
-    # Nobody is left to mend what they discard, so they discard nothing.
+    # Nobody is left to zero-fill what they discard, so they discard nothing.
     _kill_engines(start, spawn, KILLS, "writers", guardian=True)
 
 

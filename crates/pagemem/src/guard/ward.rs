@@ -278,7 +278,7 @@ impl Ward {
         for (pid, polled) in pids.iter().zip(fds.chunks_exact(2)) {
             // Events first: a child may have been forked just before the end.
             if let Some(t) = self.targets.get_mut(pid) {
-                if polled[0].revents != 0 || t.needs_mending() {
+                if polled[0].revents != 0 || t.needs_zero_fill() {
                     t.on_events(&mut self.tracer);
                     t.rest();
                 }

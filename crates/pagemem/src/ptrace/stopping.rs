@@ -15,9 +15,9 @@ use crate::sys::{self, thread_ended, thread_state};
 use crate::workers::is_worker;
 
 /// How long threads that still run are waited for once a discard has been let happen.
-const MENDING: Duration = Duration::from_secs(1);
+const ZERO_FILLING: Duration = Duration::from_secs(1);
 /// How much longer, where those that still run only wait for a processor: they execute nothing meanwhile, and what has been
-/// read of cannot be mended without them.
+/// read of cannot be zero-filled without them.
 const STARVED: Duration = Duration::from_secs(8);
 /// How often threads are looked at that have told of nothing.
 const LOOK_EVERY: Duration = Duration::from_micros(200);
@@ -48,11 +48,15 @@ impl Tracer {
         let mut ended = BTreeSet::new();
         let mut failure = None;
         let mut suspended = false;
-        // Once a discard has been let happen, no thread may go on before it has been mended.
+        // Once a discard has been let happen, no thread may go on before its pages are zero-filled.
         let mut read = false;
         let mut starved = Duration::ZERO;
         'outer: loop {
-            let timeout = if read { timeout.max(MENDING) } else { timeout };
+            let timeout = if read {
+                timeout.max(ZERO_FILLING)
+            } else {
+                timeout
+            };
             match self.seize_new(process, &mut seized, &mut stopped, &mut ended) {
                 Ok(true) => {}
                 // A running thread may create another before it stops: done when no new one is found. The kernel cuts
@@ -109,10 +113,14 @@ impl Tracer {
                     break;
                 }
                 let mut unstopped = seized.iter().filter(|t| !stopped.contains(t));
-                let most = if read { timeout.max(MENDING) } else { timeout };
+                let most = if read {
+                    timeout.max(ZERO_FILLING)
+                } else {
+                    timeout
+                };
                 if since.elapsed() > most + starved {
-                    let mends = read || strictness == Strictness::NoUserCode;
-                    let late = mends && starved < STARVED;
+                    let zero_fills = read || strictness == Strictness::NoUserCode;
+                    let late = zero_fills && starved < STARVED;
                     if !late
                         || !unstopped
                             .clone()
@@ -170,7 +178,8 @@ impl Tracer {
         let all = failure.is_none() && stopped.len() == seized.len();
         let workers = ended.iter().any(|&tid| is_worker(pid, tid));
         while workers && failure.is_none() && events.pending() {
-            // A request of io_uring discards. Mending need not wait for it: memory of its own is discarded to zeros, too.
+            // A request of io_uring discards. Zero-filling need not wait for it: memory of its own is discarded to
+            // zeros, too.
             events.read_one();
             read = true;
         }

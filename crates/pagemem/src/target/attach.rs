@@ -167,7 +167,7 @@ impl Target {
             .stop(tracer, Duration::from_secs(2), Strictness::All)
             .map_err(StopError::into_io)?;
         // What a thread discards meanwhile was let happen by the stop.
-        self.mend(tracer, &stopped);
+        self.zero_fill(tracer, &stopped);
         let track = match stopped.only_mend.take() {
             Some(e) => Err(e.into_io()),
             None => self
@@ -193,16 +193,16 @@ impl Target {
         match self.stop(tracer, Duration::from_secs(2), strictness) {
             Ok(mut stopped) => {
                 let result = if let Some(e) = stopped.only_mend.take() {
-                    self.mend(tracer, &stopped);
+                    self.zero_fill(tracer, &stopped);
                     Err(e.into_io())
                 } else if self.region.intact(stopped.memory()) {
-                    self.mend(tracer, &stopped);
+                    self.zero_fill(tracer, &stopped);
                     let fences: Vec<u64> = self.fences.iter().copied().collect();
                     self.remove_fences(tracer, &stopped, &fences);
                     self.region.remove(tracer, &self.process, &stopped)
                 } else if self.still_there() {
                     // It hides: nothing can be given back to it.
-                    self.mend(tracer, &stopped);
+                    self.zero_fill(tracer, &stopped);
                     Err(io::Error::from_raw_os_error(libc::EPERM))
                 } else {
                     Ok(())

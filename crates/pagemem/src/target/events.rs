@@ -1,7 +1,7 @@
 //! What the guard of a target tells of, noted as it is read: discards, moves, unmapping, forks, faults.
 //!
 //! Nothing is done about it here but to answer faults, for which a thread waits. [`super::stops`] has it read while a stop
-//! comes about, [`super::close`] where there is none; [`super::mend`] and [`super::births`] do the rest.
+//! comes about, [`super::close`] where there is none; [`super::zero_fill`] and [`super::births`] do the rest.
 
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -88,8 +88,8 @@ impl Target {
         (watch, &self.process, &self.region)
     }
 
-    /// Whether a discard, a move or unmapping is known of that has not been mended.
-    pub fn needs_mending(&self) -> bool {
+    /// Whether a discard, a move or unmapping is known of that has not been dealt with.
+    pub fn needs_zero_fill(&self) -> bool {
         !self.discarded.is_empty()
             || !self.moved.is_empty()
             || (!self.opened.is_empty() && !self.is_unstopped())

@@ -96,12 +96,12 @@ impl Target {
                         _ => Code::Refused,
                     };
                     codes.fill(code as u8);
-                    self.mend(tracer, &stopped);
+                    self.zero_fill(tracer, &stopped);
                     tracer.release(stopped);
                 }
                 Ok(stopped) if !self.region.intact(stopped.memory()) => {
                     codes.fill(Code::Gone as u8);
-                    self.mend(tracer, &stopped);
+                    self.zero_fill(tracer, &stopped);
                     tracer.release(stopped);
                 }
                 // What was pinned before the engine last asked what was written had been registered by then: whoever asks
@@ -117,13 +117,13 @@ impl Target {
                             }) =>
                 {
                     codes.fill(Code::Refused as u8);
-                    self.mend(tracer, &stopped);
+                    self.zero_fill(tracer, &stopped);
                     tracer.release(stopped);
                 }
                 Ok(stopped) => {
                     looked = true;
                     let (begun, cpu) = (Instant::now(), sys::cpu_time());
-                    self.mend(tracer, &stopped);
+                    self.zero_fill(tracer, &stopped);
                     if let Err(e) = work(self, tracer, &stopped, &batch, &mut codes) {
                         let code = if e.raw_os_error() == Some(libc::ETIMEDOUT) {
                             Code::Timeout
@@ -143,7 +143,7 @@ impl Target {
                     self.learn(kind, worked.as_secs_f64() / pages as f64);
                 }
             }
-            if self.needs_mending() {
+            if self.needs_zero_fill() {
                 // Read of, but no stop came about in time.
                 self.on_events(tracer);
             }

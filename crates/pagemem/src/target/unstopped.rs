@@ -1,11 +1,11 @@
 //! A target that cannot be stopped: another tracer has its threads, or another process runs in its memory and does not
 //! stop with it, as a `vfork` child does. What it discards must read as zeros all the same.
 //!
-//! Its frames are watched *closely* meanwhile, which needs no stop: whoever touches a page that is not there waits until the
-//! guardian has filled it. This begins before the event of a discard is read, for as long as that is not read the
-//! discarding thread waits, and nothing has been discarded. So nobody ever sees what lies beneath. Which pages may show
-//! their frames is known: those of all mappings of frames at the beginning, less what has been discarded since. Everything
-//! else is zero: also what a mapping that is moved grows by, or leaves behind.
+//! Its frames are watched *closely* meanwhile, which needs no stop: whoever touches a page that is not there waits
+//! until the guardian has filled it. This begins before the event of a discard is read, for as long as that is not read
+//! the discarding thread waits, and nothing has been discarded. So nobody ever sees what lies beneath. Which pages may
+//! show their frames is known: those of all mappings of frames at the beginning, less what has been discarded since.
+//! Everything else is zero: also what a mapping that is moved grows by, or leaves behind.
 //!
 //! The kernel itself does not wait (a userfaultfd of an ordinary user is for faults of the program alone): a system call
 //! that meets a page which is not there fails with `EFAULT`. So what has been discarded is filled at once, and this state
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::births::Born;
 use super::close::Close;
-use super::mend::Piece;
+use super::zero_fill::Piece;
 use super::Target;
 use crate::arch::nr;
 use crate::failpoints;
@@ -131,8 +131,8 @@ impl Target {
         }
     }
 
-    /// To be called when a stop has failed: what was let happen in it must be zero from now on, for its threads run on. It is
-    /// no business of a later stop, before which the program may have written there.
+    /// To be called when a stop has failed: what was let happen in it must be zero from now on, for its threads run on.
+    /// It is no business of a later stop, before which the program may have written there.
     pub(super) fn watch_what_was_read(&mut self) {
         let read = !self.discarded.is_empty() || !self.moved.is_empty();
         if read && !failpoints::active("outside") {
@@ -274,7 +274,7 @@ impl Target {
         let all = self.process.thread_count() == stopped.tids.len();
         let settled =
             all && !tracer.shared_when_stopped(&self.process, &stopped) && !self.pending();
-        self.mend(tracer, &stopped);
+        self.zero_fill(tracer, &stopped);
         if settled {
             self.settle(&stopped);
             if self.overdrawn() {

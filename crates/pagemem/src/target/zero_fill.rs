@@ -2,7 +2,7 @@
 //!
 //! A discarded private page of a file shows the file's bytes again, and our frames are a file. So merged ranges are
 //! watched, and a thread that discards some waits until the guardian has read of it. All threads are interrupted before
-//! that, so none executes an instruction of the program between the discard and the mending.
+//! that, so none executes an instruction of the program between the discard and the zero-filling.
 //!
 //! The same holds where memory is moved with `mremap` and grows by that, or leaves empty pages behind: what is new must
 //! be zero, and would be further frames. Growing where it is tells nobody; so that it cannot, there is always a mapping
@@ -22,9 +22,9 @@ use crate::ptrace::{NoEvents, StopError, Stopped, Strictness, Tracer};
 use crate::ranges::Ranges;
 use crate::sys::{Vma, PAGE, VMA_SHARED_NONE};
 
-/// How long a stop for mending may take; it waits only for threads that are busy inside the kernel.
+/// How long a stop for zero-filling may take; it waits only for threads that are busy inside the kernel.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often it is tried before the target is mended from outside.
+/// How often it is tried before the target is zero-filled from outside.
 const TRIES: u32 = 5;
 /// A part of a merged mapping that was discarded.
 #[derive(Clone, Copy)]
@@ -57,10 +57,10 @@ impl Piece {
 }
 
 impl Target {
-    /// The target waits with an event: stop it, read, and mend. Where it cannot be stopped it is watched closely.
+    /// The target waits with an event: stop it, read, and zero-fill. Where it cannot be stopped it is watched closely.
     pub fn on_events(&mut self, tracer: &mut Tracer) {
         let faults_left = self.answer_faults();
-        let more = self.pending() || self.needs_mending();
+        let more = self.pending() || self.needs_zero_fill();
         if faults_left || (self.for_life && !self.unstopped && !more) {
             return;
         }
@@ -73,7 +73,7 @@ impl Target {
                     // Where all of its threads have stopped, whoever still waits is none of them.
                     let all = self.process.thread_count() == stopped.tids.len();
                     let another = all && self.pending();
-                    self.mend(tracer, &stopped);
+                    self.zero_fill(tracer, &stopped);
                     self.note_children(&stopped);
                     if self.overdrawn() {
                         self.shed(tracer, &stopped);
@@ -96,7 +96,7 @@ impl Target {
                 Err(StopError::Refused(_) | StopError::Shared) => break,
                 // It was a child that was told of, and its parent waits for it.
                 Err(StopError::Timeout)
-                    if !self.pending() && !self.needs_mending() && !self.is_unstopped() =>
+                    if !self.pending() && !self.needs_zero_fill() && !self.is_unstopped() =>
                 {
                     return
                 }
@@ -107,7 +107,7 @@ impl Target {
     }
 
     /// Maps zeros where the target has discarded pages of frames, inside the stop that the discarding thread is in.
-    pub(super) fn mend(&mut self, tracer: &mut Tracer, stopped: &Stopped) {
+    pub(super) fn zero_fill(&mut self, tracer: &mut Tracer, stopped: &Stopped) {
         self.note_growth(stopped);
         self.close_opened(tracer, stopped);
         if self.discarded.is_empty() {
