@@ -102,7 +102,9 @@ def test_with_its_failpoint_it_is_not(
     assert ask(program, last) == "False"
 
 
-def test_fences_go_with_their_program_detached(programs: list[subprocess.Popen[str]], ask: Callable[..., str]) -> None:
+def test_guard_pages_go_with_their_program_detached(
+    programs: list[subprocess.Popen[str]], ask: Callable[..., str]
+) -> None:
     for program in programs:
         ask(program, "mappings")  # what the interpreter takes for that, it takes now
     before = [ask(program, "mappings").split(";") for program in programs]

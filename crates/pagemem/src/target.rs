@@ -126,7 +126,7 @@ pub struct Target {
     /// Where the program has unmapped frames, not looked at yet: those before may lie open now.
     opened: Vec<u64>,
     /// Pages without access behind mappings of frames.
-    fences: BTreeSet<u64>,
+    guard_pages: BTreeSet<u64>,
     /// What merged mappings are given advice.
     advised: Advised,
     /// Those of this batch that have been found to be hidden still, from children or from core dumps.
@@ -182,7 +182,7 @@ impl Target {
             moved: Vec::new(),
             opened: Vec::new(),
             locked: Vec::new(),
-            fences: BTreeSet::new(),
+            guard_pages: BTreeSet::new(),
             advised: Advised::default(),
             hidden: Vec::new(),
             born: Vec::new(),

@@ -109,7 +109,7 @@ impl Client {
 
     /// Keeps merged memory from growing where it is: runs of pages with nothing behind them.
     pub fn close_ends(&self, pid: i32, runs: &[Run]) -> Result<(Outcome, Duration), Failure> {
-        self.runs(op::FENCE, pid, 0, runs)
+        self.runs(op::GUARD_PAGES, pid, 0, runs)
     }
 
     fn runs(

@@ -456,7 +456,7 @@ impl Ward {
                 };
                 t.unmerge(&mut self.tracer, &self.common.pool, &runs, way)
             }
-            op::FENCE => t.close_ends(&mut self.tracer, &self.common.pool, &runs),
+            op::GUARD_PAGES => t.close_ends(&mut self.tracer, &self.common.pool, &runs),
             _ => return Err(invalid()),
         }))
     }

@@ -18,7 +18,7 @@ pub mod op {
     pub const DETACH: u32 = 6;
     pub const STATUS: u32 = 7;
     pub const LIMITS: u32 = 8;
-    pub const FENCE: u32 = 9;
+    pub const GUARD_PAGES: u32 = 9;
     pub const POOL: u32 = 10;
 }
 
@@ -116,7 +116,7 @@ pub fn record(run: &Run) -> (u64, u64) {
 pub fn too_late(request: &Request, pages: usize) -> io::Result<Answer> {
     let late = || io::Error::from_raw_os_error(libc::ETIMEDOUT);
     match request.number {
-        op::MERGE | op::ZERO | op::UNMERGE | op::FENCE => Ok(Answer::Outcome(
+        op::MERGE | op::ZERO | op::UNMERGE | op::GUARD_PAGES => Ok(Answer::Outcome(
             Outcome {
                 codes: vec![crate::target::Code::Timeout as u8; pages],
                 ..Outcome::default()

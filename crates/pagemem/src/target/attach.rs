@@ -197,8 +197,8 @@ impl Target {
                     Err(e.into_io())
                 } else if self.region.intact(stopped.memory()) {
                     self.zero_fill(tracer, &stopped);
-                    let fences: Vec<u64> = self.fences.iter().copied().collect();
-                    self.remove_fences(tracer, &stopped, &fences);
+                    let guard_pages: Vec<u64> = self.guard_pages.iter().copied().collect();
+                    self.remove_guard_pages(tracer, &stopped, &guard_pages);
                     self.region.remove(tracer, &self.process, &stopped)
                 } else if self.still_there() {
                     // It hides: nothing can be given back to it.

@@ -45,7 +45,7 @@ pub struct Heir {
     unstopped: bool,
     limits: Limits,
     advised: Advised,
-    fences: BTreeSet<u64>,
+    guard_pages: BTreeSet<u64>,
     pool_file: FileId,
     core_dumps: CoreDumps,
 }
@@ -89,7 +89,7 @@ impl Heir {
         let guard = self.guard.take()?;
         let (region, limits, file) = (self.region, self.limits, self.pool_file);
         let adopted = Target {
-            fences: std::mem::take(&mut self.fences),
+            guard_pages: std::mem::take(&mut self.guard_pages),
             advised: std::mem::take(&mut self.advised),
             close: self.close.take(),
             for_life: self.for_life,
@@ -116,7 +116,7 @@ impl Target {
             unstopped: born.unstopped,
             limits: self.limits,
             advised: self.advised.clone(),
-            fences: self.fences.clone(),
+            guard_pages: self.guard_pages.clone(),
             pool_file: self.pool_file,
             core_dumps: self.core_dumps,
         }
@@ -173,7 +173,7 @@ impl Target {
         };
         let (region, limits, file) = (self.region, self.limits, self.pool_file);
         let made = guard.map(|guard| Self {
-            fences: self.fences.clone(),
+            guard_pages: self.guard_pages.clone(),
             advised: self.advised.clone(),
             core_dumps: self.core_dumps,
             ..Self::new(process, region, guard, limits, file, false)

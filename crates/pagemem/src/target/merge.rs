@@ -233,7 +233,7 @@ impl Target {
         }
         let ends = spans(&kept).into_iter().map(|(s, _)| s.addr + bytes(&s));
         let ends: Vec<u64> = ends.filter(|_| pool.is_some()).collect();
-        for end in self.fence(tracer, stopped, &ends) {
+        for end in self.add_guard_pages(tracer, stopped, &ends) {
             let last = kept.iter().find(|(r, _)| r.addr + bytes(r) == end);
             let code = last.map(|(r, first)| &mut codes[first + r.pages as usize - 1]);
             if let Some(code) = code.filter(|c| **c == Code::Done as u8) {

@@ -26,7 +26,7 @@ pub(super) enum Kind {
     Merge = 0,
     Zero = 1,
     Unmerge = 2,
-    Fence = 3,
+    GuardPages = 3,
 }
 
 impl Target {
@@ -64,7 +64,7 @@ impl Target {
         }
         let (pinned, locked) = sys::pinned_and_locked(self.pid);
         // What is given back is locked again; what is merged could be locked since its flags were looked at.
-        let giving = matches!(kind, Kind::Unmerge | Kind::Fence);
+        let giving = matches!(kind, Kind::Unmerge | Kind::GuardPages);
         if (pinned || (locked && kind != Kind::Unmerge) || (giving && self.written_behind()))
             && !failpoints::active("rings")
         {

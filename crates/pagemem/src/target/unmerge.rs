@@ -71,7 +71,7 @@ impl Target {
         let file = pool.file();
         self.in_stops(
             tracer,
-            Kind::Fence,
+            Kind::GuardPages,
             pages,
             |t, tracer, stopped, batch, codes| {
                 t.classify(batch, |v| v.file == file, codes, &mut BTreeSet::new())?;
@@ -79,7 +79,7 @@ impl Target {
                     .iter()
                     .map(|(r, _)| r.addr + u64::from(r.pages) * PAGE)
                     .collect();
-                for end in t.fence(tracer, stopped, &ends) {
+                for end in t.add_guard_pages(tracer, stopped, &ends) {
                     t.give_back(tracer, stopped, end - PAGE)?;
                 }
                 Ok(())

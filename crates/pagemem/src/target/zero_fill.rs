@@ -6,7 +6,7 @@
 //!
 //! The same holds where memory is moved with `mremap` and grows by that, or leaves empty pages behind: what is new must
 //! be zero, and would be further frames. Growing where it is tells nobody; so that it cannot, there is always a mapping
-//! behind one of frames, where the program has none a *fence*: a page without access. A program that unmaps frames waits
+//! behind one of frames, where the program has none a *guard page*, without access. A program that unmaps frames waits
 //! until those before have one.
 
 use std::io;
@@ -206,13 +206,13 @@ impl Target {
         ends = looked.unwrap_or_default();
         // What cannot be closed is found at the next look.
         if !ends.is_empty() {
-            let _ = self.fence(tracer, stopped, &ends);
+            let _ = self.add_guard_pages(tracer, stopped, &ends);
         }
     }
 
     /// Sees to it that mappings of frames that end at one of `ends`, in a stopped target, have some mapping behind them.
     /// Those where that cannot be had are returned.
-    pub(super) fn fence(
+    pub(super) fn add_guard_pages(
         &mut self,
         tracer: &mut Tracer,
         stopped: &Stopped,
@@ -231,12 +231,9 @@ impl Target {
             // Those that no longer stand behind anything.
             let mut idle = Vec::new();
             if !open.is_empty() {
-                for &fence in &self.fences {
-                    if maps
-                        .at_or_after(fence - 1)?
-                        .is_none_or(|v| v.start == fence)
-                    {
-                        idle.push(fence);
+                for &page in &self.guard_pages {
+                    if maps.at_or_after(page - 1)?.is_none_or(|v| v.start == page) {
+                        idle.push(page);
                     }
                 }
             }
@@ -248,7 +245,7 @@ impl Target {
         if open.is_empty() {
             return open;
         }
-        self.remove_fences(tracer, stopped, &idle);
+        self.remove_guard_pages(tracer, stopped, &idle);
         // Behind the heap the kernel wants to extend it. Nobody moves that.
         let mut ask = [Op::new(nr::BRK, &[0])];
         if self.run_quietly(tracer, stopped, &mut ask).is_ok() {
@@ -263,34 +260,39 @@ impl Target {
             // An operation that has not run has no result.
             let _ = self.run_quietly(tracer, stopped, &mut ops);
             for op in ops.iter().filter(|op| op.result as u64 == op.args[0]) {
-                self.fences.insert(op.args[0]);
+                self.guard_pages.insert(op.args[0]);
             }
         }
-        open.retain(|end| !self.fences.contains(end));
+        open.retain(|end| !self.guard_pages.contains(end));
         open
     }
 
-    /// Unmaps fences, as far as they still are some.
-    pub(super) fn remove_fences(&mut self, tracer: &mut Tracer, stopped: &Stopped, fences: &[u64]) {
+    /// Unmaps guard pages, as far as they still are some.
+    pub(super) fn remove_guard_pages(
+        &mut self,
+        tracer: &mut Tracer,
+        stopped: &Stopped,
+        guard_pages: &[u64],
+    ) {
         let still = self.process.with_maps(|maps| {
             let mut still = Vec::new();
-            for &fence in fences {
+            for &page in guard_pages {
                 let its = |v: &Vma| {
-                    (v.start, v.end, v.flags & 15) == (fence, fence + PAGE, VMA_SHARED_NONE)
+                    (v.start, v.end, v.flags & 15) == (page, page + PAGE, VMA_SHARED_NONE)
                 };
-                if maps.at_or_after(fence)?.as_ref().is_some_and(its) {
-                    still.push(fence);
+                if maps.at_or_after(page)?.as_ref().is_some_and(its) {
+                    still.push(page);
                 }
             }
             Ok(still)
         });
         for some in still.unwrap_or_default().chunks(OPS_MAX) {
-            let unmap = |fence: &u64| Op::new(nr::MUNMAP, &[*fence, PAGE]);
+            let unmap = |page: &u64| Op::new(nr::MUNMAP, &[*page, PAGE]);
             let mut ops: Vec<Op> = some.iter().map(unmap).collect();
             let _ = self.run_quietly(tracer, stopped, &mut ops);
         }
-        for fence in fences {
-            self.fences.remove(fence);
+        for page in guard_pages {
+            self.guard_pages.remove(page);
         }
     }
 
