@@ -265,20 +265,20 @@ impl RbTree {
             orphan = left;
             self.replace(node, left);
         } else {
-            let heir = self.end(right, 0);
-            black_lost = !self.red(heir);
-            orphan = self.cells[heir as usize].child[1];
-            if self.cells[heir as usize].parent == node {
-                self.cells[orphan as usize].parent = heir;
+            let successor = self.end(right, 0);
+            black_lost = !self.red(successor);
+            orphan = self.cells[successor as usize].child[1];
+            if self.cells[successor as usize].parent == node {
+                self.cells[orphan as usize].parent = successor;
             } else {
-                self.replace(heir, orphan);
-                self.cells[heir as usize].child[1] = right;
-                self.cells[right as usize].parent = heir;
+                self.replace(successor, orphan);
+                self.cells[successor as usize].child[1] = right;
+                self.cells[right as usize].parent = successor;
             }
-            self.replace(node, heir);
-            self.cells[heir as usize].child[0] = left;
-            self.cells[left as usize].parent = heir;
-            self.cells[heir as usize].red = self.red(node);
+            self.replace(node, successor);
+            self.cells[successor as usize].child[0] = left;
+            self.cells[left as usize].parent = successor;
+            self.cells[successor as usize].red = self.red(node);
         }
         if black_lost {
             self.repair_remove(orphan);

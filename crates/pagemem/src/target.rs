@@ -37,7 +37,7 @@ use crate::process::Process;
 use crate::sys::{self, FileId};
 use crate::uffd::Uffd;
 use advice::Advised;
-pub use births::{Born, Heir};
+pub use births::{Born, PendingChild};
 use close::Close;
 use dumps::CoreDumps;
 use rights::Rights;

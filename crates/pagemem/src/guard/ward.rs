@@ -16,7 +16,7 @@ use crate::descriptors;
 use crate::pool::Pool;
 use crate::ptrace::{News, Tracer};
 use crate::sys::{self, cpu_time, pairs};
-use crate::target::{Code, Heir, Limits, Outcome, Run, Target, Way};
+use crate::target::{Code, Limits, Outcome, PendingChild, Run, Target, Way};
 
 /// How often targets are checked for having replaced their program.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
@@ -24,7 +24,7 @@ const CHECK_EVERY: Duration = Duration::from_secs(2);
 const TEND_EVERY: Duration = Duration::from_millis(1);
 /// A child that is not found at once is looked for less often: each time all processes are gone through.
 const EAGER_WAITS: u32 = 50;
-const HEIR_EVERY: Duration = Duration::from_millis(20);
+const PENDING_EVERY: Duration = Duration::from_millis(20);
 
 /// What all wards and the hall have in common.
 pub struct Common {
@@ -180,7 +180,7 @@ struct Ward {
     tracer: Tracer,
     targets: BTreeMap<i32, Target>,
     /// Children that are guarded but not yet known by pid.
-    heirs: Vec<Heir>,
+    pending: Vec<PendingChild>,
 }
 
 impl Drop for Ward {
@@ -201,7 +201,7 @@ impl Ward {
             id,
             tracer: Tracer::default(),
             targets: BTreeMap::new(),
-            heirs: Vec::new(),
+            pending: Vec::new(),
         }
     }
 
@@ -212,7 +212,7 @@ impl Ward {
         let mut last_check = Instant::now();
         let mut waits = 0;
         loop {
-            if self.targets.is_empty() && self.heirs.is_empty() && self.closes() {
+            if self.targets.is_empty() && self.pending.is_empty() && self.closes() {
                 return;
             }
             // Said first, then looked at: what changes later wakes this thread.
@@ -223,7 +223,11 @@ impl Ward {
             }
             // It may add targets.
             let awaited = self.tend();
-            waits = if self.heirs.is_empty() { 0 } else { waits + 1 };
+            waits = if self.pending.is_empty() {
+                0
+            } else {
+                waits + 1
+            };
             let timeout = match waits {
                 _ if awaited == Awaited::Now || self.tracer.held() != held => Duration::ZERO,
                 _ if self.has_letters() => Duration::ZERO,
@@ -231,7 +235,7 @@ impl Ward {
                 _ if self.targets.values().any(Target::has_unanswered) => TEND_EVERY,
                 0 => CHECK_EVERY,
                 1..EAGER_WAITS => TEND_EVERY,
-                _ => HEIR_EVERY,
+                _ => PENDING_EVERY,
             };
             let mut fds: Vec<libc::pollfd> = Vec::with_capacity(2 * self.targets.len());
             for t in self.targets.values() {
@@ -284,7 +288,7 @@ impl Ward {
                 }
             }
             if polled[1].revents != 0 || self.targets.get(pid).is_some_and(Target::idle) {
-                self.collect_heirs();
+                self.collect_pending();
                 if let Some(t) = self.targets.remove(pid) {
                     t.forget();
                 }
@@ -295,7 +299,7 @@ impl Ward {
     /// Says to the hall which processes are looked after here.
     fn publish(&self) {
         if let Some(entry) = lock(&self.common.wards).get_mut(&self.id) {
-            entry.awaits_children = !self.heirs.is_empty();
+            entry.awaits_children = !self.pending.is_empty();
             let same = entry.pids.iter().eq(self.targets.keys());
             // With letters left the first of them may be about a process that is still to be attached.
             if !same && entry.letters.is_empty() {
@@ -412,7 +416,7 @@ impl Ward {
                 return Ok(Answer::Bytes(Vec::new()));
             }
             t.detach(&mut self.tracer)?;
-            self.collect_heirs();
+            self.collect_pending();
             self.targets.remove(&pid);
             return Ok(Answer::Bytes(Vec::new()));
         }
@@ -462,19 +466,19 @@ impl Ward {
     }
 
     /// Takes over the children that targets have announced: they may outlive them.
-    fn collect_heirs(&mut self) {
+    fn collect_pending(&mut self) {
         for t in self.targets.values_mut() {
             for born in t.take_born() {
-                let heir = t.heir(born);
-                self.heirs.push(heir);
+                let child = t.pending_child(born);
+                self.pending.push(child);
             }
         }
     }
 
     /// Children announced by fork events become targets of their own as soon as their pid is known.
     fn adopt_children(&mut self) {
-        self.collect_heirs();
-        if self.heirs.is_empty() {
+        self.collect_pending();
+        if self.pending.is_empty() {
             return;
         }
         let hints: Vec<i32> = self
@@ -483,24 +487,24 @@ impl Ward {
             .flat_map(Target::take_hints)
             .collect();
         self.adopt_among(&hints);
-        if self.heirs.is_empty() {
+        if self.pending.is_empty() {
             return;
         }
         // Mostly it is a child of its parent; not so if the parent has ended or has given it to its own parent.
-        let parents: BTreeSet<i32> = self.heirs.iter().map(|h| h.parent).collect();
+        let parents: BTreeSet<i32> = self.pending.iter().map(|c| c.parent).collect();
         let near: Vec<i32> = parents.into_iter().flat_map(children_of).collect();
         self.adopt_among(&near);
-        if !self.heirs.is_empty() {
-            let (living, gone) = std::mem::take(&mut self.heirs)
+        if !self.pending.is_empty() {
+            let (living, gone) = std::mem::take(&mut self.pending)
                 .into_iter()
-                .partition(Heir::alive);
-            self.heirs = living;
-            for heir in gone {
+                .partition(PendingChild::alive);
+            self.pending = living;
+            for child in gone {
                 // It has ended, or runs another program by now.
-                let others = children_of(heir.parent).into_iter();
+                let others = children_of(child.parent).into_iter();
                 others
                     .filter(|pid| !self.targets.contains_key(pid))
-                    .for_each(|pid| heir.forget(pid));
+                    .for_each(|pid| child.forget(pid));
             }
             self.adopt_among(&crate::sys::all_processes());
         }
@@ -508,19 +512,19 @@ impl Ward {
 
     fn adopt_among(&mut self, pids: &[i32]) {
         for &pid in pids {
-            if self.heirs.is_empty() {
+            if self.pending.is_empty() {
                 return;
             }
             if self.targets.contains_key(&pid) {
                 continue;
             }
             let adopted = self
-                .heirs
+                .pending
                 .iter_mut()
                 .enumerate()
-                .find_map(|(i, h)| Some((i, h.adopt(pid)?)));
+                .find_map(|(i, c)| Some((i, c.adopt(pid)?)));
             if let Some((i, mut target)) = adopted {
-                self.heirs.swap_remove(i);
+                self.pending.swap_remove(i);
                 target.look_for_rights();
                 target.rest();
                 self.targets.insert(pid, target);
@@ -528,7 +532,7 @@ impl Ward {
         }
     }
 
-    /// Targets without merged memory are let go; the others are guarded on.
+    /// Targets without merged memory are detached; the others are guarded on.
     fn engine_gone(&mut self) {
         let pids: Vec<i32> = self.targets.keys().copied().collect();
         for pid in pids {

@@ -1,9 +1,9 @@
 //! Children of a target: from the fork event that tells of an address space to the target that the child becomes.
 //!
-//! A child has its parent's frames from its first instruction on, and its guard with them; its pid is found later. So there
-//! are three steps: [`Born`] is what the event brings, [`Heir`] what waits for the pid, and [`Heir::adopt`] makes the
-//! target. Where the kernel tells this user of no forks, the tracer holds the child instead ([`Target::guard_child`]).
-//! Called by the guardian's wards ([`crate::guard`]).
+//! A child has its parent's frames from its first instruction on, and its guard with them; its pid is found later. So
+//! there are three steps: [`Born`] is what the event brings, [`PendingChild`] what waits for the pid, and
+//! [`PendingChild::adopt`] makes the target. Where the kernel tells this user of no forks, the tracer holds the child
+//! instead ([`Target::guard_child`]). Called by the guardian's wards ([`crate::guard`]).
 
 use std::collections::BTreeSet;
 use std::io;
@@ -32,7 +32,7 @@ pub struct Born {
 }
 
 /// A child whose fork was told of, but not yet its pid: its memory is guarded from the first instruction on.
-pub struct Heir {
+pub struct PendingChild {
     /// The process that forked it; it may have ended since.
     pub parent: i32,
     region: InjectedRegion,
@@ -50,7 +50,7 @@ pub struct Heir {
     core_dumps: CoreDumps,
 }
 
-impl Heir {
+impl PendingChild {
     /// Whether its address space still exists.
     pub fn alive(&self) -> bool {
         self.guard
@@ -105,8 +105,8 @@ impl Heir {
 
 impl Target {
     /// What a child, announced by a fork event, is to be made a target from, once its pid is known.
-    pub fn heir(&self, born: Born) -> Heir {
-        Heir {
+    pub fn pending_child(&self, born: Born) -> PendingChild {
+        PendingChild {
             parent: self.pid,
             region: self.region,
             guard: Some(born.guard),
