@@ -1,9 +1,9 @@
 //! Running system calls inside a stopped process, and leaving it as it was.
 //!
-//! Once a target is attached it holds a small *injected region*: one page with the loop of `arch` and some pages for its
-//! operations. A list of operations runs at full speed in one thread while all others stand still. The thread's
-//! registers, vector state and signal mask stand in a signal frame in the injected region before it is let go, and the loop
-//! ends in `rt_sigreturn`: a target whose tracer dies at any instruction of the loop finishes the list and goes on
+//! Once a target is attached it holds a small *injected region*: one page with the loop of `arch` and some pages for
+//! its operations. A list of operations runs at full speed in one thread while all others stand still. The thread's
+//! registers, vector state and signal mask stand in a signal frame in the injected region before it is resumed, and the
+//! loop ends in `rt_sigreturn`: a target whose tracer dies at any instruction of the loop finishes the list and goes on
 //! where it was. Source of the idea: CRIU's compel; of the frame: the kernel's own signal delivery.
 
 use std::io;

@@ -1,4 +1,4 @@
-//! Stopping every thread of a process for a moment, and letting all of them go.
+//! Stopping every thread of a process for a moment, and resuming all of them.
 //!
 //! Threads are seized for the stop and detached after it, so that between stops the process is not traced. A thread
 //! that does not stop in time is released as soon as it does.

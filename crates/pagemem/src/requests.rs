@@ -53,12 +53,12 @@ pub fn poll(tid: i32) -> Wait {
     }
 }
 
-/// Lets a stopped thread go on, delivering `signal` (0: none).
+/// Resumes a stopped thread, delivering `signal` (0: none).
 pub fn resume(tid: i32, signal: i32) -> io::Result<()> {
     ptrace(libc::PTRACE_CONT, tid, signal as usize)
 }
 
-/// Lets a stopped thread go on to where it next enters or leaves a system call ([`CALL_STOP`]), delivering `signal`.
+/// Resumes a stopped thread up to where it next enters or leaves a system call ([`CALL_STOP`]), delivering `signal`.
 pub fn to_next_call(tid: i32, signal: i32) -> io::Result<()> {
     ptrace(libc::PTRACE_SYSCALL, tid, signal as usize)
 }

@@ -264,7 +264,7 @@ impl Uffd {
         told.ok().and_then(pending).is_some_and(|n| n > 0)
     }
 
-    /// Reads one event, if there is one. Reading is what lets the target go on.
+    /// Reads one event, if there is one. Reading is what resumes the target.
     pub fn next_event(&self) -> io::Result<Option<Event>> {
         let mut m = [0u64; 4];
         // SAFETY: the kernel writes at most 32 bytes, one `uffd_msg`, into a live array of that size.

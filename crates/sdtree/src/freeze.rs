@@ -14,7 +14,7 @@ mod imp {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::Arc;
 
-    /// Holds a thread from the point where it is frozen until it is let go.
+    /// Holds a thread from the point where it is frozen until it is released.
     #[derive(Default)]
     pub(crate) struct Gate {
         frozen: AtomicBool,
@@ -53,7 +53,7 @@ mod imp {
             self.frozen.load(Ordering::SeqCst)
         }
 
-        pub(crate) fn let_go(&self) {
+        pub(crate) fn release(&self) {
             self.open.store(true, Ordering::SeqCst);
         }
     }
@@ -189,7 +189,7 @@ mod tests {
                             assert_eq!(tree.find(key), model.contains(&key));
                         }
                     }
-                    gate.let_go();
+                    gate.release();
                     (victim.join().expect("no panic"), balance)
                 });
                 let mut balance = rounds;

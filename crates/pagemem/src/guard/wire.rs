@@ -112,7 +112,7 @@ pub fn record(run: &Run) -> (u64, u64) {
     (run.addr, u64::from(run.pages) | u64::from(run.frame) << 32)
 }
 
-/// What a request is answered with whose target does not let go of those that look after it.
+/// What a request is answered with whose target holds up those that look after it.
 pub fn too_late(request: &Request, pages: usize) -> io::Result<Answer> {
     let late = || io::Error::from_raw_os_error(libc::ETIMEDOUT);
     match request.number {

@@ -49,8 +49,8 @@ impl Tracer {
         } else {
             self.held.insert(child, (child, Held::Straggler));
         }
-        // It may have been found stopped before (nothing is reported twice): let it go as far as it can.
-        self.let_go(child, child, false, false);
+        // It may have been found stopped before (nothing is reported twice): resume it as far as it can go.
+        self.resume_thread(child, child, false, false);
     }
 
     /// A ptrace event of a followed process. The thread is resumed; children wait.
@@ -117,7 +117,7 @@ impl Tracer {
         let mut passed_on = 0;
         if signal == libc::SIGSTOP {
             // Nothing holds it back, and sent again later it could come after the SIGCONT that is to end it. The kernel has
-            // the process suspended when it is let go, unless it is continued before; until then the list goes on.
+            // the process suspended when it is resumed, unless it is continued before; until then the list goes on.
             passed_on = signal;
         } else if matches!(signal, libc::SIGSEGV | libc::SIGBUS) && is_fault(tid) {
             // An operation met memory that cannot be had: it failed, the list goes on.
@@ -135,7 +135,7 @@ impl Tracer {
         Ok(false)
     }
 
-    /// Looks after processes that could not be let go, since a list was unfinished.
+    /// Looks after processes that could not be resumed, since a list was unfinished.
     fn tend_stalled(&mut self) {
         for stopped in std::mem::take(&mut self.stalled) {
             let Some((tid, mut list)) = stopped.unfinished() else {

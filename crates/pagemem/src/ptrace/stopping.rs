@@ -1,4 +1,4 @@
-//! Stopping all threads of a process, and letting them go.
+//! Stopping all threads of a process, and resuming them.
 //!
 //! Called for targets ([`crate::target`]), and by benchmarks. What a stop leaves held is looked after by [`super::held`].
 
@@ -48,7 +48,7 @@ impl Tracer {
         let mut ended = BTreeSet::new();
         let mut failure = None;
         let mut suspended = false;
-        // Once a discard has been let happen, no thread may go on before its pages are zero-filled.
+        // Once a discard has happened, no thread may go on before its pages are zero-filled.
         let mut read = false;
         let mut starved = Duration::ZERO;
         'outer: loop {
@@ -292,8 +292,8 @@ impl Tracer {
         Ok(new)
     }
 
-    /// Lets a stopped thread go, back into suspension if it was found in it.
-    pub(super) fn let_go(&mut self, pid: i32, tid: i32, suspended: bool, ran: bool) {
+    /// Resumes a stopped thread, back into suspension if it was found in it.
+    pub(super) fn resume_thread(&mut self, pid: i32, tid: i32, suspended: bool, ran: bool) {
         if !self.followed.contains(&pid) {
             if ptrace(libc::PTRACE_DETACH, tid, 0).is_err() {
                 // It was killed meanwhile: its parent learns of that only when its tracer has taken note.
@@ -314,7 +314,7 @@ impl Tracer {
         self.held.insert(tid, (pid, Held::Followed));
     }
 
-    /// Lets all threads go; returns how long the process stood still. Where a list is unfinished they are let go as soon
+    /// Resumes all threads; returns how long the process stood still. Where a list is unfinished they are resumed as soon
     /// as it is done ([`Self::tend`]): until then memory may be missing that they would touch.
     pub fn release(&mut self, stopped: Stopped) -> Duration {
         if stopped.unfinished().is_some() {
@@ -337,7 +337,7 @@ impl Tracer {
         for &tid in &stopped.tids {
             let woken = stopped.woken.borrow().contains(&tid);
             let suspended = stopped.suspended || woken;
-            self.let_go(stopped.pid, tid, suspended, woken || worker == Some(tid));
+            self.resume_thread(stopped.pid, tid, suspended, woken || worker == Some(tid));
         }
         let pause = stopped.since.elapsed();
         for (pid, tid, signal) in self.owed.drain(..) {

@@ -219,7 +219,7 @@ impl Target {
         }
     }
 
-    /// Undoes what outlives the memory that is let go: a new program, too, has its predecessor's filter of core dumps.
+    /// Undoes what outlives the memory that is detached: a new program, too, has its predecessor's filter of core dumps.
     pub fn forget(&self) {
         if !sys::has_ended(&self.pidfd) {
             self.core_dumps.restore(self.pid);

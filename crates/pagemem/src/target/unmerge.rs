@@ -290,7 +290,7 @@ impl Target {
     /// this process dies, the loop completes the copy back before the target goes on. Write tracking is registered in
     /// the loop, too, before any page of the new mapping exists: only so does the kernel join it with its neighbours.
     /// For this the copy takes place where other processes can reach it: one that writes this memory at the same moment
-    /// may lose its write. So only a target that is let go for good is unmerged this way.
+    /// may lose its write. So only a target that is detached for good is unmerged this way.
     pub(super) fn unshare(
         &mut self,
         tracer: &mut Tracer,

@@ -186,7 +186,7 @@ impl Target {
         }
     }
 
-    /// Lets a target that cannot be stopped go on with its discards, and fills what its threads wait for.
+    /// Has a target that cannot be stopped go on with its discards, and fills what its threads wait for.
     pub(super) fn attend(&mut self, tracer: &mut Tracer) {
         let known = self.close.is_some();
         if !failpoints::active("outside") {
