@@ -122,7 +122,7 @@ def test_a_program_that_is_frozen_in_the_middle_of_a_merge_goes_on_with_the_righ
             # Frozen for longer than anybody waits: given up for now, and others are served.
             merging.join(3 * LIST_TIMEOUT_S)
             assert not merging.is_alive()
-            assert _tracer(programs[1].pid), "detached in the middle of a list"
+            assert _tracer(programs[1].pid), "detached in the middle of a syscall batch"
             for other in others:
                 engine.attach(other.pid)
             merge_at_least(engine, PAGES)

@@ -1,10 +1,11 @@
 //! Running system calls inside a stopped process, and leaving it as it was.
 //!
 //! Once a target is attached it holds a small *injected region*: one page with the loop of `arch` and some pages for
-//! its operations. A list of operations runs at full speed in one thread while all others stand still. The thread's
-//! registers, vector state and signal mask stand in a signal frame in the injected region before it is resumed, and the
-//! loop ends in `rt_sigreturn`: a target whose tracer dies at any instruction of the loop finishes the list and goes on
-//! where it was. Source of the idea: CRIU's compel; of the frame: the kernel's own signal delivery.
+//! its operations. A *syscall batch*, a list of operations, runs at full speed in one thread while all others stand
+//! still. The thread's registers, vector state and signal mask stand in a signal frame in the injected region before it
+//! is resumed, and the loop ends in `rt_sigreturn`: a target whose tracer dies at any instruction of the loop finishes
+//! the batch and goes on where it was. Source of the idea: CRIU's compel; of the frame: the kernel's own signal
+//! delivery.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::arch::{self, nr, Regs};
 use crate::failpoints;
 use crate::process::Process;
-use crate::ptrace::{self, Events, List, Stopped, Tracer, Wait, Worker};
+use crate::ptrace::{self, Events, Stopped, SyscallBatch, Tracer, Wait, Worker};
 use crate::sys::{
     all_are, read_remote, thread_ended, write_remote, Maps, Vma, PAGE, VMA_PRIVATE_RW,
 };
@@ -48,7 +49,7 @@ const STACK_TOP: u64 = 7 * PAGE;
 /// Offset in the injected region of a page for messages (`recvmsg`).
 pub const MESSAGE_AT: u64 = 7 * PAGE;
 const OPS_AT: u64 = 8 * PAGE;
-/// Most operations of one list.
+/// Most operations of one batch.
 pub const OPS_MAX: usize = 1024;
 /// Where, in the page of code, that for the rest of transfers stands.
 const REST_AT: u64 = PAGE / 2;
@@ -60,9 +61,9 @@ pub const REGION_SIZE: u64 = SLOTS_AT + SLOTS_SIZE;
 pub const ASIDE_PAGES: u32 = 2048;
 const ASIDE_SIZE: u64 = ASIDE_PAGES as u64 * PAGE;
 
-/// How long an injected list is waited for. A thread that is frozen in the middle of one, or gets no processor time,
+/// How long an injected batch is waited for. A thread that is frozen in the middle of one, or gets no processor time,
 /// finishes it whenever it can; its process stands still until then, and others are served.
-const LIST_TIMEOUT: Duration = Duration::from_secs(5);
+const BATCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bytes of the largest pages that page tables of x86-64 and, with pages of 4 KiB, AArch64 have below a gigabyte: moves
 /// between places aligned to that take whole tables.
@@ -71,7 +72,7 @@ const HUGE: u64 = 2 << 20;
 const ANONYMOUS: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
 const RESERVE: u64 = ANONYMOUS | libc::MAP_NORESERVE as u64;
 
-/// The pages inside a target that injected lists run from.
+/// The pages inside a target that injected batches run from.
 #[derive(Clone, Copy, Debug)]
 pub struct InjectedRegion {
     /// Address of the code page.
@@ -84,7 +85,7 @@ fn gone() -> io::Error {
     io::Error::from_raw_os_error(libc::ESRCH)
 }
 
-/// What a request is told of a list that has not come to its end in time.
+/// What a request is told of a batch that has not come to its end in time.
 fn unfinished() -> io::Error {
     io::Error::from_raw_os_error(libc::ETIMEDOUT)
 }
@@ -320,7 +321,7 @@ impl Caller {
             let (mut stops, mut spins) = (0, 0u32);
             loop {
                 match ptrace::poll(tid) {
-                    Wait::Nothing if started.elapsed() > LIST_TIMEOUT => return Err(gone()),
+                    Wait::Nothing if started.elapsed() > BATCH_TIMEOUT => return Err(gone()),
                     Wait::Nothing => {
                         std::thread::yield_now();
                         spins += 1;
@@ -477,20 +478,20 @@ impl InjectedRegion {
         )
     }
 
-    /// The operation that makes operation `i` of its list, a [`Self::clear_aside`], fail and free nothing.
+    /// The operation that makes operation `i` of its batch, a [`Self::clear_aside`], fail and free nothing.
     pub fn spare_aside(&self, i: usize) -> Op {
         // Its second argument, the length, becomes what its last one is: zero.
         let argument = |n: u64| self.base + OPS_AT + 64 * i as u64 + 8 * n;
         Op::new(arch::COPY, &[argument(2), argument(6), 8])
     }
 
-    /// Address, in the target, of the result of operation `i` of a list.
+    /// Address, in the target, of the result of operation `i` of a batch.
     pub fn result_at(&self, i: usize) -> u64 {
         self.base + OPS_AT + 64 * i as u64 + 56
     }
 
     /// Whether the injected region is still there and unchanged: not so after `exec` or if the program has mapped or
-    /// unmapped something there. Not to be asked in the midst of lists.
+    /// unmapped something there. Not to be asked in the midst of batches.
     pub fn intact(&self, pid: i32) -> bool {
         self.found(pid).unwrap_or(false) && self.whole(pid).unwrap_or(false)
     }
@@ -503,8 +504,8 @@ impl InjectedRegion {
         Ok(read_remote(pid, self.base, &mut buf)? == code.len() && buf == code)
     }
 
-    /// Whether all that the lists write to and move aside to is as it was made: what is not is the program's now. In the
-    /// midst of a list, which may be frozen there, pages are aside.
+    /// Whether all that the batches write to and move aside to is as it was made: what is not is the program's now. In the
+    /// midst of a batch, which may be frozen there, pages are aside.
     fn whole(&self, pid: i32) -> io::Result<bool> {
         if failpoints::active("place") {
             return Ok(true);
@@ -544,9 +545,9 @@ impl InjectedRegion {
             .map(drop)
     }
 
-    /// The pages that must stay where they are while lists run in this stop, from the first byte to behind the last: the
+    /// The pages that must stay where they are while batches run in this stop, from the first byte to behind the last: the
     /// kernel writes there each time the thread that runs them has been preempted. With the page away that is a fault on
-    /// every way back to the list, which then never ends.
+    /// every way back to the batch, which then never ends.
     pub fn needed(&self, process: &Process, stopped: &Stopped) -> io::Result<Option<(u64, u64)>> {
         let (tid, _) = self.hire(process, stopped)?;
         if failpoints::active("rseq") {
@@ -594,13 +595,13 @@ impl InjectedRegion {
             self.base + FRAME_AT,
         );
         // The order matters should this process die in between: from here on the thread runs the whole loop and
-        // returns through the frame, which also holds its signal mask. Between lists it stands at the loop's end.
+        // returns through the frame, which also holds its signal mask. Between batches it stands at the loop's end.
         looping.set(tid)?;
         self.hold_signals(stopped, tid)?;
         ptrace::leave_inside(tid);
         let started = Instant::now();
         ptrace::resume(tid, 0)?;
-        let mut list = List {
+        let mut batch = SyscallBatch {
             base: self.base,
             done: self.base + arch::loop_done_offset(),
             faults_left: OPS_MAX,
@@ -613,9 +614,9 @@ impl InjectedRegion {
                     events.read_one();
                     waits = 0;
                 }
-                Wait::Nothing if started.elapsed() > LIST_TIMEOUT => {
+                Wait::Nothing if started.elapsed() > BATCH_TIMEOUT => {
                     if let Some(w) = &mut *stopped.worker.borrow_mut() {
-                        w.unfinished = Some(list);
+                        w.unfinished = Some(batch);
                     }
                     return Err(unfinished());
                 }
@@ -629,7 +630,7 @@ impl InjectedRegion {
                 }
                 Wait::Ended => return Err(gone()),
                 Wait::Signal(signal) => {
-                    if tracer.on_list_signal(pid, tid, &mut list, signal)? {
+                    if tracer.on_batch_signal(pid, tid, &mut batch, signal)? {
                         break;
                     }
                 }
@@ -659,7 +660,7 @@ impl InjectedRegion {
         Ok(())
     }
 
-    /// The thread that runs lists in this stop, with its registers as they were; its frame stands in the injected region.
+    /// The thread that runs batches in this stop, with its registers as they were; its frame stands in the injected region.
     fn hire(&self, process: &Process, stopped: &Stopped) -> io::Result<(i32, Regs)> {
         if let Some(w) = &*stopped.worker.borrow() {
             return Ok((w.tid, w.regs));

@@ -97,13 +97,14 @@ pub struct Worker {
     pub cpu: Duration,
     /// Whether its signals are held back already.
     pub masked: bool,
-    /// The list that it was in the middle of when it was waited for no longer: frozen, or starved of processor time.
-    pub unfinished: Option<List>,
+    /// The syscall batch that it was in the middle of when it was waited for no longer: frozen, or starved of processor
+    /// time.
+    pub unfinished: Option<SyscallBatch>,
 }
 
-/// A list of operations that a thread runs.
+/// A syscall batch: operations that a thread runs.
 #[derive(Clone, Copy, Debug)]
-pub struct List {
+pub struct SyscallBatch {
     /// Where the loop's code begins.
     pub base: u64,
     /// Where the thread stands when it is through.
@@ -119,16 +120,16 @@ impl Stopped {
         self.tids.first().copied().unwrap_or(self.pid)
     }
 
-    /// The thread that is in the middle of a list, and the list.
-    pub fn unfinished(&self) -> Option<(i32, List)> {
+    /// The thread that is in the middle of a syscall batch, and the batch.
+    pub fn unfinished(&self) -> Option<(i32, SyscallBatch)> {
         let worker = self.worker.borrow();
         worker
             .as_ref()
-            .and_then(|w| w.unfinished.map(|list| (w.tid, list)))
+            .and_then(|w| w.unfinished.map(|batch| (w.tid, batch)))
     }
 
     /// What a thread that stops while it runs code of ours is given to go on with: nothing but a SIGSTOP, which no mask
-    /// holds back ([`Tracer::on_list_signal`] says why).
+    /// holds back ([`Tracer::on_batch_signal`] says why).
     pub fn passed_on(&self, tid: i32, stop: Wait) -> i32 {
         match stop {
             Wait::Signal(libc::SIGSTOP) => libc::SIGSTOP,
@@ -227,7 +228,7 @@ pub struct Tracer {
     pub transfers: Transfers,
     /// The process that has got its injected region in the stop that is under way.
     planted: Option<i32>,
-    /// Processes of which one thread has not finished its list yet: none of the others may go on before it has.
+    /// Processes of which one thread has not finished its syscall batch yet: none of the others may go on before it has.
     stalled: Vec<Stopped>,
 }
 

@@ -1,11 +1,12 @@
-//! Threads that are held outside of a stop: of followed processes, too late for a stop, or in the middle of a list.
+//! Threads that are held outside of a stop: of followed processes, too late for a stop, or in the middle of a syscall
+//! batch.
 //!
 //! Called by the guardian's wards ([`crate::guard`]) between stops. Users whose userfaultfds are not told of forks have
 //! targets followed, so that the tracer is.
 
 use std::io;
 
-use super::{Held, List, News, Tracer};
+use super::{Held, News, SyscallBatch, Tracer};
 use crate::arch::{Regs, REPORT_SIGNAL};
 use crate::requests::{event_message, is_fault, poll, ptrace, resume, Wait};
 use crate::sharers::same_memory;
@@ -103,30 +104,30 @@ impl Tracer {
         self.owed.push((pid, tid, signal));
     }
 
-    /// Acts on a signal that a thread in the middle of `list` has stopped for; whether it is through. If not it goes on.
-    pub fn on_list_signal(
+    /// Acts on a signal that a thread in the middle of `batch` has stopped for; whether it is through. If not it goes on.
+    pub fn on_batch_signal(
         &mut self,
         pid: i32,
         tid: i32,
-        list: &mut List,
+        batch: &mut SyscallBatch,
         signal: i32,
     ) -> io::Result<bool> {
-        if signal == REPORT_SIGNAL && Regs::get(tid)?.ip() == list.done {
+        if signal == REPORT_SIGNAL && Regs::get(tid)?.ip() == batch.done {
             return Ok(true);
         }
         let mut passed_on = 0;
         if signal == libc::SIGSTOP {
             // Nothing holds it back, and sent again later it could come after the SIGCONT that is to end it. The kernel has
-            // the process suspended when it is resumed, unless it is continued before; until then the list goes on.
+            // the process suspended when it is resumed, unless it is continued before; until then the batch goes on.
             passed_on = signal;
         } else if matches!(signal, libc::SIGSEGV | libc::SIGBUS) && is_fault(tid) {
-            // An operation met memory that cannot be had: it failed, the list goes on.
-            list.faults_left = list
+            // An operation met memory that cannot be had: it failed, the batch goes on.
+            batch.faults_left = batch
                 .faults_left
                 .checked_sub(1)
                 .ok_or_else(|| io::Error::from_raw_os_error(libc::EFAULT))?;
             let mut faulted = Regs::get(tid)?;
-            faulted.fail_operation(list.base);
+            faulted.fail_operation(batch.base);
             faulted.set(tid)?;
         } else {
             self.owe(pid, tid, signal);
@@ -135,10 +136,10 @@ impl Tracer {
         Ok(false)
     }
 
-    /// Looks after processes that could not be resumed, since a list was unfinished.
+    /// Looks after processes that could not be resumed, since a batch was unfinished.
     fn tend_stalled(&mut self) {
         for stopped in std::mem::take(&mut self.stalled) {
-            let Some((tid, mut list)) = stopped.unfinished() else {
+            let Some((tid, mut batch)) = stopped.unfinished() else {
                 continue;
             };
             let ended = thread_ended(stopped.pid, tid);
@@ -148,13 +149,13 @@ impl Tracer {
                     stopped.worker.take();
                     Ok(true)
                 }
-                Wait::Signal(signal) => self.on_list_signal(stopped.pid, tid, &mut list, signal),
+                Wait::Signal(signal) => self.on_batch_signal(stopped.pid, tid, &mut batch, signal),
                 stop => resume(tid, stopped.passed_on(tid, stop)).map(|()| false),
             };
             // Where something failed but for too many faults, it is ending, and is found so the next time.
             let hopeless = matches!(&through, Err(e) if e.raw_os_error() == Some(libc::EFAULT));
             if let Some(w) = &mut *stopped.worker.borrow_mut() {
-                w.unfinished = (!hopeless && !matches!(through, Ok(true))).then_some(list);
+                w.unfinished = (!hopeless && !matches!(through, Ok(true))).then_some(batch);
             }
             self.release(stopped);
         }

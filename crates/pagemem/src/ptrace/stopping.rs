@@ -260,7 +260,7 @@ impl Tracer {
                 }
                 Some((_, Held::Followed | Held::Newborn)) => true,
                 None if is_worker(pid, tid) => {
-                    // It is in the list, and that is all.
+                    // It is in the syscall batch, and that is all.
                     stopped.insert(tid);
                     ended.insert(tid);
                     false
@@ -314,8 +314,8 @@ impl Tracer {
         self.held.insert(tid, (pid, Held::Followed));
     }
 
-    /// Resumes all threads; returns how long the process stood still. Where a list is unfinished they are resumed as soon
-    /// as it is done ([`Self::tend`]): until then memory may be missing that they would touch.
+    /// Resumes all threads; returns how long the process stood still. Where a syscall batch is unfinished they are
+    /// resumed as soon as it is done ([`Self::tend`]): until then memory may be missing that they would touch.
     pub fn release(&mut self, stopped: Stopped) -> Duration {
         if stopped.unfinished().is_some() {
             let pause = stopped.since.elapsed();

@@ -67,8 +67,8 @@ impl Target {
         })
     }
 
-    /// Refuses pages that the kernel writes while lists run ([`crate::inject::InjectedRegion::needed`]): they cannot be
-    /// moved.
+    /// Refuses pages that the kernel writes while syscall batches run ([`crate::inject::InjectedRegion::needed`]): they
+    /// cannot be moved.
     pub(super) fn keep_needed(
         &self,
         stopped: &Stopped,

@@ -53,7 +53,7 @@ impl Close {
     pub(super) fn answer(&mut self, guard: &Uffd, address: u64) {
         let page = address & !(PAGE - 1);
         let done = if self.frames.contains(page) {
-            // Inside a list of calls nobody comes back to it.
+            // Inside a syscall batch nobody comes back to it.
             let mut shown = guard.show(page);
             for _ in 0..AGAIN {
                 match &shown {

@@ -1,4 +1,4 @@
-//! Lending a descriptor to a stopped target for the length of a list of calls.
+//! Lending a descriptor to a stopped target for the length of a syscall batch.
 //!
 //! A socket pair made inside the target carries it: no path, no namespace, no name. It stands in the table of the thread
 //! that runs the calls. That need not be the table of its process, and a process that does not stop with the target may
@@ -28,7 +28,7 @@ pub(super) enum Lent<'a> {
     Own(&'a OwnedFd),
 }
 
-/// A handle of the table of descriptors of the thread that runs lists in this stop: what they open stands there.
+/// A handle of the table of descriptors of the thread that runs syscall batches in this stop: what they open stands there.
 pub(super) fn table_of_worker(stopped: &Stopped) -> io::Result<OwnedFd> {
     let (pid, tid) = (stopped.pid, worker(stopped)?);
     sys::pidfd_open_thread(tid).or_else(|e| {

@@ -1,10 +1,10 @@
 //! The steps by which pages of a stopped target are exchanged for others.
 //!
-//! A page is moved out of reach, compared, and then either replaced or moved back. Each of these may fail, near the limit
-//! of mappings (`vm.max_map_count`) above all: moving needs some mappings to spare, and moving one's way back as many as
-//! moving aside. So the list looks at every result itself: a page that can neither be replaced nor moved back is copied
-//! back into fresh memory, for which the kernel asks less, and where that fails, too, nothing of what is aside is freed.
-//! The guardian then makes room and brings it back inside the same stop.
+//! A page is moved out of reach, compared, and then either replaced or moved back. Each of these may fail, near the
+//! limit of mappings (`vm.max_map_count`) above all: moving needs some mappings to spare, and moving one's way back as
+//! many as moving aside. So the syscall batch checks every result itself: a page that can neither be replaced nor moved
+//! back is copied back into fresh memory, for which the kernel asks less, and where that fails, too, nothing of what is
+//! aside is freed. The guardian then makes room and brings it back inside the same stop.
 
 use std::io;
 
@@ -21,7 +21,7 @@ pub(super) const MOVE: u64 = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
 pub(super) const PIECE_PAGES: u32 = 64;
 /// Operations of one piece.
 pub(super) const STEPS: usize = 9;
-/// Most pieces of one list.
+/// Most pieces of one syscall batch.
 pub(super) const PIECES_MAX: usize = (OPS_MAX - 8) / STEPS;
 
 fn bytes(r: &Run) -> u64 {
@@ -99,7 +99,7 @@ impl Fate {
     }
 }
 
-/// Makes the operations of the pieces of one list, which end with [`InjectedRegion::clear_aside`].
+/// Makes the operations of the pieces of one syscall batch, which end with [`InjectedRegion::clear_aside`].
 pub(super) struct Steps<'a> {
     pub(super) region: &'a InjectedRegion,
     /// Operations before those of the first piece.
@@ -189,8 +189,8 @@ impl Steps<'_> {
 const RETURNS: usize = 3;
 
 impl Target {
-    /// Brings pieces back that a list had to leave aside: where they are, and where they belong. `replaced`: what is aside,
-    /// start and bytes, whose place others have taken. Freeing that makes room for mappings.
+    /// Brings pieces back that a syscall batch had to leave aside: where they are, and where they belong. `replaced`:
+    /// what is aside, start and bytes, whose place others have taken. Freeing that makes room for mappings.
     pub(super) fn bring_back(
         &mut self,
         tracer: &mut Tracer,
@@ -219,7 +219,7 @@ impl Target {
         for _ in 0..RETURNS {
             let mut left = Vec::new();
             for some in lost.chunks(PIECES_MAX) {
-                // This list frees nothing: behind its end.
+                // This batch frees nothing: behind its end.
                 let never = 4 * some.len();
                 let mut ops: Vec<Op> = some
                     .iter()

@@ -157,7 +157,7 @@ impl Target {
         if STEPS * pieces.len() + tail.len() + apart.len() + 8 <= OPS_MAX {
             tail.append(&mut apart);
         }
-        // A list that is sent a descriptor begins with receiving it.
+        // A batch that is sent a descriptor begins with receiving it.
         let steps = Steps {
             region: &self.region,
             first: usize::from(pool.is_some()),

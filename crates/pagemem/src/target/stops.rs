@@ -162,7 +162,7 @@ impl Target {
         *batch = (0.7 * *batch + 0.3 * aim).clamp(BATCH_MIN, BATCH_MAX);
     }
 
-    /// Runs a list in the stopped target, reading events that it causes.
+    /// Runs a syscall batch in the stopped target, reading events that it causes.
     pub(super) fn run_ops(
         &mut self,
         tracer: &mut Tracer,

@@ -22,7 +22,7 @@ use crate::uffd::Uffd;
 
 /// Where, in the page for messages, arguments of registrations begin.
 const ARGUMENTS_AT: u64 = 256;
-/// Most runs of one [`Target::unshare`]: their arguments fit the page, their operations the list.
+/// Most runs of one [`Target::unshare`]: their arguments fit the page, their operations the batch.
 pub(super) const UNSHARE_MAX: usize = 64;
 /// Operations of one run that is given memory of its own apart from others, without its advice.
 const UNSHARE_STEPS: usize = 9;

@@ -338,8 +338,8 @@ impl Target {
         mapped
     }
 
-    /// Runs a list without reading events, so none of its calls may be one that the guard tells of: a thread that still
-    /// waits with an event of its own must stay where it is until the next stop.
+    /// Runs a syscall batch without reading events, so none of its calls may be one that the guard tells of: a thread
+    /// that still waits with an event of its own must stay where it is until the next stop.
     pub(super) fn run_quietly(
         &mut self,
         tracer: &mut Tracer,
