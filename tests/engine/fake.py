@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from pageone.engine.backend import Hold, Inherited, Outcome, PageCode, PageFlag, PageRanges, ReadCode, Regions
+from pageone.engine.backend import Hold, Inherited, Outcome, PageFlag, PageOutcome, PageRanges, ReadCode, Regions
 from pageone.errors import TargetError
 
 PAGE = 4096
@@ -200,12 +200,12 @@ class FakeMemory:
     def _codes(self, index: npt.NDArray[np.int64]) -> U8:
         p = self.process
         codes = np.zeros(len(index), np.uint8)
-        codes[self._holds(index) == Hold.SHARED] = PageCode.SHARED
-        codes[p.written[index]] = PageCode.WRITTEN
-        codes[p.pinned[index]] = PageCode.REFUSED
-        codes[~p.mapped[index]] = PageCode.GONE
+        codes[self._holds(index) == Hold.SHARED] = PageOutcome.SHARED
+        codes[p.written[index]] = PageOutcome.WRITTEN
+        codes[p.pinned[index]] = PageOutcome.REFUSED
+        codes[~p.mapped[index]] = PageOutcome.GONE
         if self.backend.timeout:
-            codes[:] = PageCode.TIMEOUT
+            codes[:] = PageOutcome.TIMEOUT
         return codes
 
     def _outcome(self, codes: U8) -> Outcome:
@@ -218,9 +218,9 @@ class FakeMemory:
         assert len(np.unique(index)) == len(index)
         assert self.backend.filled[frames].all(), "a page is sent to a frame that holds nothing"
         codes = self._codes(index)
-        differs = (codes == PageCode.DONE) & (p.reads[index] != self.backend.pool[frames])
-        codes[differs] = PageCode.DIFFERS
-        done = codes == PageCode.DONE
+        differs = (codes == PageOutcome.DONE) & (p.reads[index] != self.backend.pool[frames])
+        codes[differs] = PageOutcome.DIFFERS
+        done = codes == PageOutcome.DONE
         p.frame[index[done]] = frames[done]
         p.private[index[done]] = False
         p.memory[index[done]] = -1
@@ -231,9 +231,9 @@ class FakeMemory:
         p = self._enter("drop_zero")
         index = spread(addr, pages)
         codes = self._codes(index)
-        codes[(codes == PageCode.DONE) & (self._holds(index) == Hold.NONE)] = PageCode.GONE
-        codes[(codes == PageCode.DONE) & (p.reads[index] != 0)] = PageCode.DIFFERS
-        done = index[codes == PageCode.DONE]
+        codes[(codes == PageOutcome.DONE) & (self._holds(index) == Hold.NONE)] = PageOutcome.GONE
+        codes[(codes == PageOutcome.DONE) & (p.reads[index] != 0)] = PageOutcome.DIFFERS
+        done = index[codes == PageOutcome.DONE]
         p.own[done] = 0
         p.frame[done] = NONE
         p.memory[done] = -1
@@ -245,10 +245,10 @@ class FakeMemory:
         p = self._enter("unmerge")
         index = spread(addr, pages)
         codes = np.zeros(len(index), np.uint8)
-        codes[p.pinned[index]] = PageCode.REFUSED
+        codes[p.pinned[index]] = PageOutcome.REFUSED
         if self.backend.timeout:
-            codes[:] = PageCode.TIMEOUT
-        done = index[codes == PageCode.DONE]
+            codes[:] = PageOutcome.TIMEOUT
+        done = index[codes == PageOutcome.DONE]
         p.own[done] = p.reads[done]
         p.frame[done] = NONE
         p.private[done] = False

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pageone.engine.backend import PAGE_SIZE, PageCode, TargetMemory
+from pageone.engine.backend import PAGE_SIZE, PageOutcome, TargetMemory
 from pageone.live import LiveBackend
 
 pytestmark = [
@@ -59,7 +59,7 @@ def _wait_until_at_rest(memory: TargetMemory, page: int) -> None:
     pytest.fail("the page is written all the time")
 
 
-def _merge(backend: LiveBackend, process: subprocess.Popen[str], *passing: PageCode) -> PageCode:
+def _merge(backend: LiveBackend, process: subprocess.Popen[str], *passing: PageOutcome) -> PageOutcome:
     """Ask for the page to be exchanged for a frame with the same bytes; return what came of it.
 
     Asked again when the thread had just woken, and after the codes in ``passing``.
@@ -78,8 +78,8 @@ def _merge(backend: LiveBackend, process: subprocess.Popen[str], *passing: PageC
     while time.monotonic() < deadline:
         _wait_until_at_rest(memory, page)
         assert backend.fill(frame, memory, address)[0] == 0
-        code = PageCode(int(memory.merge(address, np.array([1], np.uint32), frame).code[0]))
-        if code not in (PageCode.WRITTEN, PageCode.DIFFERS, PageCode.TIMEOUT, *passing):
+        code = PageOutcome(int(memory.merge(address, np.array([1], np.uint32), frame).code[0]))
+        if code not in (PageOutcome.WRITTEN, PageOutcome.DIFFERS, PageOutcome.TIMEOUT, *passing):
             return code
         time.sleep(0.01)
     pytest.fail("never at rest long enough to be asked for")
@@ -97,7 +97,7 @@ def test_the_page_that_the_kernel_writes_when_a_thread_was_preempted_stays_where
     spawn: Any, backend: LiveBackend
 ) -> None:
     process = spawn.python(SLEEPER)
-    assert _merge(backend, process) == PageCode.REFUSED
+    assert _merge(backend, process) == PageOutcome.REFUSED
     assert _answer(process) == "here"
 
 
@@ -107,7 +107,7 @@ def test_with_its_failpoint_that_page_is_moved(spawn: Any, activate: Callable[[s
     try:
         process = spawn.python(SLEEPER)
         # If its thread is preempted just then the program dies of it: that is what the safeguard is for.
-        assert _merge(unguarded, process) == PageCode.DONE or process.wait(20) == -signal.SIGSEGV
+        assert _merge(unguarded, process) == PageOutcome.DONE or process.wait(20) == -signal.SIGSEGV
     finally:
         unguarded.close()
 
@@ -147,14 +147,14 @@ def test_such_a_page_of_another_thread_is_merged_and_written_anew_when_it_is_giv
 ) -> None:
     process = spawn.python(TWO_THREADS)
     # Refused until the first thread has come to its wait.
-    assert _merge(backend, process, PageCode.REFUSED) == PageCode.DONE
+    assert _merge(backend, process, PageOutcome.REFUSED) == PageOutcome.DONE
     assert _answer(process, "go on") == "here"
     memory = backend.targets[process.pid]
     regions = memory.regions()
     merged = regions.merged.astype(bool)
     pages = ((regions.end - regions.start)[merged] // PAGE_SIZE).astype(np.uint32)
     assert pages.sum() == 1
-    assert memory.unmerge(regions.start[merged], pages).code.tolist() == [PageCode.DONE]
+    assert memory.unmerge(regions.start[merged], pages).code.tolist() == [PageOutcome.DONE]
     memory.detach()
     assert _answer(process, "go on") == "here"
     assert process.stdout.readline() == "known right\n"

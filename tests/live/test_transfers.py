@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pageone.engine.backend import PAGE_SIZE, PageCode, TargetMemory
+from pageone.engine.backend import PAGE_SIZE, PageOutcome, TargetMemory
 from pageone.errors import TargetError
 from pageone.live import LiveBackend
 
@@ -300,7 +300,7 @@ def _merge(backend: LiveBackend, memory: TargetMemory, rest: int) -> None:
         memory.written(address, address + np.uint64(PAGES * PAGE_SIZE))
         assert not backend.fill(np.arange(PAGES, dtype=np.uint32), memory, each)[0].any()
         code = memory.merge(address, pages, frame).code
-        if (code == PageCode.DONE).all():
+        if (code == PageOutcome.DONE).all():
             return
         time.sleep(0.02)
     pytest.fail(f"not merged: {code}")

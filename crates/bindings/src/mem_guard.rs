@@ -7,7 +7,7 @@ use std::time::Duration;
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pagemem::guard::Client;
 use pagemem::sys::FileId;
-use pagemem::target::{Limits, Outcome, Run, Way};
+use pagemem::target::{Outcome, PageRun, StopLimits, Way};
 use pagemem::wire::{Failure, WaitOn};
 use pyo3::exceptions::{PyEOFError, PyOSError, PyValueError};
 use pyo3::prelude::*;
@@ -42,14 +42,14 @@ fn taken_over(fd: i32) -> PyResult<UnixStream> {
     Ok(UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
-fn runs(addr: &[u64], pages: &[u32], frame: Option<&[u32]>) -> PyResult<Vec<Run>> {
+fn runs(addr: &[u64], pages: &[u32], frame: Option<&[u32]>) -> PyResult<Vec<PageRun>> {
     same_length(addr.len(), pages.len(), "addr and pages")?;
     if let Some(frame) = frame {
         same_length(addr.len(), frame.len(), "addr and frame")?;
     }
     let frame = |i| frame.map_or(0, |frame| frame[i]);
     Ok((0..addr.len())
-        .map(|i| Run {
+        .map(|i| PageRun {
             addr: addr[i],
             pages: pages[i],
             frame: frame(i),
@@ -99,7 +99,7 @@ impl GuardianClient {
     }
 
     fn set_limits(&self, py: Python<'_>, pause_s: f64, stop_timeout_s: f64) -> PyResult<()> {
-        let limits = Limits {
+        let limits = StopLimits {
             pause: seconds(pause_s, "pause_s")?,
             stop_timeout: seconds(stop_timeout_s, "stop_timeout_s")?,
         };

@@ -43,11 +43,11 @@ use dumps::CoreDumps;
 use rights::Rights;
 use stops::FIRST_BATCH;
 
-/// What became of a page; the values are `PageCode` of `pageone.engine.backend`.
+/// What became of a page; the values are `PageOutcome` of `pageone.engine.backend`.
 #[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Code {
+pub enum PageOutcome {
     Done = 0,
     Differs = 1,
     Written = 2,
@@ -59,7 +59,7 @@ pub enum Code {
 
 /// A run of pages and, for a merge, its first frame.
 #[derive(Clone, Copy, Debug)]
-pub struct Run {
+pub struct PageRun {
     /// First byte.
     pub addr: u64,
     /// Number of pages.
@@ -81,14 +81,14 @@ pub struct Outcome {
 
 /// Settings of a target.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct StopLimits {
     /// A stop aims to be no longer than this.
     pub pause: Duration,
     /// A target that has not stopped by then is left alone.
     pub stop_timeout: Duration,
 }
 
-impl Default for Limits {
+impl Default for StopLimits {
     fn default() -> Self {
         Self {
             pause: Duration::from_micros(1500),
@@ -117,7 +117,7 @@ pub struct Target {
     track: Option<Uffd>,
     /// Watches merged ranges.
     pub guard: Uffd,
-    limits: Limits,
+    limits: StopLimits,
     /// Pages of the next stop, for each kind of work.
     batch: [f64; 4],
     discarded: Vec<(u64, u64)>,
@@ -165,7 +165,7 @@ impl Target {
         process: Process,
         region: InjectedRegion,
         guard: Uffd,
-        limits: Limits,
+        limits: StopLimits,
         pool_file: FileId,
         told_of_forks: bool,
     ) -> Self {
@@ -227,7 +227,7 @@ impl Target {
     }
 
     /// New limits for stops from now on.
-    pub fn set_limits(&mut self, limits: Limits) {
+    pub fn set_limits(&mut self, limits: StopLimits) {
         self.limits = limits;
     }
 

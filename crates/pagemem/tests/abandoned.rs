@@ -11,7 +11,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use pagemem::pagemap::{self, Query};
 use pagemem::ptrace::Tracer;
 use pagemem::sys::PAGE;
-use pagemem::target::{Code, Limits, Run, Target, Way};
+use pagemem::target::{PageOutcome, PageRun, StopLimits, Target, Way};
 
 const TARGET: &str = "PAGEONE_TEST_TARGET";
 const TRACER: &str = "PAGEONE_TEST_TRACER";
@@ -138,9 +138,9 @@ fn tracer() {
     let mut target = Target::attach(
         &mut tracer,
         pid,
-        Limits {
+        StopLimits {
             stop_timeout: std::time::Duration::from_secs(5),
-            ..Limits::default()
+            ..StopLimits::default()
         },
         false,
         &pool,
@@ -161,7 +161,7 @@ fn tracer() {
     };
     look();
     let at = |page: usize| area + page as u64 * PAGE;
-    let run = |page: usize, frame: u32| Run {
+    let run = |page: usize, frame: u32| PageRun {
         addr: at(page),
         pages: 2,
         frame,
@@ -171,12 +171,12 @@ fn tracer() {
     let mut reader = pagemem::pool::Reader::default();
     writer.fill(&mut reader, (pid, 0), &[at(1), at(2)], &[10, 11], &mut ok);
     assert_eq!(ok, [0, 0]);
-    let runs: Vec<Run> = alike.iter().map(|&p| run(p, 10)).collect();
-    let done = |codes: &[u8]| codes.iter().all(|c| *c == Code::Done as u8);
+    let runs: Vec<PageRun> = alike.iter().map(|&p| run(p, 10)).collect();
+    let done = |codes: &[u8]| codes.iter().all(|c| *c == PageOutcome::Done as u8);
     assert!(done(&target.merge(&mut tracer, &pool, &runs).codes));
-    let zeros: Vec<Run> = (0..PAGES)
+    let zeros: Vec<PageRun> = (0..PAGES)
         .step_by(4)
-        .map(|p| Run {
+        .map(|p| PageRun {
             pages: 1,
             ..run(p, 0)
         })

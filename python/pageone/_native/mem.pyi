@@ -142,7 +142,7 @@ class GuardianClient:
 
     Calls raise ``OSError`` where the guardian refuses, with its number, and ``EOFError`` where it does not answer any
     more. Those about runs of pages (their first addresses, and how many each has) return ``(code, pauses_s,
-    injected_s, cpu_s)``: one ``PageCode`` a page, the seconds that the target stood still at each stop, and the
+    injected_s, cpu_s)``: one ``PageOutcome`` a page, the seconds that the target stood still at each stop, and the
     CPU-seconds that were spent in the target and in the guardian.
     """
 

@@ -54,7 +54,7 @@ class Hold(IntEnum):
     SWAPPED = 4  #: in swap: the kernel does not tell whose
 
 
-class PageCode(IntEnum):
+class PageOutcome(IntEnum):
     """What became of each page of a request to merge, drop or unmerge."""
 
     DONE = 0
@@ -105,7 +105,7 @@ class PageRanges:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a request did. ``code``: one :class:`PageCode` a page, in the order of the request's pages."""
+    """What a request did. ``code``: one :class:`PageOutcome` a page, in the order of the request's pages."""
 
     code: U8
     pauses_s: F64  #: seconds the target stood still, one element a stop

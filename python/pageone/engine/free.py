@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pageone.engine.accounting import Accounting
 from pageone.engine.arrays import requests, runs
-from pageone.engine.backend import PAGE_SIZE, REQUEST_PAGES, Backend, Outcome, PageCode
+from pageone.engine.backend import PAGE_SIZE, REQUEST_PAGES, Backend, Outcome, PageOutcome
 from pageone.engine.merge import ask
 from pageone.engine.metrics import Tally
 from pageone.engine.pages import address
@@ -73,7 +73,7 @@ def _unmerge_unread(accounting: Accounting, tally: Tally) -> None:
         for s, n, _ in requests(start[worth], pages[worth], None, REQUEST_PAGES):
             outcomes: list[Outcome] = []
             codes = ask(outcomes, functools.partial(target.memory.unmerge, apart=True), s, n)
-            tally.unmerged_unread += int((codes == PageCode.DONE).sum())
+            tally.unmerged_unread += int((codes == PageOutcome.DONE).sum())
             for outcome in outcomes:
                 accounting.add_pauses(target, outcome.pauses_s)
                 tally.pauses.append(outcome.pauses_s)
@@ -111,11 +111,11 @@ def give_back(
                 return False
             outcome = target.memory.unmerge(address(start), count)
             accounting.add_pauses(target, outcome.pauses_s)
-            codes = np.bincount(outcome.code, minlength=len(PageCode))
-            failed.update({PageCode(i).name: int(n) for i, n in enumerate(codes) if n and i != PageCode.DONE})
-            done += int(codes[PageCode.DONE])
+            codes = np.bincount(outcome.code, minlength=len(PageOutcome))
+            failed.update({PageOutcome(i).name: int(n) for i, n in enumerate(codes) if n and i != PageOutcome.DONE})
+            done += int(codes[PageOutcome.DONE])
             tell(min(done, total), total)
-        if not failed[PageCode.TIMEOUT.name] or not refresh(accounting, target) or not len(target.rows):
+        if not failed[PageOutcome.TIMEOUT.name] or not refresh(accounting, target) or not len(target.rows):
             break
         page_ids = _to_give_back(accounting, backend, target)
     if not refresh(accounting, target):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pageone.engine.accounting import Accounting
 from pageone.engine.arrays import distinct, grouped, requests, runs
-from pageone.engine.backend import REQUEST_PAGES, Backend, Outcome, PageCode, ReadCode
+from pageone.engine.backend import REQUEST_PAGES, Backend, Outcome, PageOutcome, ReadCode
 from pageone.engine.clock import cpu_s
 from pageone.engine.find import Members
 from pageone.engine.frames import NO_FRAME
@@ -170,17 +170,17 @@ def ask(outcomes: list[Outcome], request: Callable[..., Outcome], *arrays: npt.N
     try:
         outcome = request(address(start), *arrays[1:])
     except TargetError:
-        return np.full(int(pages.sum()), PageCode.GONE, np.uint8)
+        return np.full(int(pages.sum()), PageOutcome.GONE, np.uint8)
     except (OSError, MemoryError):  # not the target's: it is asked again
-        return np.full(int(pages.sum()), PageCode.TIMEOUT, np.uint8)
+        return np.full(int(pages.sum()), PageOutcome.TIMEOUT, np.uint8)
     outcomes.append(outcome)
     return outcome.code
 
 
 def _book(accounting: Accounting, results: list[_Done], zero: U64, members: Members, fresh: U32, tally: Tally) -> None:
     """Record what became of each page that was asked for."""
-    zcodes = np.full(len(zero), PageCode.TIMEOUT, np.uint8)
-    codes = np.full(len(members.page_ids), PageCode.TIMEOUT, np.uint8)
+    zcodes = np.full(len(zero), PageOutcome.TIMEOUT, np.uint8)
+    codes = np.full(len(members.page_ids), PageOutcome.TIMEOUT, np.uint8)
     for done in results:
         tally.cpu_s["merge"] += done.cpu_s + done.outside_cpu_s
         for outcome in done.outcomes:
@@ -188,10 +188,10 @@ def _book(accounting: Accounting, results: list[_Done], zero: U64, members: Memb
             tally.pauses.append(outcome.pauses_s)
         zcodes[target_of(zero) == done.target.number] = done.zero_codes
         codes[target_of(members.page_ids) == done.target.number] = done.codes
-    dropped = zero[zcodes == PageCode.DONE]
+    dropped = zero[zcodes == PageOutcome.DONE]
     tally.dropped_pages += len(dropped)
     accounting.apply(dropped, Event.ZERO)
-    _book_merged(accounting, members.take(codes == PageCode.DONE), fresh, tally)
+    _book_merged(accounting, members.take(codes == PageOutcome.DONE), fresh, tally)
     _record_left(accounting, zero, zcodes, tally)
     _record_left(accounting, members.page_ids, codes, tally)
     accounting.frames.watch(distinct(members.frames).astype(np.uint32))
@@ -216,21 +216,21 @@ def _book_merged(accounting: Accounting, members: Members, fresh: U32, tally: Ta
 
 def _record_left(accounting: Accounting, page_ids: U64, codes: U8, tally: Tally) -> None:
     """Record the pages that were left alone, by reason."""
-    left = codes != PageCode.DONE
+    left = codes != PageOutcome.DONE
     if not left.any():
         return
     page_ids, codes = page_ids[left], codes[left]
     owner = target_of(page_ids)
     for number in distinct(owner):
         target = accounting.targets.get(int(number))
-        count = np.bincount(codes[owner == number], minlength=len(PageCode))
-        refused = {PageCode(i).name: int(n) for i, n in enumerate(count) if n}
+        count = np.bincount(codes[owner == number], minlength=len(PageOutcome))
+        refused = {PageOutcome(i).name: int(n) for i, n in enumerate(count) if n}
         tally.refused.update(refused)
         if target is not None:
             target.refused.update(refused)
-    accounting.apply(page_ids[codes == PageCode.GONE], Event.LOST)
-    accounting.apply(page_ids[codes == PageCode.REFUSED], Event.REFUSED)
-    tally.forked_pages += int((codes == PageCode.SHARED).sum())
-    accounting.apply(page_ids[codes == PageCode.SHARED], Event.FORKED)
-    again = (codes == PageCode.DIFFERS) | (codes == PageCode.WRITTEN) | (codes == PageCode.TIMEOUT)
+    accounting.apply(page_ids[codes == PageOutcome.GONE], Event.LOST)
+    accounting.apply(page_ids[codes == PageOutcome.REFUSED], Event.REFUSED)
+    tally.forked_pages += int((codes == PageOutcome.SHARED).sum())
+    accounting.apply(page_ids[codes == PageOutcome.SHARED], Event.FORKED)
+    again = (codes == PageOutcome.DIFFERS) | (codes == PageOutcome.WRITTEN) | (codes == PageOutcome.TIMEOUT)
     accounting.apply(page_ids[again], Event.RETRY)

@@ -130,7 +130,7 @@ class MergeReport:
     saved_bytes: int  #: memory given back by this pass, net of frames, mappings and index
     engine_cpu_s: float  #: CPU-seconds of the engine and of what it had done outside of it
     pauses_s: F64  #: seconds that a target stood still, one element a stop
-    refused: dict[str, int]  #: pages not merged, by the name of the ``PageCode``
+    refused: dict[str, int]  #: pages not merged, by the name of the ``PageOutcome``
     left_for_budget: int  #: pages with an equal page left alone for lack of mappings
     left_huge: int  #: and those whose huge page is not worth splitting
     left_pool: int  #: and those for which the pool had no frame

@@ -29,8 +29,8 @@ from pageone.engine.backend import (
     U64,
     Inherited,
     Outcome,
-    PageCode,
     PageFlag,
+    PageOutcome,
     PageRanges,
     ReadCode,
     Regions,
@@ -189,10 +189,10 @@ class LiveTarget:
         new = np.array([end for end in ends.tolist() if end not in self._open_ends], np.uint64)
         self._open_ends = set(ends.tolist())  # the heap's stays open
         if len(new):
-            codes = np.full(len(new), PageCode.TIMEOUT, np.uint8)
+            codes = np.full(len(new), PageOutcome.TIMEOUT, np.uint8)
             with contextlib.suppress(OSError):  # it is ending, or its program is being replaced
                 codes = self._guardian.close_ends(self.pid, new - np.uint64(PAGE_SIZE)).code
-            self._open_ends -= set(new[codes == PageCode.TIMEOUT].tolist())
+            self._open_ends -= set(new[codes == PageOutcome.TIMEOUT].tolist())
 
     def _unusable(self, start: U64, end: U64, free: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """Arm the free mappings that are not armed yet; mark those that cannot be used, or not yet."""
@@ -343,7 +343,7 @@ class LiveTarget:
             self.look_for_devices()
         if not self.left_alone:
             return None
-        return Outcome(np.full(int(pages.sum()), PageCode.REFUSED, np.uint8), np.empty(0), 0.0)
+        return Outcome(np.full(int(pages.sum()), PageOutcome.REFUSED, np.uint8), np.empty(0), 0.0)
 
     def merge(self, addr: U64, pages: U32, frame: U32) -> Outcome:
         """See ``TargetMemory.merge``."""

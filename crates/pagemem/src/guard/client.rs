@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::door;
 use super::wire::{decode, op, record, FLAG_APART, FLAG_FORKS};
 use crate::sys::{self, FileId};
-use crate::target::{Limits, Outcome, Run, Way};
+use crate::target::{Outcome, PageRun, StopLimits, Way};
 use crate::wire::{words, Connection, Failure, Header, WaitOn};
 
 /// A connection to a guardian. Several threads may use it; they are answered one after another.
@@ -56,7 +56,7 @@ impl Client {
     }
 
     /// Sets the limits of all targets.
-    pub fn set_limits(&self, limits: Limits) -> Result<(), Failure> {
+    pub fn set_limits(&self, limits: StopLimits) -> Result<(), Failure> {
         let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
         let words = (micros(limits.pause), micros(limits.stop_timeout));
         self.ask(op::LIMITS, 0, 0, [words].into_iter()).map(drop)
@@ -84,12 +84,12 @@ impl Client {
     }
 
     /// Maps runs to frames.
-    pub fn merge(&self, pid: i32, runs: &[Run]) -> Result<(Outcome, Duration), Failure> {
+    pub fn merge(&self, pid: i32, runs: &[PageRun]) -> Result<(Outcome, Duration), Failure> {
         self.runs(op::MERGE, pid, 0, runs)
     }
 
     /// Gives runs of pages of zeros back to the kernel's zero page.
-    pub fn drop_zero(&self, pid: i32, runs: &[Run]) -> Result<(Outcome, Duration), Failure> {
+    pub fn drop_zero(&self, pid: i32, runs: &[PageRun]) -> Result<(Outcome, Duration), Failure> {
         self.runs(op::ZERO, pid, 0, runs)
     }
 
@@ -97,7 +97,7 @@ impl Client {
     pub fn unmerge(
         &self,
         pid: i32,
-        runs: &[Run],
+        runs: &[PageRun],
         way: Way,
     ) -> Result<(Outcome, Duration), Failure> {
         let flags = match way {
@@ -108,7 +108,7 @@ impl Client {
     }
 
     /// Keeps merged memory from growing where it is: runs of pages with nothing behind them.
-    pub fn close_ends(&self, pid: i32, runs: &[Run]) -> Result<(Outcome, Duration), Failure> {
+    pub fn close_ends(&self, pid: i32, runs: &[PageRun]) -> Result<(Outcome, Duration), Failure> {
         self.runs(op::GUARD_PAGES, pid, 0, runs)
     }
 
@@ -117,7 +117,7 @@ impl Client {
         number: u32,
         pid: i32,
         flags: u32,
-        runs: &[Run],
+        runs: &[PageRun],
     ) -> Result<(Outcome, Duration), Failure> {
         decode(&self.ask(number, pid, flags, runs.iter().map(record))?)
     }

@@ -16,7 +16,7 @@ use crate::descriptors;
 use crate::pool::Pool;
 use crate::ptrace::{News, Tracer};
 use crate::sys::{self, cpu_time, pairs};
-use crate::target::{Code, Limits, Outcome, PendingChild, Run, Target, Way};
+use crate::target::{Outcome, PageOutcome, PageRun, PendingChild, StopLimits, Target, Way};
 
 /// How often targets are checked for having replaced their program.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
@@ -32,7 +32,7 @@ pub struct Common {
     pub pool: Pool,
     /// The thread that talks to the engine.
     pub hall: i32,
-    limits: Mutex<Limits>,
+    limits: Mutex<StopLimits>,
     wards: Mutex<BTreeMap<u64, Entry>>,
     replies: Mutex<Vec<(u64, u64, io::Result<Answer>)>>,
 }
@@ -68,12 +68,12 @@ impl Common {
         }
     }
 
-    fn limits(&self) -> Limits {
+    fn limits(&self) -> StopLimits {
         *lock(&self.limits)
     }
 
     /// Sets the limits of all targets.
-    pub fn set_limits(&self, limits: Limits) {
+    pub fn set_limits(&self, limits: StopLimits) {
         *lock(&self.limits) = limits;
     }
 
@@ -431,7 +431,7 @@ impl Ward {
             ));
         }
         let runs = request.runs();
-        let frames_end = |r: &Run| u64::from(r.frame) + u64::from(r.pages);
+        let frames_end = |r: &PageRun| u64::from(r.frame) + u64::from(r.pages);
         Ok(outcome(match number {
             // Each merged process may have many children, each of which takes a descriptor.
             op::MERGE
@@ -440,7 +440,7 @@ impl Ward {
             {
                 let pages = runs.iter().map(|r| r.pages as usize).sum();
                 Outcome {
-                    codes: vec![Code::Refused as u8; pages],
+                    codes: vec![PageOutcome::Refused as u8; pages],
                     ..Outcome::default()
                 }
             }

@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::sys::pairs;
-use crate::target::{Limits, Outcome, Run};
+use crate::target::{Outcome, PageRun, StopLimits};
 use crate::wire::{cut, Failure, Header, HEADER, RECORD};
 
 /// Requests, by number.
@@ -70,9 +70,9 @@ impl Request {
     }
 
     /// The runs of pages that it names.
-    pub fn runs(&self) -> Vec<Run> {
+    pub fn runs(&self) -> Vec<PageRun> {
         pairs(&self.records)
-            .map(|(addr, b)| Run {
+            .map(|(addr, b)| PageRun {
                 addr,
                 pages: b as u32,
                 frame: (b >> 32) as u32,
@@ -81,9 +81,9 @@ impl Request {
     }
 
     /// The limits that it sets.
-    pub fn limits(&self) -> io::Result<Limits> {
+    pub fn limits(&self) -> io::Result<StopLimits> {
         let (pause, timeout) = pairs(&self.records).next().ok_or_else(invalid)?;
-        Ok(Limits {
+        Ok(StopLimits {
             pause: Duration::from_micros(pause),
             stop_timeout: Duration::from_micros(timeout),
         })
@@ -108,7 +108,7 @@ pub fn reply(answer: io::Result<Answer>) -> Vec<u8> {
 }
 
 /// A run as a record of a request; [`Request::runs`] is the way back.
-pub fn record(run: &Run) -> (u64, u64) {
+pub fn record(run: &PageRun) -> (u64, u64) {
     (run.addr, u64::from(run.pages) | u64::from(run.frame) << 32)
 }
 
@@ -118,7 +118,7 @@ pub fn too_late(request: &Request, pages: usize) -> io::Result<Answer> {
     match request.number {
         op::MERGE | op::ZERO | op::UNMERGE | op::GUARD_PAGES => Ok(Answer::Outcome(
             Outcome {
-                codes: vec![crate::target::Code::Timeout as u8; pages],
+                codes: vec![crate::target::PageOutcome::Timeout as u8; pages],
                 ..Outcome::default()
             },
             Duration::ZERO,
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn runs_and_what_became_of_them_are_read_as_they_were_written() {
-        let run = Run {
+        let run = PageRun {
             addr: 0x7fff_ffff_f000,
             pages: u32::MAX,
             frame: 1 << 31,

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Run, Target};
+use super::{PageRun, Target};
 use crate::arch::nr;
 use crate::failpoints;
 use crate::inject::{Op, OPS_MAX};
@@ -37,7 +37,7 @@ const UNRESERVED: u64 = 32;
 pub(super) const FOR_FRAMES: u64 = HIDES | MERGEABLE;
 pub(super) const FOR_ANONYMOUS: u64 = 31;
 
-fn bounds(run: &Run) -> (u64, u64) {
+fn bounds(run: &PageRun) -> (u64, u64) {
     (run.addr, run.addr + u64::from(run.pages) * PAGE)
 }
 
@@ -92,7 +92,7 @@ impl Target {
     /// The calls that give a new mapping the advice, among `wanted`, that was given on what stood there. What hides is given
     /// to those parts only that are hidden still, by the last [`Self::find_hidden`]: a run may go over several mappings.
     /// At most two calls for each, and two more.
-    pub(super) fn advice_for(&self, r: &Run, wanted: u64) -> Vec<Op> {
+    pub(super) fn advice_for(&self, r: &PageRun, wanted: u64) -> Vec<Op> {
         let (start, end) = bounds(r);
         let asked = !failpoints::active("hidden");
         let hidden = self.hidden.iter().copied();
@@ -117,7 +117,7 @@ impl Target {
     }
 
     /// The flag of a new mapping that one of memory which does not count as promised needs, or none.
-    pub(super) fn unreserved(&self, r: &Run) -> u64 {
+    pub(super) fn unreserved(&self, r: &PageRun) -> u64 {
         match self.advised.bits(bounds(r)) & UNRESERVED {
             0 => 0,
             _ => libc::MAP_NORESERVE as u64,
@@ -125,10 +125,10 @@ impl Target {
     }
 
     /// Finds out which mappings around `runs` are hidden still, of those that have been, in a stopped target.
-    pub(super) fn find_hidden(&mut self, tracer: &mut Tracer, stopped: &Stopped, runs: &[Run]) {
+    pub(super) fn find_hidden(&mut self, tracer: &mut Tracer, stopped: &Stopped, runs: &[PageRun]) {
         self.hidden.clear();
         for hiding @ (bit, ..) in HIDING {
-            let told = |r: &&Run| self.advised.bits(bounds(r)) & bit != 0;
+            let told = |r: &&PageRun| self.advised.bits(bounds(r)) & bit != 0;
             let advised: Vec<(u64, u64)> = runs.iter().filter(told).map(bounds).collect();
             if advised.is_empty() {
                 continue;

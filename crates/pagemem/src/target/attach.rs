@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::descriptor::table_of_worker;
-use super::{Limits, Target};
+use super::{StopLimits, Target};
 use crate::arch::nr;
 use crate::inject::{InjectedRegion, Op};
 use crate::pool::Pool;
@@ -24,7 +24,7 @@ impl Target {
     pub fn attach(
         tracer: &mut Tracer,
         pid: i32,
-        limits: Limits,
+        limits: StopLimits,
         follow_forks: bool,
         pool: &Pool,
     ) -> io::Result<Self> {

@@ -13,7 +13,7 @@ use super::advice::Advised;
 use super::close::Close;
 use super::dumps::CoreDumps;
 use super::rights::Rights;
-use super::{Limits, Target};
+use super::{StopLimits, Target};
 use crate::inject::{InjectedRegion, MESSAGE_AT};
 use crate::pool::Pool;
 use crate::process::Process;
@@ -43,7 +43,7 @@ pub struct PendingChild {
     rights: Rights,
     /// Whether its parent could not be stopped.
     unstopped: bool,
-    limits: Limits,
+    limits: StopLimits,
     advised: Advised,
     guard_pages: BTreeSet<u64>,
     pool_file: FileId,

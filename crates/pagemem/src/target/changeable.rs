@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io;
 
 use super::runs::good_runs;
-use super::{Code, Run, Target};
+use super::{PageOutcome, PageRun, Target};
 use crate::ptrace::Stopped;
 use crate::sys::{self, Maps, PAGE};
 
@@ -29,21 +29,21 @@ fn classify(
                 let from = v.start.max(at);
                 let to = v.end.min(end);
                 edges.insert(from);
-                mark(codes, addr, at, from, Code::Gone);
+                mark(codes, addr, at, from, PageOutcome::Gone);
                 if !ok(&v) {
-                    mark(codes, addr, from, to, Code::Gone);
+                    mark(codes, addr, from, to, PageOutcome::Gone);
                 }
                 at = to;
             }
             _ => {
-                mark(codes, addr, at, end, Code::Gone);
+                mark(codes, addr, at, end, PageOutcome::Gone);
                 break;
             }
         }
     }
 }
 
-fn mark(codes: &mut [u8], addr: u64, from: u64, to: u64, code: Code) {
+fn mark(codes: &mut [u8], addr: u64, from: u64, to: u64, code: PageOutcome) {
     codes[((from - addr) / PAGE) as usize..((to - addr) / PAGE) as usize].fill(code as u8);
 }
 
@@ -51,7 +51,7 @@ impl Target {
     /// Which pages of a batch may be changed, by the mapping they are in; `edges` as of [`classify`].
     pub(super) fn classify(
         &self,
-        batch: &[Run],
+        batch: &[PageRun],
         fits: impl Fn(&sys::Vma) -> bool,
         codes: &mut [u8],
         edges: &mut BTreeSet<u64>,
@@ -72,7 +72,7 @@ impl Target {
     pub(super) fn keep_needed(
         &self,
         stopped: &Stopped,
-        batch: &[Run],
+        batch: &[PageRun],
         codes: &mut [u8],
     ) -> io::Result<()> {
         let Some((start, end)) = self.region.needed(&self.process, stopped)? else {
@@ -82,7 +82,7 @@ impl Target {
             let last = r.addr + u64::from(r.pages) * PAGE;
             let (from, to) = (start.max(r.addr), end.min(last));
             if from < to {
-                mark(&mut codes[first..], r.addr, from, to, Code::Refused);
+                mark(&mut codes[first..], r.addr, from, to, PageOutcome::Refused);
             }
         }
         Ok(())
@@ -96,7 +96,7 @@ impl Target {
     }
 
     /// Whether a page of `runs` was written since the engine last asked, or that cannot be told.
-    pub(super) fn any_written(&self, runs: &[Run]) -> bool {
+    pub(super) fn any_written(&self, runs: &[PageRun]) -> bool {
         let mut any = false;
         runs.iter().any(|r| {
             let end = r.addr + u64::from(r.pages) * PAGE;

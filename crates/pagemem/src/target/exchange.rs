@@ -8,7 +8,7 @@
 
 use std::io;
 
-use super::{Run, Target, ANON, FIXED, PROT_RW};
+use super::{PageRun, Target, ANON, FIXED, PROT_RW};
 use crate::arch::{self, nr};
 use crate::failpoints;
 use crate::inject::{InjectedRegion, Op, ASIDE_PAGES, OPS_MAX};
@@ -24,7 +24,7 @@ pub(super) const STEPS: usize = 9;
 /// Most pieces of one syscall batch.
 pub(super) const PIECES_MAX: usize = (OPS_MAX - 8) / STEPS;
 
-fn bytes(r: &Run) -> u64 {
+fn bytes(r: &PageRun) -> u64 {
     u64::from(r.pages) * PAGE
 }
 
@@ -40,7 +40,7 @@ fn nothing() -> Op {
 /// skips `after` operations more than these where it is back. `unreserved`: see [`Target::unreserved`].
 pub(super) fn way_back(
     region: &InjectedRegion,
-    r: &Run,
+    r: &PageRun,
     aside: u64,
     clear: usize,
     after: u64,
@@ -83,7 +83,7 @@ pub(super) enum Fate {
 }
 
 impl Fate {
-    pub(super) fn of(step: &[Op], r: &Run) -> Self {
+    pub(super) fn of(step: &[Op], r: &PageRun) -> Self {
         let (moved, verdict, placed) = (step[1].result, step[2].result, step[3].result);
         if step[0].result < 0 || moved < 0 {
             Self::Untouched
@@ -116,7 +116,7 @@ impl Steps<'_> {
     pub(super) fn for_frames(
         &self,
         i: usize,
-        r: &Run,
+        r: &PageRun,
         aside: u64,
         fd_at: u64,
         unreserved: u64,
@@ -159,7 +159,7 @@ impl Steps<'_> {
     }
 
     /// A piece: moves the pages aside, looks whether they are zero, maps fresh memory in their place or moves them back.
-    pub(super) fn for_nothing(&self, r: &Run, aside: u64, unreserved: u64) -> [Op; STEPS] {
+    pub(super) fn for_nothing(&self, r: &PageRun, aside: u64, unreserved: u64) -> [Op; STEPS] {
         let len = bytes(r);
         let fresh = nr::MMAP | arch::skip_unless_error(5);
         let [back, again, copy, spare] =
@@ -195,7 +195,7 @@ impl Target {
         &mut self,
         tracer: &mut Tracer,
         stopped: &Stopped,
-        lost: &[(u64, Run)],
+        lost: &[(u64, PageRun)],
         replaced: &[(u64, u64)],
     ) -> io::Result<()> {
         let mut free: Vec<Op> = replaced

@@ -12,7 +12,7 @@ use super::exchange::{Fate, Steps, PIECES_MAX, STEPS};
 use super::runs::{cut, good_runs, overlapping, spans};
 use super::stops::Kind;
 use super::unmerge::UNSHARE_MAX;
-use super::{Code, Outcome, Run, Target};
+use super::{Outcome, PageOutcome, PageRun, Target};
 use crate::failpoints;
 use crate::inject::{Op, OPS_MAX};
 use crate::pool::Pool;
@@ -31,7 +31,7 @@ impl Target {
     /// guardian dies. A writer from outside meets, for microseconds, no page at all and is told so (`EFAULT`).
     /// What remains is one that has pinned a page before it was moved and copies after it was compared; the kernel
     /// offers no way to see that (its count of pins is folded once a second).
-    pub fn merge(&mut self, tracer: &mut Tracer, pool: &Pool, runs: &[Run]) -> Outcome {
+    pub fn merge(&mut self, tracer: &mut Tracer, pool: &Pool, runs: &[PageRun]) -> Outcome {
         self.core_dumps.include_frames(self.pid);
         let file = pool.file();
         self.bare = false;
@@ -49,7 +49,7 @@ impl Target {
     }
 
     /// Gives runs of zero pages back: the kernel's zero page is mapped again when they are read.
-    pub fn drop_zero(&mut self, tracer: &mut Tracer, runs: &[Run]) -> Outcome {
+    pub fn drop_zero(&mut self, tracer: &mut Tracer, runs: &[PageRun]) -> Outcome {
         self.in_stops(
             tracer,
             Kind::Zero,
@@ -67,7 +67,7 @@ impl Target {
         &mut self,
         tracer: &mut Tracer,
         stopped: &Stopped,
-        batch: &[Run],
+        batch: &[PageRun],
         codes: &mut [u8],
         fits: impl Fn(&sys::Vma) -> bool,
         pool: Option<&Pool>,
@@ -77,7 +77,7 @@ impl Target {
         self.find_hidden(tracer, stopped, batch);
         // A page that is asked for twice would be moved while mappings are not as they were looked at.
         for (first, pages) in overlapping(batch) {
-            codes[first..first + pages].fill(Code::Timeout as u8);
+            codes[first..first + pages].fill(PageOutcome::Timeout as u8);
         }
         self.keep_needed(stopped, batch, codes)?;
         // What was written since the engine looked is not at rest. That tells also of a page that something outside of
@@ -86,14 +86,14 @@ impl Target {
         for (r, first) in cut(&good_runs(batch, codes), &edges) {
             let range = first..first + r.pages as usize;
             let page = |a: u64| first + ((a - r.addr) / PAGE) as usize;
-            let mark = |from, to| codes[page(from)..page(to)].fill(Code::Written as u8);
+            let mark = |from, to| codes[page(from)..page(to)].fill(PageOutcome::Written as u8);
             let end = r.addr + u64::from(r.pages) * PAGE;
             if failpoints::active("written") {
                 continue;
             }
             if self.process.written(r.addr, end, mark).is_err() {
                 // Mapped anew by the program, or watched by itself: it has been looked at by nobody.
-                codes[range].fill(Code::Gone as u8);
+                codes[range].fill(PageOutcome::Gone as u8);
             }
         }
         self.leave_shared(batch, codes, pool.is_none())?;
@@ -114,8 +114,8 @@ impl Target {
             }
         }
         for (code, settled) in codes.iter_mut().zip(&settled) {
-            if *code == Code::Done as u8 && !settled {
-                *code = Code::Timeout as u8;
+            if *code == PageOutcome::Done as u8 && !settled {
+                *code = PageOutcome::Timeout as u8;
             }
         }
         Ok(())
@@ -126,12 +126,12 @@ impl Target {
         &mut self,
         tracer: &mut Tracer,
         stopped: &Stopped,
-        pieces: &[(Run, usize)],
+        pieces: &[(PageRun, usize)],
         codes: &mut [u8],
         settled: &mut [bool],
         pool: Option<&Pool>,
     ) -> io::Result<()> {
-        let bytes = |r: &Run| u64::from(r.pages) * PAGE;
+        let bytes = |r: &PageRun| u64::from(r.pages) * PAGE;
         // Where the old pages of each piece are moved to.
         let aside: Vec<u64> = pieces
             .iter()
@@ -178,30 +178,30 @@ impl Target {
                 calls
             }
         };
-        let mut kept: Vec<(Run, usize)> = Vec::new();
-        let mut back: Vec<Run> = Vec::new();
-        let mut lost: Vec<(u64, Run)> = Vec::new();
+        let mut kept: Vec<(PageRun, usize)> = Vec::new();
+        let mut back: Vec<PageRun> = Vec::new();
+        let mut lost: Vec<(u64, PageRun)> = Vec::new();
         let mut replaced: Vec<(u64, u64)> = Vec::new();
         for (((r, first), step), aside) in pieces.iter().zip(ops.chunks_exact(STEPS)).zip(&aside) {
             let range = *first..*first + r.pages as usize;
             match Fate::of(step, r) {
-                Fate::Untouched => codes[range].fill(Code::Refused as u8),
+                Fate::Untouched => codes[range].fill(PageOutcome::Refused as u8),
                 Fate::Placed => {
                     kept.push((*r, *first));
                     replaced.push((*aside, bytes(r)));
                 }
                 Fate::Back { differs: Some(at) } => {
                     back.push(*r);
-                    codes[*first + (at / PAGE) as usize] = Code::Differs as u8;
+                    codes[*first + (at / PAGE) as usize] = PageOutcome::Differs as u8;
                 }
                 Fate::Back { differs: None } => {
                     back.push(*r);
-                    codes[range].fill(Code::Refused as u8);
+                    codes[range].fill(PageOutcome::Refused as u8);
                 }
                 Fate::Lost => {
                     back.push(*r);
                     lost.push((*aside, *r));
-                    codes[range].fill(Code::Refused as u8);
+                    codes[range].fill(PageOutcome::Refused as u8);
                 }
             }
         }
@@ -218,7 +218,7 @@ impl Target {
         for r in &back {
             let _ = self.retrack(r.addr, r.addr + bytes(r));
         }
-        let mut unguarded: Vec<Run> = Vec::new();
+        let mut unguarded: Vec<PageRun> = Vec::new();
         for (span, pieces) in spans(&kept) {
             let end = span.addr + bytes(&span);
             if pool.is_none() {
@@ -227,7 +227,7 @@ impl Target {
                 // Unguarded frames must not stay: the bytes go back to memory of the target's own.
                 for (r, first) in pieces {
                     unguarded.push(*r);
-                    codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
+                    codes[*first..*first + r.pages as usize].fill(PageOutcome::Refused as u8);
                 }
             }
         }
@@ -236,8 +236,8 @@ impl Target {
         for end in self.add_guard_pages(tracer, stopped, &ends) {
             let last = kept.iter().find(|(r, _)| r.addr + bytes(r) == end);
             let code = last.map(|(r, first)| &mut codes[first + r.pages as usize - 1]);
-            if let Some(code) = code.filter(|c| **c == Code::Done as u8) {
-                *code = Code::Refused as u8;
+            if let Some(code) = code.filter(|c| **c == PageOutcome::Done as u8) {
+                *code = PageOutcome::Refused as u8;
                 self.give_back(tracer, stopped, end - PAGE)?;
             }
         }

@@ -5,14 +5,14 @@
 use std::collections::BTreeSet;
 
 use super::exchange::{PIECES_MAX, PIECE_PAGES};
-use super::{Code, Run};
+use super::{PageOutcome, PageRun};
 use crate::sys::PAGE;
 
 /// Runs of one batch.
 const RUNS_MAX: usize = PIECES_MAX;
 
 /// Runs that overlap one before them in order of addresses: first page, counted over all runs, and number of pages.
-pub(super) fn overlapping(runs: &[Run]) -> Vec<(usize, usize)> {
+pub(super) fn overlapping(runs: &[PageRun]) -> Vec<(usize, usize)> {
     let mut at = 0;
     let mut all: Vec<(u64, usize, usize)> = runs
         .iter()
@@ -34,17 +34,17 @@ pub(super) fn overlapping(runs: &[Run]) -> Vec<(usize, usize)> {
 }
 
 /// Maximal runs of pages whose code is Done.
-pub(super) fn good_runs(runs: &[Run], codes: &[u8]) -> Vec<(Run, usize)> {
-    let mut out: Vec<(Run, usize)> = Vec::new();
+pub(super) fn good_runs(runs: &[PageRun], codes: &[u8]) -> Vec<(PageRun, usize)> {
+    let mut out: Vec<(PageRun, usize)> = Vec::new();
     let mut at = 0;
     for r in runs {
         let mut open = false;
         for i in 0..r.pages {
-            let good = codes[at + i as usize] == Code::Done as u8;
+            let good = codes[at + i as usize] == PageOutcome::Done as u8;
             if good && open {
                 out.last_mut().expect("open run").0.pages += 1;
             } else if good {
-                let run = Run {
+                let run = PageRun {
                     addr: r.addr + u64::from(i) * PAGE,
                     pages: 1,
                     frame: r.frame.wrapping_add(i),
@@ -59,7 +59,7 @@ pub(super) fn good_runs(runs: &[Run], codes: &[u8]) -> Vec<(Run, usize)> {
 }
 
 /// Cuts runs into batches of at most `pages` pages and `RUNS_MAX` runs.
-pub(super) fn next_batch(runs: &[Run], cursor: &mut (usize, u32), pages: u32) -> Vec<Run> {
+pub(super) fn next_batch(runs: &[PageRun], cursor: &mut (usize, u32), pages: u32) -> Vec<PageRun> {
     let mut out = Vec::new();
     let mut left = pages;
     while left > 0 && cursor.0 < runs.len() && out.len() < RUNS_MAX {
@@ -67,7 +67,7 @@ pub(super) fn next_batch(runs: &[Run], cursor: &mut (usize, u32), pages: u32) ->
         let n = (r.pages - cursor.1).min(left);
         if n > 0 {
             let skip = cursor.1;
-            out.push(Run {
+            out.push(PageRun {
                 addr: r.addr + u64::from(skip) * PAGE,
                 pages: n,
                 frame: r.frame.wrapping_add(skip),
@@ -83,8 +83,8 @@ pub(super) fn next_batch(runs: &[Run], cursor: &mut (usize, u32), pages: u32) ->
 }
 
 /// Neighbouring pieces taken together, with the pieces of each.
-pub(super) fn spans(pieces: &[(Run, usize)]) -> Vec<(Run, &[(Run, usize)])> {
-    let joined = |a: &(Run, usize), b: &(Run, usize)| {
+pub(super) fn spans(pieces: &[(PageRun, usize)]) -> Vec<(PageRun, &[(PageRun, usize)])> {
+    let joined = |a: &(PageRun, usize), b: &(PageRun, usize)| {
         a.0.addr + u64::from(a.0.pages) * PAGE == b.0.addr
             && a.0.frame.wrapping_add(a.0.pages) == b.0.frame
     };
@@ -92,7 +92,7 @@ pub(super) fn spans(pieces: &[(Run, usize)]) -> Vec<(Run, &[(Run, usize)])> {
         .chunk_by(joined)
         .map(|part| {
             (
-                Run {
+                PageRun {
                     pages: part.iter().map(|(r, _)| r.pages).sum(),
                     ..part[0].0
                 },
@@ -103,7 +103,7 @@ pub(super) fn spans(pieces: &[(Run, usize)]) -> Vec<(Run, &[(Run, usize)])> {
 }
 
 /// Cuts runs at `edges` and into pieces.
-pub(super) fn cut(runs: &[(Run, usize)], edges: &BTreeSet<u64>) -> Vec<(Run, usize)> {
+pub(super) fn cut(runs: &[(PageRun, usize)], edges: &BTreeSet<u64>) -> Vec<(PageRun, usize)> {
     let mut out = Vec::new();
     for &(run, first) in runs {
         let mut done = 0;
@@ -117,7 +117,7 @@ pub(super) fn cut(runs: &[(Run, usize)], edges: &BTreeSet<u64>) -> Vec<(Run, usi
                 .min(PIECE_PAGES)
                 .min(u32::try_from(limit).unwrap_or(u32::MAX));
             out.push((
-                Run {
+                PageRun {
                     addr,
                     pages,
                     frame: run.frame.wrapping_add(done),
@@ -134,15 +134,15 @@ pub(super) fn cut(runs: &[(Run, usize)], edges: &BTreeSet<u64>) -> Vec<(Run, usi
 mod tests {
     use super::*;
 
-    fn run(addr: u64, pages: u32, frame: u32) -> Run {
-        Run {
+    fn run(addr: u64, pages: u32, frame: u32) -> PageRun {
+        PageRun {
             addr: addr * PAGE,
             pages,
             frame,
         }
     }
 
-    fn plain(runs: &[Run]) -> Vec<(u64, u32, u32)> {
+    fn plain(runs: &[PageRun]) -> Vec<(u64, u32, u32)> {
         runs.iter()
             .map(|r| (r.addr / PAGE, r.pages, r.frame))
             .collect()

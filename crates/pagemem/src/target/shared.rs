@@ -7,7 +7,7 @@
 use std::io;
 
 use super::runs::good_runs;
-use super::{Code, Run, Target};
+use super::{PageOutcome, PageRun, Target};
 use crate::hold;
 use crate::sys::PAGE;
 
@@ -19,7 +19,7 @@ impl Target {
     /// that hold no memory, for nothing is freed.
     pub(super) fn leave_shared(
         &self,
-        batch: &[Run],
+        batch: &[PageRun],
         codes: &mut [u8],
         nothing: bool,
     ) -> io::Result<()> {
@@ -30,8 +30,8 @@ impl Target {
         }
         for (hold, place) in self.holds_page_by_page(&at)?.into_iter().zip(place) {
             match hold {
-                hold::SHARED => codes[place] = Code::Shared as u8,
-                hold::NONE if nothing => codes[place] = Code::Gone as u8,
+                hold::SHARED => codes[place] = PageOutcome::Shared as u8,
+                hold::NONE if nothing => codes[place] = PageOutcome::Gone as u8,
                 _ => {}
             }
         }

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::unmerge::UNSHARE_MAX;
-use super::{Run, Target, Way};
+use super::{PageRun, Target, Way};
 use crate::arch::Regs;
 use crate::inject::ASIDE_PAGES;
 use crate::ptrace::{Stopped, Tracer};
@@ -60,13 +60,13 @@ impl Target {
         &mut self,
         tracer: &mut Tracer,
         stopped: &Stopped,
-        runs: &[Run],
+        runs: &[PageRun],
     ) -> io::Result<()> {
         let prots = self.protections(runs)?;
         let needed = self.region.needed(&self.process, stopped)?;
         self.find_hidden(tracer, stopped, runs);
         // What the kernel writes meanwhile cannot be moved.
-        let must_stay = |r: &Run| {
+        let must_stay = |r: &PageRun| {
             needed.is_some_and(|(a, b)| r.addr < b && a < r.addr + u64::from(r.pages) * PAGE)
         };
         for (stays, way) in [(false, Way::Apart), (true, Way::Joined)] {
@@ -75,7 +75,7 @@ impl Target {
                     .zip(&prots)
                     .filter(|(r, _)| must_stay(r) == stays)
             };
-            let some: Vec<Run> = chosen().map(|(r, _)| *r).collect();
+            let some: Vec<PageRun> = chosen().map(|(r, _)| *r).collect();
             let prots: Vec<u64> = chosen().map(|(_, p)| *p).collect();
             if !some.is_empty() {
                 self.unshare(tracer, stopped, &some, &prots, way)?;
@@ -86,13 +86,13 @@ impl Target {
 }
 
 /// The mappings of `file`, as runs.
-fn frames_of(maps: &mut Maps, file: FileId) -> io::Result<Vec<Run>> {
+fn frames_of(maps: &mut Maps, file: FileId) -> io::Result<Vec<PageRun>> {
     let mut runs = Vec::new();
     let mut at = 0;
     while let Some(v) = maps.next_of(file, at, u64::MAX)? {
         for start in (v.start..v.end).step_by((u64::from(ASIDE_PAGES) * PAGE) as usize) {
             let pages = ((v.end - start) / PAGE).min(u64::from(ASIDE_PAGES)) as u32;
-            runs.push(Run {
+            runs.push(PageRun {
                 addr: start,
                 pages,
                 frame: 0,
@@ -104,8 +104,8 @@ fn frames_of(maps: &mut Maps, file: FileId) -> io::Result<Vec<Run>> {
 }
 
 /// Runs in groups that can be given back together.
-fn batches(runs: &[Run]) -> Vec<Vec<Run>> {
-    let mut out: Vec<Vec<Run>> = Vec::new();
+fn batches(runs: &[PageRun]) -> Vec<Vec<PageRun>> {
+    let mut out: Vec<Vec<PageRun>> = Vec::new();
     let mut pages = 0;
     for r in runs {
         match out.last_mut() {
@@ -128,12 +128,12 @@ mod tests {
 
     #[test]
     fn what_is_given_back_together_fits_aside() {
-        let run = |pages| Run {
+        let run = |pages| PageRun {
             addr: 0,
             pages,
             frame: 0,
         };
-        let runs: Vec<Run> = [2048, 2000, 48, 1, 2047, 1].map(run).to_vec();
+        let runs: Vec<PageRun> = [2048, 2000, 48, 1, 2047, 1].map(run).to_vec();
         let sizes: Vec<Vec<u32>> = batches(&runs)
             .iter()
             .map(|b| b.iter().map(|r| r.pages).collect())

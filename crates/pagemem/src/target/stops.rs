@@ -7,7 +7,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::runs::next_batch;
-use super::{Code, Outcome, Run, Target};
+use super::{Outcome, PageOutcome, PageRun, Target};
 use crate::failpoints;
 use crate::inject::{Op, ASIDE_PAGES};
 use crate::ptrace::{StopError, Stopped, Strictness, Tracer};
@@ -50,8 +50,8 @@ impl Target {
         &mut self,
         tracer: &mut Tracer,
         kind: Kind,
-        runs: &[Run],
-        mut work: impl FnMut(&mut Self, &mut Tracer, &Stopped, &[Run], &mut [u8]) -> io::Result<()>,
+        runs: &[PageRun],
+        mut work: impl FnMut(&mut Self, &mut Tracer, &Stopped, &[PageRun], &mut [u8]) -> io::Result<()>,
     ) -> Outcome {
         let total: usize = runs.iter().map(|r| r.pages as usize).sum();
         let mut out = Outcome {
@@ -59,7 +59,7 @@ impl Target {
             ..Default::default()
         };
         if !self.stop_again(tracer) {
-            out.codes.resize(total, Code::Refused as u8);
+            out.codes.resize(total, PageOutcome::Refused as u8);
             return out;
         }
         let (pinned, locked) = sys::pinned_and_locked(self.pid);
@@ -68,7 +68,7 @@ impl Target {
         if (pinned || (locked && kind != Kind::Unmerge) || (giving && self.written_behind()))
             && !failpoints::active("rings")
         {
-            out.codes.resize(total, Code::Refused as u8);
+            out.codes.resize(total, PageOutcome::Refused as u8);
             return out;
         }
         let mut cursor = (0, 0);
@@ -79,28 +79,30 @@ impl Target {
                 break;
             }
             let pages: usize = batch.iter().map(|r| r.pages as usize).sum();
-            let mut codes = vec![Code::Done as u8; pages];
+            let mut codes = vec![PageOutcome::Done as u8; pages];
             if self.is_unstopped() {
                 // Since a stop of this request has failed. Frames mapped now would be taken for discarded ones.
                 out.codes
-                    .resize(out.codes.len() + pages, Code::Timeout as u8);
+                    .resize(out.codes.len() + pages, PageOutcome::Timeout as u8);
                 continue;
             }
             match self.stop(tracer, self.limits.stop_timeout, Strictness::All) {
-                Err(StopError::Timeout) => codes.fill(Code::Timeout as u8),
-                Err(StopError::Gone) => codes.fill(Code::Gone as u8),
-                Err(StopError::Refused(_) | StopError::Shared) => codes.fill(Code::Refused as u8),
+                Err(StopError::Timeout) => codes.fill(PageOutcome::Timeout as u8),
+                Err(StopError::Gone) => codes.fill(PageOutcome::Gone as u8),
+                Err(StopError::Refused(_) | StopError::Shared) => {
+                    codes.fill(PageOutcome::Refused as u8)
+                }
                 Ok(stopped) if stopped.only_mend.is_some() => {
                     let code = match stopped.only_mend {
-                        Some(StopError::Timeout) => Code::Timeout,
-                        _ => Code::Refused,
+                        Some(StopError::Timeout) => PageOutcome::Timeout,
+                        _ => PageOutcome::Refused,
                     };
                     codes.fill(code as u8);
                     self.zero_fill(tracer, &stopped);
                     tracer.release(stopped);
                 }
                 Ok(stopped) if !self.region.intact(stopped.memory()) => {
-                    codes.fill(Code::Gone as u8);
+                    codes.fill(PageOutcome::Gone as u8);
                     self.zero_fill(tracer, &stopped);
                     tracer.release(stopped);
                 }
@@ -116,7 +118,7 @@ impl Target {
                                 false => !looked && self.maps_devices(),
                             }) =>
                 {
-                    codes.fill(Code::Refused as u8);
+                    codes.fill(PageOutcome::Refused as u8);
                     self.zero_fill(tracer, &stopped);
                     tracer.release(stopped);
                 }
@@ -126,11 +128,11 @@ impl Target {
                     self.zero_fill(tracer, &stopped);
                     if let Err(e) = work(self, tracer, &stopped, &batch, &mut codes) {
                         let code = if e.raw_os_error() == Some(libc::ETIMEDOUT) {
-                            Code::Timeout
+                            PageOutcome::Timeout
                         } else {
-                            Code::Refused
+                            PageOutcome::Refused
                         };
-                        for c in codes.iter_mut().filter(|c| **c == Code::Done as u8) {
+                        for c in codes.iter_mut().filter(|c| **c == PageOutcome::Done as u8) {
                             *c = code as u8;
                         }
                     }

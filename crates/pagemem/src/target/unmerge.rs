@@ -11,7 +11,7 @@ use super::descriptor::Lent;
 use super::exchange::{is_back, way_back, MOVE};
 use super::runs::{cut, good_runs};
 use super::stops::Kind;
-use super::{Code, Outcome, Run, Target, Way, ANON, FIXED, PROT_RW};
+use super::{Outcome, PageOutcome, PageRun, Target, Way, ANON, FIXED, PROT_RW};
 use crate::arch::{self, nr};
 use crate::failpoints;
 use crate::inject::{Op, ASIDE_PAGES, MESSAGE_AT};
@@ -29,7 +29,13 @@ const UNSHARE_STEPS: usize = 9;
 
 impl Target {
     /// Gives merged runs private anonymous memory with the same bytes.
-    pub fn unmerge(&mut self, tracer: &mut Tracer, pool: &Pool, runs: &[Run], way: Way) -> Outcome {
+    pub fn unmerge(
+        &mut self,
+        tracer: &mut Tracer,
+        pool: &Pool,
+        runs: &[PageRun],
+        way: Way,
+    ) -> Outcome {
         let file = pool.file();
         self.locked = if sys::pinned_and_locked(self.pid).1 {
             sys::locked(sys::memory_tid(self.pid)).unwrap_or_default()
@@ -49,12 +55,13 @@ impl Target {
                     t.keep_needed(stopped, batch, codes)?;
                 }
                 for part in cut(&good_runs(batch, codes), &edges).chunks(UNSHARE_MAX) {
-                    let runs: Vec<Run> = part.iter().map(|(r, _)| *r).collect();
+                    let runs: Vec<PageRun> = part.iter().map(|(r, _)| *r).collect();
                     let prots = t.protections(&runs)?;
                     let done = t.unshare(tracer, stopped, &runs, &prots, way);
                     for (i, (r, first)) in part.iter().enumerate() {
                         if !done.as_ref().is_ok_and(|d| d[i]) {
-                            codes[*first..*first + r.pages as usize].fill(Code::Refused as u8);
+                            codes[*first..*first + r.pages as usize]
+                                .fill(PageOutcome::Refused as u8);
                         }
                     }
                 }
@@ -67,7 +74,7 @@ impl Target {
 
     /// Keeps merged memory from growing where it is: `pages` are the last ones of mappings of frames with nothing behind.
     /// Where no page without access can be had there, they are given memory of their own.
-    pub fn close_ends(&mut self, tracer: &mut Tracer, pool: &Pool, pages: &[Run]) -> Outcome {
+    pub fn close_ends(&mut self, tracer: &mut Tracer, pool: &Pool, pages: &[PageRun]) -> Outcome {
         let file = pool.file();
         self.in_stops(
             tracer,
@@ -94,7 +101,7 @@ impl Target {
         stopped: &Stopped,
         addr: u64,
     ) -> io::Result<()> {
-        let run = Run {
+        let run = PageRun {
             addr,
             pages: 1,
             frame: 0,
@@ -107,13 +114,13 @@ impl Target {
         &mut self,
         tracer: &mut Tracer,
         stopped: &Stopped,
-        runs: &[Run],
+        runs: &[PageRun],
     ) -> io::Result<()> {
         let prots = self.protections(runs)?;
         let done = self.unshare(tracer, stopped, runs, &prots, Way::Apart);
         let done = done.unwrap_or_else(|_| vec![false; runs.len()]);
         let open = |k: &usize| !done[*k];
-        let left: Vec<Run> = (0..runs.len()).filter(open).map(|k| runs[k]).collect();
+        let left: Vec<PageRun> = (0..runs.len()).filter(open).map(|k| runs[k]).collect();
         let prots: Vec<u64> = (0..runs.len()).filter(open).map(|k| prots[k]).collect();
         if !left.is_empty() {
             self.unshare(tracer, stopped, &left, &prots, Way::Joined)?;
@@ -122,7 +129,7 @@ impl Target {
     }
 
     /// The protection that the program has given to each of `runs`.
-    pub(super) fn protections(&self, runs: &[Run]) -> io::Result<Vec<u64>> {
+    pub(super) fn protections(&self, runs: &[PageRun]) -> io::Result<Vec<u64>> {
         self.process.with_maps(|maps| {
             runs.iter()
                 .map(|r| Ok(maps.at_or_after(r.addr)?.map_or(PROT_RW, |v| v.flags & 7)))
@@ -131,7 +138,7 @@ impl Target {
     }
 
     /// The call that locks a run again that is given memory of its own, where its mapping was locked.
-    fn lock_again(&self, r: &Run) -> Option<Op> {
+    fn lock_again(&self, r: &PageRun) -> Option<Op> {
         let (start, bytes) = (r.addr, u64::from(r.pages) * PAGE);
         let locked = |l: &(u64, u64)| l.0 < start + bytes && start < l.1;
         let lock = Op::new(nr::MLOCK, &[start, bytes]);
@@ -179,10 +186,10 @@ impl Target {
         &mut self,
         tracer: &mut Tracer,
         stopped: &Stopped,
-        runs: &[Run],
+        runs: &[PageRun],
         prots: &[u64],
     ) -> io::Result<Vec<bool>> {
-        let bytes = |r: &Run| u64::from(r.pages) * PAGE;
+        let bytes = |r: &PageRun| u64::from(r.pages) * PAGE;
         let total: u64 = runs.iter().map(bytes).sum();
         assert!(runs.len() <= UNSHARE_MAX && total <= u64::from(ASIDE_PAGES) * PAGE);
         let base = self.scratch(tracer, stopped, total)?;
@@ -295,7 +302,7 @@ impl Target {
         &mut self,
         tracer: &mut Tracer,
         stopped: &Stopped,
-        runs: &[Run],
+        runs: &[PageRun],
         prots: &[u64],
         way: Way,
     ) -> io::Result<Vec<bool>> {
@@ -303,7 +310,7 @@ impl Target {
             return self.unshare_apart(tracer, stopped, runs, prots);
         }
         assert!(runs.len() <= UNSHARE_MAX && runs.len() == prots.len());
-        let bytes = |r: &Run| u64::from(r.pages) * PAGE;
+        let bytes = |r: &PageRun| u64::from(r.pages) * PAGE;
         let total: u64 = runs.iter().map(bytes).sum();
         let (base, unmap) = self.room_to_copy(tracer, stopped, total)?;
         let arguments = self.region.base + MESSAGE_AT + ARGUMENTS_AT;
@@ -353,7 +360,8 @@ impl Target {
             at += bytes(r);
         }
         let needed = self.region.needed(&self.process, stopped)?;
-        let overlaps = |r: &Run| needed.is_some_and(|(a, b)| r.addr < b && a < r.addr + bytes(r));
+        let overlaps =
+            |r: &PageRun| needed.is_some_and(|(a, b)| r.addr < b && a < r.addr + bytes(r));
         if runs.iter().any(overlaps) {
             // What the kernel wrote between the copy there and the copy back would be lost. And it would put a page where
             // write tracking is not registered yet, so that the mapping stays apart from its neighbours.

@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use super::advice::FOR_ANONYMOUS;
-use super::{Run, Target, ANON, FIXED};
+use super::{PageRun, Target, ANON, FIXED};
 use crate::arch::{self, nr, Regs};
 use crate::failpoints;
 use crate::inject::{Op, OPS_MAX};
@@ -47,8 +47,8 @@ impl Piece {
         }
     }
 
-    fn run(&self) -> Run {
-        Run {
+    fn run(&self) -> PageRun {
+        PageRun {
             addr: self.start,
             pages: ((self.end - self.start) / PAGE) as u32,
             frame: 0,
@@ -298,7 +298,7 @@ impl Target {
 
     /// Replaces pieces by anonymous memory; whether it worked, for each.
     fn map_zeros(&mut self, tracer: &mut Tracer, stopped: &Stopped, pieces: &[Piece]) -> Vec<bool> {
-        let runs: Vec<Run> = pieces.iter().map(Piece::run).collect();
+        let runs: Vec<PageRun> = pieces.iter().map(Piece::run).collect();
         let intact = self.region.intact(stopped.memory());
         if intact {
             self.find_hidden(tracer, stopped, &runs);
