@@ -126,7 +126,7 @@ impl Found {
 /// `EINVAL` for unaligned ranges or unknown bits. Ranges scanned before stay scanned (and write-protected).
 pub fn scan(pagemap: RawFd, start: &[u64], end: &[u64], query: &Query) -> io::Result<Found> {
     let mut found = Found::default();
-    // No range has more regions than pages: a look at a few of them needs no room for thousands.
+    // No range has more regions than pages: a scan of a few of them needs no room for thousands.
     let pages = |(&from, &to): (&u64, &u64)| (to.saturating_sub(from) / PAGE_SIZE) as usize;
     let most = start.iter().zip(end).map(pages).max().unwrap_or(0);
     let mut vector = vec![PageRegion::default(); most.clamp(1, VECTOR_LEN)];

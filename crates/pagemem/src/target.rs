@@ -4,7 +4,7 @@
 //! its bytes have been compared inside the stop; a page in doubt is left alone and its code says why.
 //!
 //! This file has the types that the guardian's wards ([`crate::guard`]) see, and what is known of a target; each of its
-//! rooms is one thing that is done with it.
+//! modules is one thing that is done with it.
 
 mod advice;
 mod attach;
@@ -121,9 +121,9 @@ pub struct Target {
     /// Pages of the next stop, for each kind of work.
     batch: [f64; 4],
     discarded: Vec<(u64, u64)>,
-    /// Ranges that the program has moved, not looked at yet: from, to, bytes.
+    /// Ranges that the program has moved, not handled yet: from, to, bytes.
     moved: Vec<(u64, u64, u64)>,
-    /// Where the program has unmapped frames, not looked at yet: those before may lie open now.
+    /// Where the program has unmapped frames, not handled yet: those before may lie open now.
     opened: Vec<u64>,
     /// Pages without access behind mappings of frames.
     guard_pages: BTreeSet<u64>,

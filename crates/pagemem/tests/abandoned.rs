@@ -147,9 +147,9 @@ fn tracer() {
     )
     .expect("attach");
     assert_eq!(target.arm(&[(area, area + PAGES as u64 * PAGE)]), [0]);
-    // The look before: what has been written since is left alone.
+    // The scan before: what has been written since is left alone.
     let pages = std::fs::File::open(format!("/proc/{pid}/pagemap")).expect("its pagemap");
-    let look = || {
+    let scan = || {
         let query = Query {
             flags: pagemap::SCAN_WP_MATCHING | pagemap::SCAN_CHECK_WPASYNC,
             mask: pagemap::PAGE_IS_WRITTEN,
@@ -157,9 +157,9 @@ fn tracer() {
             ..Query::default()
         };
         let end = area + PAGES as u64 * PAGE;
-        pagemap::scan(pages.as_raw_fd(), &[area], &[end], &query).expect("a look");
+        pagemap::scan(pages.as_raw_fd(), &[area], &[end], &query).expect("a scan");
     };
-    look();
+    scan();
     let at = |page: usize| area + page as u64 * PAGE;
     let run = |page: usize, frame: u32| PageRun {
         addr: at(page),

@@ -1,7 +1,7 @@
 //! Which pages of a batch may be changed: by the mapping they are in, and by who else may write them.
 //!
 //! Asked by [`super::stops`] before a batch, and by [`super::merge`] and [`super::unmerge`] inside the stop. Pages that
-//! others share have a room of their own, [`super::shared`].
+//! others share have a module of their own, [`super::shared`].
 
 use std::collections::BTreeSet;
 use std::io;

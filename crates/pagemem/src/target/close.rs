@@ -149,7 +149,7 @@ impl Target {
     }
 
     /// Fills the pages that threads wait at, without stopping any: one that is stopped does not wait any more, and
-    /// begins to again when it goes on. An event that comes up between two looks is read early by this, which does no
+    /// begins to again when it goes on. An event that comes up between two checks is read early by this, which does no
     /// harm: what it takes away or moves is watched. Whether some are left.
     pub(super) fn answer_faults(&mut self) -> bool {
         if !self.for_life || self.unstopped {

@@ -80,7 +80,7 @@ impl Target {
             codes[first..first + pages].fill(PageOutcome::Timeout as u8);
         }
         self.keep_needed(stopped, batch, codes)?;
-        // What was written since the engine looked is not at rest. That tells also of a page that something outside of
+        // What was written since the engine scanned is not at rest. That tells also of a page that something outside of
         // the target's threads is about to write, a device or another process: whoever pins a page to write it faults
         // it in for writing first.
         for (r, first) in cut(&good_runs(batch, codes), &edges) {

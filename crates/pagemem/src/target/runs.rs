@@ -1,6 +1,6 @@
 //! Arithmetic on runs: cut into batches and pieces, by code, at the edges of mappings, and joined again.
 //!
-//! Called by the rooms that work on batches; touches no process.
+//! Called by the modules that work on batches; touches no process.
 
 use std::collections::BTreeSet;
 

@@ -1,7 +1,7 @@
 //! Stopping a target: once, or for batches of pages that are sized so that each stop fits the pause aimed at.
 //!
-//! Called by the other rooms: [`super::merge`] and [`super::unmerge`] work in batches, the rest stops once. Whoever stops a
-//! target also reads what its guard tells of.
+//! Called by the other modules: [`super::merge`] and [`super::unmerge`] work in batches, the rest stops once. Whoever
+//! stops a target also reads what its guard tells of.
 
 use std::io;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! Giving back: merged pages become memory of the target's own again, with the same bytes.
 //!
-//! Called by the guardian's wards ([`crate::guard`]) for what the engine gives back, and by the other rooms for frames that
-//! must not stay: [`super::merge`], [`super::shed`], [`super::zero_fill`].
+//! Called by the guardian's wards ([`crate::guard`]) for what the engine gives back, and by the other modules for
+//! frames that must not stay: [`super::merge`], [`super::shed`], [`super::zero_fill`].
 
 use std::collections::BTreeSet;
 use std::io;

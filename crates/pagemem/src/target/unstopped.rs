@@ -32,7 +32,7 @@ const TURN: u32 = 256;
 const FILLING: Duration = Duration::from_millis(2);
 /// A discard of more pages is filled as they are touched.
 const FILLED_MAX: u64 = 1024 * PAGE;
-/// Ends of frames that are remembered; what is more is found by the next look.
+/// Ends of frames that are remembered; what is more is found by the next check.
 const OPENED_MAX: usize = 4096;
 /// How long a target may take to stop so that it need not be watched closely any more.
 const STOP_TIMEOUT: Duration = Duration::from_millis(50);

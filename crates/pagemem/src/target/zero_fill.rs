@@ -204,7 +204,7 @@ impl Target {
             Ok(open)
         });
         ends = looked.unwrap_or_default();
-        // What cannot be closed is found at the next look.
+        // What cannot be closed is found at the next check.
         if !ends.is_empty() {
             let _ = self.add_guard_pages(tracer, stopped, &ends);
         }
