@@ -50,7 +50,7 @@ pub fn run(data: &[u8]) {
     let [kind, rest @ ..] = data else { return };
     let size = LENGTHS[*kind as usize >> 3];
     let sampled = || AnyOrder::named("sampled", b"fuzz").expect("an order");
-    let mixed = || AnyOrder::named("mixed", b"fuzz").expect("an order");
+    let hashed = || AnyOrder::named("hashed", b"fuzz").expect("an order");
     match (kind & 7, size) {
         (0, _) | (1..4, 0) => agree(&SdTree::with(Variable::new(), sampled(), 0), rest, None),
         (1, _) => agree(
@@ -59,7 +59,7 @@ pub fn run(data: &[u8]) {
             Some(size),
         ),
         (2, _) => agree(
-            &SdTree::with(Fixed::new(size), mixed(), 5000),
+            &SdTree::with(Fixed::new(size), hashed(), 5000),
             rest,
             Some(size),
         ),
@@ -71,7 +71,7 @@ pub fn run(data: &[u8]) {
         (4, _) => agree(&SdTree::with(Variable::new(), FewClasses, 0), rest, None),
         (5, _) => agree(&SdTree::with(Variable::new(), Colliding, 0), rest, None),
         (6, _) => agree(&SdTree::with(Variable::new(), AnyOrder::Raw, 0), rest, None),
-        _ => agree(&SdTree::with(Variable::new(), mixed(), 0), rest, None),
+        _ => agree(&SdTree::with(Variable::new(), hashed(), 0), rest, None),
     }
 }
 

@@ -3,13 +3,13 @@
 use crate::peer::{Locked, Peer, Rows};
 use crate::tree::Sd;
 use crate::{floor, maps, rbtree, table};
-use sdtree::{Mixed, Raw, SampledMixed};
+use sdtree::{Hashed, Raw, SampledHash};
 use std::sync::Mutex;
 
 /// The names that [`make`] knows, in the order of a report.
 pub const NAMES: [&str; 11] = [
     "sdtree",
-    "sdtree_mixed",
+    "sdtree_hashed",
     "sdtree_raw",
     "xxh3_table",
     "xxh3_table_scalar",
@@ -30,8 +30,8 @@ pub fn make<'a>(name: &str, rows: Rows<'a>) -> Option<Box<dyn Peer + 'a>> {
     const SEED: &[u8] = b"baselines";
     let n = rows.count();
     Some(match name {
-        "sdtree" => Box::new(Sd::new(rows, SampledMixed::new(SEED))),
-        "sdtree_mixed" => Box::new(Sd::new(rows, Mixed::new(SEED))),
+        "sdtree" => Box::new(Sd::new(rows, SampledHash::new(SEED))),
+        "sdtree_hashed" => Box::new(Sd::new(rows, Hashed::new(SEED))),
         "sdtree_raw" => Box::new(Sd::new(rows, Raw)),
         "xxh3_table" => Box::new(Locked(Mutex::new(table::Table::new(rows, n, true)), false)),
         "xxh3_table_scalar" => {

@@ -326,7 +326,7 @@ impl SDTree {
     ) -> PyResult<Self> {
         let Some(order) = AnyOrder::named(order, seed) else {
             return Err(PyValueError::new_err(format!(
-                "order must be sampled, mixed or raw, not {order:?}"
+                "order must be sampled, hashed or raw, not {order:?}"
             )));
         };
         let tree = match object_size {

@@ -31,7 +31,7 @@ fn prefetch_place<R: Fn(u32)>(trie: &Trie, pin: &Pin<'_, R>, q: &Query) {
 
 /// Calls `f` with the queries of a range one by one, in groups that are warm in the caches.
 ///
-/// Where the objects of the next group are not read whole, one of them is mixed and one further on is asked for
+/// Where the objects of the next group are not read whole, one of them is hashed and one further on is asked for
 /// beside each call of `f`, since many requests at once would wait for each other. Where they are, they are read
 /// between the calls of one group and those of the next, so that what was warmed for the calls is not driven out.
 #[inline]
@@ -43,7 +43,7 @@ pub(crate) fn each<'t, S: Store, O: Order, B: Batch + ?Sized, R: Fn(u32)>(
     range: std::ops::Range<usize>,
     mut f: impl FnMut(&mut Pin<'t, R>, &mut PinScope, usize, &mut Query),
 ) {
-    /// Objects between asking for one and mixing it.
+    /// Objects between asking for one and hashing it.
     const AHEAD: usize = 16;
     /// Objects read side by side where they are read whole.
     const STREAMS: usize = 4;

@@ -33,7 +33,7 @@ pub use batch::{Batch, RowBatch};
 pub use edge::PREFIX;
 pub use epoch::Full;
 pub use keys::KeyTree;
-pub use order::{AnyOrder, Mixed, Order, Raw, SampledMixed};
+pub use order::{AnyOrder, Hashed, Order, Raw, SampledHash};
 pub use results::{Interned, Stats};
 pub use sdtree::SdTree;
 pub use store::{Fixed, Rows, Store, Variable, MAX_OBJECT};

@@ -58,7 +58,7 @@ pub(crate) const STREAM: usize = 1024;
 /// An object that differs from all others in its sample costs a few cache lines; one that does not costs one pass at
 /// the speed of memory. Both functions are keyed with a secret of the tree (see [`keyhash`]): who does not know it
 /// cannot make keys run into each other, and so not the tree deep.
-pub struct SampledMixed {
+pub struct SampledHash {
     first: Key,
     second: Key,
     /// Where the secret lines lie, as fractions of what is between head and tail (of 2^32).
@@ -66,13 +66,13 @@ pub struct SampledMixed {
 }
 
 /// Says nothing of the secret.
-impl std::fmt::Debug for SampledMixed {
+impl std::fmt::Debug for SampledHash {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SampledMixed").finish_non_exhaustive()
+        f.debug_struct("SampledHash").finish_non_exhaustive()
     }
 }
 
-impl SampledMixed {
+impl SampledHash {
     /// Makes the secret from `seed`: give at least 16 random bytes where an adversary may choose the objects.
     pub fn new(seed: &[u8]) -> Self {
         let key = Key::from_seed(seed);
@@ -80,7 +80,7 @@ impl SampledMixed {
         // Each key keeps all of the seed's randomness: the seed itself with a label in front.
         let derive = |label: u8| Key::from_seed(&[&[label], seed].concat());
         let places = std::array::from_fn(|i| keyhash::hash64(&part(b"places"), &[i as u8]) as u32);
-        SampledMixed {
+        SampledHash {
             first: derive(1),
             second: derive(2),
             places,
@@ -105,7 +105,7 @@ impl SampledMixed {
 }
 
 // SAFETY: hashes of bytes chosen by their number, with a key that never changes.
-unsafe impl Order for SampledMixed {
+unsafe impl Order for SampledHash {
     #[inline]
     fn first(&self, bytes: &[u8]) -> u64 {
         if bytes.len() <= SMALL {
@@ -145,19 +145,19 @@ unsafe impl Order for SampledMixed {
     }
 }
 
-/// Mixes all bytes for `first`, too: reads each object once, whole, and nothing of an object without a twin but it.
+/// Hashes all bytes for `first`, too: reads each object once, whole, and nothing of an object without a twin but it.
 /// For objects that are in the caches anyway.
 #[derive(Debug)]
-pub struct Mixed {
+pub struct Hashed {
     first: Key,
     second: Key,
 }
 
-impl Mixed {
+impl Hashed {
     /// Makes the secret from `seed`: give at least 16 random bytes where an adversary may choose the objects.
     pub fn new(seed: &[u8]) -> Self {
         let derive = |label: u8| Key::from_seed(&[&[label], seed].concat());
-        Mixed {
+        Hashed {
             first: derive(1),
             second: derive(2),
         }
@@ -165,7 +165,7 @@ impl Mixed {
 }
 
 // SAFETY: hashes of all bytes, with a key that never changes.
-unsafe impl Order for Mixed {
+unsafe impl Order for Hashed {
     #[inline]
     fn first(&self, bytes: &[u8]) -> u64 {
         keyhash::hash64(&self.first, bytes)
@@ -197,9 +197,9 @@ unsafe impl Order for Mixed {
     }
 }
 
-/// The bits of the object as they are, the order of the original SD tree. No secret, nothing mixed, the least read;
+/// The bits of the object as they are, the order of the original SD tree. No secret, nothing hashed, the least read;
 /// but real data makes it deep, and an adversary makes it as deep as the object has bits. For measurements, and for
-/// keys that are mixed already.
+/// keys that are hashes already.
 #[derive(Clone, Copy, Debug)]
 pub struct Raw;
 
@@ -236,20 +236,20 @@ unsafe impl Order for Raw {
 /// An order chosen when the tree is made.
 #[derive(Debug)]
 pub enum AnyOrder {
-    /// See [`SampledMixed`].
-    Sampled(Box<SampledMixed>),
-    /// See [`Mixed`].
-    Mixed(Box<Mixed>),
+    /// See [`SampledHash`].
+    Sampled(Box<SampledHash>),
+    /// See [`Hashed`].
+    Hashed(Box<Hashed>),
     /// See [`Raw`].
     Raw,
 }
 
 impl AnyOrder {
-    /// The order of that name: `sampled`, `mixed` or `raw`.
+    /// The order of that name: `sampled`, `hashed` or `raw`.
     pub fn named(name: &str, seed: &[u8]) -> Option<AnyOrder> {
         Some(match name {
-            "sampled" => AnyOrder::Sampled(Box::new(SampledMixed::new(seed))),
-            "mixed" => AnyOrder::Mixed(Box::new(Mixed::new(seed))),
+            "sampled" => AnyOrder::Sampled(Box::new(SampledHash::new(seed))),
+            "hashed" => AnyOrder::Hashed(Box::new(Hashed::new(seed))),
             "raw" => AnyOrder::Raw,
             _ => return None,
         })
@@ -262,7 +262,7 @@ unsafe impl Order for AnyOrder {
     fn first(&self, bytes: &[u8]) -> u64 {
         match self {
             AnyOrder::Sampled(o) => o.first(bytes),
-            AnyOrder::Mixed(o) => o.first(bytes),
+            AnyOrder::Hashed(o) => o.first(bytes),
             AnyOrder::Raw => Raw.first(bytes),
         }
     }
@@ -271,7 +271,7 @@ unsafe impl Order for AnyOrder {
     fn whole(&self, bytes: &[u8]) -> u64 {
         match self {
             AnyOrder::Sampled(o) => o.whole(bytes),
-            AnyOrder::Mixed(o) => o.whole(bytes),
+            AnyOrder::Hashed(o) => o.whole(bytes),
             AnyOrder::Raw => Raw.whole(bytes),
         }
     }
@@ -280,7 +280,7 @@ unsafe impl Order for AnyOrder {
     fn first_four(&self, bytes: [&[u8]; 4]) -> [u64; 4] {
         match self {
             AnyOrder::Sampled(o) => o.first_four(bytes),
-            AnyOrder::Mixed(o) => o.first_four(bytes),
+            AnyOrder::Hashed(o) => o.first_four(bytes),
             AnyOrder::Raw => Raw.first_four(bytes),
         }
     }
@@ -289,7 +289,7 @@ unsafe impl Order for AnyOrder {
     fn whole_four(&self, bytes: [&[u8]; 4]) -> [u64; 4] {
         match self {
             AnyOrder::Sampled(o) => o.whole_four(bytes),
-            AnyOrder::Mixed(o) => o.whole_four(bytes),
+            AnyOrder::Hashed(o) => o.whole_four(bytes),
             AnyOrder::Raw => Raw.whole_four(bytes),
         }
     }
@@ -298,7 +298,7 @@ unsafe impl Order for AnyOrder {
     fn streams(&self, len: usize) -> bool {
         match self {
             AnyOrder::Sampled(o) => o.streams(len),
-            AnyOrder::Mixed(o) => o.streams(len),
+            AnyOrder::Hashed(o) => o.streams(len),
             AnyOrder::Raw => Raw.streams(len),
         }
     }
@@ -307,7 +307,7 @@ unsafe impl Order for AnyOrder {
     fn lines(&self, len: usize, touch: impl FnMut(usize)) {
         match self {
             AnyOrder::Sampled(o) => o.lines(len, touch),
-            AnyOrder::Mixed(o) => o.lines(len, touch),
+            AnyOrder::Hashed(o) => o.lines(len, touch),
             AnyOrder::Raw => Raw.lines(len, touch),
         }
     }

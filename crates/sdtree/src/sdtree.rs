@@ -5,7 +5,7 @@ use crate::batch::{pin_scopes, Batch, PIN_SCOPE};
 use crate::epoch::Full;
 use crate::groups::each;
 use crate::objects::{Objects, Query, ALIVE, NO_QUERY};
-use crate::order::{Order, SampledMixed};
+use crate::order::{Order, SampledHash};
 use crate::primitive::Ordering;
 use crate::results::{Interned, Stats};
 use crate::store::{Fixed, Rows, Store, Variable};
@@ -30,7 +30,7 @@ use std::ops::Range;
 /// assert_eq!(tree.get(1).as_deref(), Some(&b"only"[..]));
 /// # Ok::<(), sdtree::Full>(())
 /// ```
-pub struct SdTree<S: Store, O: Order = SampledMixed> {
+pub struct SdTree<S: Store, O: Order = SampledHash> {
     trie: Trie,
     objects: Objects<S, O>,
 }
@@ -51,14 +51,14 @@ impl SdTree<Fixed> {
     /// # Panics
     /// As [`Fixed::new`].
     pub fn fixed(size: usize, capacity: usize, seed: &[u8]) -> Self {
-        SdTree::with(Fixed::new(size), SampledMixed::new(seed), capacity)
+        SdTree::with(Fixed::new(size), SampledHash::new(seed), capacity)
     }
 }
 
 impl SdTree<Variable> {
     /// A tree of copies of objects of any length up to [`MAX_OBJECT`](crate::MAX_OBJECT).
     pub fn variable(capacity: usize, seed: &[u8]) -> Self {
-        SdTree::with(Variable::new(), SampledMixed::new(seed), capacity)
+        SdTree::with(Variable::new(), SampledHash::new(seed), capacity)
     }
 }
 
@@ -68,7 +68,7 @@ impl<'a> SdTree<Rows<'a>> {
     /// # Panics
     /// As [`Rows::new`].
     pub fn rows(data: &'a [u8], size: usize, capacity: usize, seed: &[u8]) -> Self {
-        SdTree::with(Rows::new(data, size), SampledMixed::new(seed), capacity)
+        SdTree::with(Rows::new(data, size), SampledHash::new(seed), capacity)
     }
 }
 

@@ -2,7 +2,7 @@
 #![cfg(not(loom))]
 
 use proptest::prelude::*;
-use sdtree::{Batch, Fixed, Mixed, Order, Raw, RowBatch, SampledMixed, SdTree, Store, Variable};
+use sdtree::{Batch, Fixed, Hashed, Order, Raw, RowBatch, SampledHash, SdTree, Store, Variable};
 use std::collections::BTreeMap;
 
 mod orders;
@@ -110,11 +110,11 @@ proptest! {
     #[test]
     fn strings_of_any_length_agree_with_a_btree_map(ops in ops()) {
         agrees(&SdTree::variable(0, b"proptest"), &ops);
-        agrees(&SdTree::with(Variable::new(), Mixed::new(b"proptest"), 0), &ops);
+        agrees(&SdTree::with(Variable::new(), Hashed::new(b"proptest"), 0), &ops);
     }
 
     #[test]
-    fn the_tree_stays_exact_in_raw_order_and_when_all_mixed_bits_collide(ops in ops()) {
+    fn the_tree_stays_exact_in_raw_order_and_when_all_hashed_bits_collide(ops in ops()) {
         agrees(&SdTree::with(Variable::new(), Raw, 0), &ops);
         agrees(&SdTree::with(Variable::new(), Colliding, 0), &ops);
         agrees(&SdTree::with(Variable::new(), TwoBytes, 0), &ops);
@@ -210,9 +210,9 @@ fn adversarial_families_stay_shallow() {
     let n = 4000;
     for family in FAMILIES {
         let pages: Vec<Vec<u8>> = (0..n).map(|v| page(family, 8 * v + v % 8)).collect();
-        for mixed in [false, true] {
-            let shape = if mixed {
-                let tree = SdTree::with(Fixed::new(4096), Mixed::new(b"shallow"), 0);
+        for hashed in [false, true] {
+            let shape = if hashed {
+                let tree = SdTree::with(Fixed::new(4096), Hashed::new(b"shallow"), 0);
                 intern(&tree, &pages[..]);
                 tree.stats().shape
             } else {
@@ -267,17 +267,17 @@ fn batches_of_every_length_are_read_to_their_last_object() {
         .collect();
     for n in 1..pages.len() {
         let batch = &pages[..n];
-        let (sampled, mixed) = (
+        let (sampled, hashed) = (
             SdTree::fixed(4096, 0, b"lengths"),
-            SdTree::with(Fixed::new(4096), Mixed::new(b"lengths"), 0),
+            SdTree::with(Fixed::new(4096), Hashed::new(b"lengths"), 0),
         );
         let want: Vec<u32> = (0..n as u32).collect();
         let (ids, new) = intern(&sampled, batch);
         assert_eq!((&ids, new), (&want, vec![true; n]), "{n} pages");
-        assert_eq!(intern(&mixed, batch).0, want, "{n} pages");
+        assert_eq!(intern(&hashed, batch).0, want, "{n} pages");
         assert_eq!(intern(&sampled, batch), (want, vec![false; n]), "{n} pages");
         let there: Vec<Option<u32>> = (0..300).map(|i| (i < n as u32).then_some(i)).collect();
-        assert_eq!(mixed.find(&pages[..]), there, "{n} pages");
+        assert_eq!(hashed.find(&pages[..]), there, "{n} pages");
     }
 }
 
@@ -445,13 +445,13 @@ fn the_order_does_not_decide_what_is_equal() {
     let want = intern(&SdTree::fixed(600, 0, b"a"), &batch);
     assert_eq!(intern(&SdTree::fixed(600, 0, b"b"), &batch), want);
     assert_eq!(
-        intern(&SdTree::with(Fixed::new(600), Mixed::new(b"c"), 0), &batch),
+        intern(&SdTree::with(Fixed::new(600), Hashed::new(b"c"), 0), &batch),
         want
     );
     assert_eq!(intern(&SdTree::with(Fixed::new(600), Raw, 0), &batch), want);
     assert_eq!(
         intern(
-            &SdTree::with(Fixed::new(600), SampledMixed::new(b""), 5000),
+            &SdTree::with(Fixed::new(600), SampledHash::new(b""), 5000),
             &batch
         ),
         want

@@ -49,7 +49,7 @@ class SDTree:
     def __new__(cls, object_size: int | None, order: str, capacity: int, seed: bytes) -> SDTree:
         """Make a tree of objects of ``object_size`` bytes, or of any length (None).
 
-        ``order``: ``sampled``, ``mixed`` or ``raw``; ``seed``: secret bytes, at least 16 against an adversary.
+        ``order``: ``sampled``, ``hashed`` or ``raw``; ``seed``: secret bytes, at least 16 against an adversary.
         ``ValueError`` for other orders or sizes.
         """
 

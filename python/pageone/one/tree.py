@@ -16,7 +16,7 @@ __all__ = ["ArrowStrings", "Buffer", "Objects", "SDTree"]
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 
-Order: TypeAlias = Literal["sampled", "mixed", "raw"]
+Order: TypeAlias = Literal["sampled", "hashed", "raw"]
 
 
 class Buffer(Protocol):
@@ -120,9 +120,9 @@ class SDTree(Generic[Got]):
 
     ``object_size``: bytes of each object (4096, a page, by default), or None for objects of any length up to
     64 MiB; ``b"a"``, ``b"a\0"`` and ``b""`` are three objects. ``order``: how keys are ordered inside,
-    ``"sampled"`` (the default), ``"mixed"`` (for objects that are in the caches anyway) or ``"raw"`` (nothing
-    mixed; deep for real data). ``capacity``: objects for which room is made at once; the tree grows past that
-    by itself. ``seed``: secret bytes for the mixing, random if not given; ids do not depend on it.
+    ``"sampled"`` (the default), ``"hashed"`` (for objects that are in the caches anyway) or ``"raw"`` (nothing
+    hashed; deep for real data). ``capacity``: objects for which room is made at once; the tree grows past that
+    by itself. ``seed``: secret bytes for the hash, random if not given; ids do not depend on it.
 
     The tree keeps a copy of each distinct object. Two objects are equal when all their bytes are; no hash decides.
     Any number of Python threads may use one tree at once: calls release the GIL, and none waits for another, not

@@ -2,7 +2,7 @@
 
 use sdtree::Order;
 
-/// All mixed bits collide: only the bytes are left to tell objects apart.
+/// All hashed bits collide: only the bytes are left to tell objects apart.
 pub struct Colliding;
 
 // SAFETY: functions of the bytes alone.
