@@ -58,7 +58,8 @@ class Program:
             ]
             raise AssertionError(f"process {self.pid} hangs: {states}") from None
         last = out.strip().splitlines()[-1] if out.strip() else ""
-        assert self.process.returncode == 0, f"status {self.process.returncode}: {last} {err}"
+        # Children tell what was wrong before their parent tells that one did.
+        assert self.process.returncode == 0, f"status {self.process.returncode}: {out.strip()} {err}"
         assert last.startswith(("OK", "SKIP")), last
         return last
 
