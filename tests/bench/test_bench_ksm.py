@@ -149,8 +149,9 @@ def test_root_measures_kernel_and_pageone_on_the_same_pages_and_ksm_is_left_as_i
         assert row["unmerged_all"]
         assert row["found_pages"] >= 0.99 * row["expected_pages"]
         assert 0 < row["cpu_s"] < 30
-    # Two periods of 20 s, and more only if a target did not stop in time and was asked again later.
-    assert rows["pageone"]["observe_s"] in range(40, 200, 20)
+    # Two periods of 20 s, and more only if a target did not stop in time and was asked again later: these periods are
+    # counted, not waited for, so a processor that is busy for a second is some twenty of them.
+    assert rows["pageone"]["observe_s"] in range(40, 4000, 20)
     assert (tmp_path / report.FILE_NAME).stat().st_size > 1_000_000
     assert ksm.read_knobs() == before
 
