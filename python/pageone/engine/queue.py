@@ -170,8 +170,9 @@ class Workers:
         while len(self._threads) < self.count:
             name = f"pageone-worker-{len(self._threads)}"
             thread = threading.Thread(target=self._work, name=name, daemon=True)
-            self._threads.append(thread)
+            # One whose start is interrupted is not waited for: it does nothing, and ends with the others.
             thread.start()
+            self._threads.append(thread)
 
     def _work(self) -> None:
         be_modest(self._nice, self._idle)
