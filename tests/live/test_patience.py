@@ -93,8 +93,9 @@ def folder(make_folder_for_all: Callable[[str], Path]) -> Iterator[Path]:
 
 
 @pytest.mark.timeout(230)
-# As an ordinary user it is sometimes not done within minutes, also on a machine at rest; why is not known yet.
-@pytest.mark.parametrize("who", ["root", pytest.param("user", marks=pytest.mark.soak)])
+# It is sometimes not done within minutes, also on a machine at rest; why is not known yet.
+@pytest.mark.soak
+@pytest.mark.parametrize("who", ["root", "user"])
 def test_others_are_merged_and_detached_while_a_target_keeps_its_address_space_locked(
     who: str, holds: Path, folder: Path, as_user: Any, python: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
