@@ -57,14 +57,18 @@ fn runs(addr: &[u64], pages: &[u32], frame: Option<&[u32]>) -> PyResult<Vec<Page
         .collect())
 }
 
-fn done(py: Python<'_>, done: (Outcome, Duration)) -> Done<'_> {
-    let (outcome, cpu) = done;
-    (
+/// Makes a request about runs, with Python free for other threads.
+fn done(
+    py: Python<'_>,
+    request: impl FnOnce() -> Result<(Outcome, Duration), Failure> + Send,
+) -> PyResult<Done<'_>> {
+    let (outcome, cpu) = py.detach(request).map_err(failed)?;
+    Ok((
         outcome.codes.into_pyarray(py),
         outcome.pauses.into_pyarray(py),
         outcome.injected,
         cpu.as_secs_f64(),
-    )
+    ))
 }
 
 /// The engine's end of a guardian.
@@ -142,8 +146,7 @@ impl GuardianClient {
         frame: Column<'py, u32>,
     ) -> PyResult<Done<'py>> {
         let runs = runs(addr.as_slice()?, pages.as_slice()?, Some(frame.as_slice()?))?;
-        let told = py.detach(|| self.0.merge(pid, &runs)).map_err(failed)?;
-        Ok(done(py, told))
+        done(py, || self.0.merge(pid, &runs))
     }
 
     /// drop_zero(pid, addr, pages) -> (code, pauses_s, injected_s, cpu_s)
@@ -155,8 +158,7 @@ impl GuardianClient {
         pages: Column<'py, u32>,
     ) -> PyResult<Done<'py>> {
         let runs = runs(addr.as_slice()?, pages.as_slice()?, None)?;
-        let told = py.detach(|| self.0.drop_zero(pid, &runs)).map_err(failed)?;
-        Ok(done(py, told))
+        done(py, || self.0.drop_zero(pid, &runs))
     }
 
     /// unmerge(pid, addr, pages, apart) -> (code, pauses_s, injected_s, cpu_s)
@@ -170,10 +172,7 @@ impl GuardianClient {
     ) -> PyResult<Done<'py>> {
         let runs = runs(addr.as_slice()?, pages.as_slice()?, None)?;
         let way = if apart { Way::Apart } else { Way::Joined };
-        let told = py
-            .detach(|| self.0.unmerge(pid, &runs, way))
-            .map_err(failed)?;
-        Ok(done(py, told))
+        done(py, || self.0.unmerge(pid, &runs, way))
     }
 
     /// close_ends(pid, addr, pages) -> (code, pauses_s, injected_s, cpu_s)
@@ -185,10 +184,7 @@ impl GuardianClient {
         pages: Column<'py, u32>,
     ) -> PyResult<Done<'py>> {
         let runs = runs(addr.as_slice()?, pages.as_slice()?, None)?;
-        let told = py
-            .detach(|| self.0.close_ends(pid, &runs))
-            .map_err(failed)?;
-        Ok(done(py, told))
+        done(py, || self.0.close_ends(pid, &runs))
     }
 
     fn detach(&self, py: Python<'_>, pid: i32) -> PyResult<()> {
