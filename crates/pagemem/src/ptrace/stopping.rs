@@ -50,19 +50,21 @@ impl Tracer {
         let mut suspended = false;
         // Once a discard has happened, no thread may go on before its pages are zero-filled.
         let mut read = false;
-        let mut starved = Duration::ZERO;
-        'outer: loop {
-            let timeout = if read {
+        let most = |read: bool| {
+            if read {
                 timeout.max(ZERO_FILLING)
             } else {
                 timeout
-            };
+            }
+        };
+        let mut starved = Duration::ZERO;
+        'outer: loop {
             match self.seize_new(process, &mut seized, &mut stopped, &mut ended) {
                 Ok(true) => {}
                 // A running thread may create another before it stops: done when no new one is found. The kernel cuts
                 // the list short where a thread ends while it is read, so it is held against the number of threads.
                 Ok(false) if complete(pid, &seized) => break,
-                Ok(false) if since.elapsed() > timeout => {
+                Ok(false) if since.elapsed() > most(read) => {
                     failure = Some(StopError::Timeout);
                     break;
                 }
@@ -113,12 +115,7 @@ impl Tracer {
                     break;
                 }
                 let mut unstopped = seized.iter().filter(|t| !stopped.contains(t));
-                let most = if read {
-                    timeout.max(ZERO_FILLING)
-                } else {
-                    timeout
-                };
-                if since.elapsed() > most + starved {
+                if since.elapsed() > most(read) + starved {
                     let zero_fills = read || strictness == Strictness::NoUserCode;
                     let late = zero_fills && starved < STARVED;
                     if !late
@@ -260,7 +257,7 @@ impl Tracer {
                 }
                 Some((_, Held::Followed | Held::Newborn)) => true,
                 None if is_worker(pid, tid) => {
-                    // It is in the syscall batch, and that is all.
+                    // It is in the list of threads, and that is all.
                     stopped.insert(tid);
                     ended.insert(tid);
                     false
