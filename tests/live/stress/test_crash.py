@@ -132,8 +132,8 @@ def test_a_thousand_kills_of_the_guardian_change_no_byte(start: Callable[..., An
     _kill_engines(start, spawn, KILLS_SOAK, "writers", guardian=True)
 
 
-@pytest.mark.timeout(60)
-def test_a_new_engine_takes_over_what_a_killed_one_has_merged(start: Callable[..., Any], spawn: Any) -> None:
+def _left_behind(start: Callable[..., Any], spawn: Any) -> tuple[list[Any], int]:
+    """Return two programs that an engine has merged and that has been killed since, and its guardian."""
     engines = spawn([sys.executable, "-u", "-c", ENGINES], stderr=None)
     running = [start("writers", 3600, n) for n in (2, 3)]
     print(*(one.pid for one in running), file=engines.stdin, flush=True)
@@ -141,6 +141,12 @@ def test_a_new_engine_takes_over_what_a_killed_one_has_merged(start: Callable[..
     _until(lambda: all(_pools(one.pid) for one in running))
     os.kill(engine, signal.SIGKILL)
     assert engines.stdout.readline() == "gone\n"
+    return running, guard
+
+
+@pytest.mark.timeout(60)
+def test_a_new_engine_takes_over_what_a_killed_one_has_merged(start: Callable[..., Any], spawn: Any) -> None:
+    running, guard = _left_behind(start, spawn)
     before = [_pools(one.pid) for one in running]
     with Engine(period=0.05) as new:
         for one in running:
@@ -215,13 +221,7 @@ def _until(true: Callable[[], Any]) -> None:
 
 @pytest.mark.timeout(60)
 def test_the_guardian_ends_with_the_last_program_that_it_guards(start: Callable[..., Any], spawn: Any) -> None:
-    engines = spawn([sys.executable, "-u", "-c", ENGINES], stderr=None)
-    running = [start("writers", 3600, n) for n in (2, 3)]
-    print(*(one.pid for one in running), file=engines.stdin, flush=True)
-    engine, guard = (int(word) for word in engines.stdout.readline().split())
-    _until(lambda: all(_pools(one.pid) for one in running))
-    os.kill(engine, signal.SIGKILL)
-    assert engines.stdout.readline() == "gone\n"
+    running, guard = _left_behind(start, spawn)
     for one in running:
         one.begin()
         _expect_right(one)
