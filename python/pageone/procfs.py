@@ -138,6 +138,14 @@ def threads_left(pid: int) -> list[int]:
         return []
 
 
+def has_memory(pid: int, thread: int) -> bool:
+    """Return whether a thread has memory: it leaves it early in its end. False where there is no such thread."""
+    try:
+        return not Path(f"/proc/{pid}/task/{thread}/statm").read_bytes().startswith(b"0 ")
+    except OSError:
+        return False
+
+
 def children(pid: int) -> list[int]:
     """Return the children of all threads of a process; none when it has ended."""
     found: list[int] = []

@@ -2,6 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use pagemem::processes;
+use pagemem::sys::Maps;
 use pyo3::prelude::*;
 
 use crate::os_error;
@@ -22,7 +24,7 @@ impl Kinds {
 
     fn behind(&self, py: Python<'_>, pid: i32) -> PyResult<Option<String>> {
         py.detach(|| {
-            let mut maps = pagemem::sys::Maps::open(pagemem::sys::memory_tid(pid))?;
+            let mut maps = processes::through_a_thread(pid, Maps::open, Maps::has_memory)?;
             // What a look that panicked has left is a cache, and at worst empty.
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
             inner.behind(pid, &mut maps)

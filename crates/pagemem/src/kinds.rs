@@ -15,7 +15,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
-use crate::process::names_in;
+use crate::listing::names_in;
+use crate::processes;
 use crate::sharers::{same, What};
 use crate::sys::{self, check, Maps};
 
@@ -231,7 +232,7 @@ impl Kinds {
 
 /// Threads of a process that between them have all its tables of descriptors.
 fn tables(pid: i32) -> io::Result<Vec<i32>> {
-    let first = sys::memory_tid(pid);
+    let first = processes::memory_tid(pid);
     let mut threads = sys::numbers_in(&format!("/proc/{pid}/task"));
     if threads.is_empty() {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));

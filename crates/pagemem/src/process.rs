@@ -11,12 +11,14 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::sys::{self, check, Maps, Tracked};
+use crate::listing::names_in;
+use crate::processes::through_a_thread;
+use crate::sys::{self, Maps, Tracked};
 
 /// Open files of one process.
 #[derive(Debug)]
@@ -31,11 +33,6 @@ pub struct Process {
     /// The status of the thread asked for last.
     status: RefCell<Option<(i32, File)>>,
 }
-
-/// Bytes for names of threads or descriptors: some 800 of them in one call.
-const NAMES: usize = 1 << 15;
-/// A directory entry whose name is a number needs no more than this.
-const ENTRY_MAX: usize = 64;
 
 impl Process {
     /// Opens the files of process `pid`.
@@ -90,7 +87,7 @@ impl Process {
     }
 
     fn with_tracked<T>(&self, ask: impl FnOnce(&mut Tracked) -> io::Result<T>) -> io::Result<T> {
-        let open = || Tracked::open(sys::memory_tid(self.pid));
+        let open = || through_a_thread(self.pid, Tracked::open, |t| t.has_memory());
         self.with(&self.tracked, open, ask)
     }
 
@@ -108,7 +105,7 @@ impl Process {
 
     /// Runs `ask` with the mappings as they are now.
     pub fn with_maps<T>(&self, ask: impl FnOnce(&mut Maps) -> io::Result<T>) -> io::Result<T> {
-        let open = || Maps::open(sys::memory_tid(self.pid));
+        let open = || through_a_thread(self.pid, Maps::open, Maps::has_memory);
         self.with(&self.maps, open, |maps| {
             maps.refresh()?;
             ask(maps)
@@ -165,64 +162,6 @@ impl Process {
         // SAFETY: writes one timespec into a live one.
         unsafe { libc::clock_gettime(clock, &mut t) };
         Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
-    }
-}
-
-/// The numbers among the names in an open directory, read from its beginning.
-pub fn names_in(directory: &File) -> io::Result<Vec<i32>> {
-    let fd = directory.as_raw_fd();
-    // SAFETY: no pointers.
-    check(unsafe { libc::lseek(fd, 0, libc::SEEK_SET) })?;
-    let mut out = Vec::new();
-    let mut entries = Entries::of::<NAMES>();
-    while entries.read(directory, |number, _| out.extend(number))? && !entries.are_last() {}
-    Ok(out)
-}
-
-/// Entries of a directory, as many as there is room for at once.
-#[derive(Debug)]
-pub struct Entries<const ROOM: usize> {
-    buffer: [u8; ROOM],
-    filled: usize,
-}
-
-impl Entries<0> {
-    /// Room for some.
-    pub fn of<const ROOM: usize>() -> Entries<ROOM> {
-        Entries {
-            buffer: [0; ROOM],
-            filled: 0,
-        }
-    }
-}
-
-impl<const ROOM: usize> Entries<ROOM> {
-    /// Reads on and calls `each` with what comes: the number, where that is the name, and the place of the next. False
-    /// at the end.
-    pub fn read(
-        &mut self,
-        directory: &File,
-        mut each: impl FnMut(Option<i32>, i64),
-    ) -> io::Result<bool> {
-        let (fd, to) = (directory.as_raw_fd(), self.buffer.as_mut_ptr());
-        // SAFETY: the kernel writes at most the stated number of bytes into a live buffer of that size.
-        let read = check(unsafe { libc::syscall(libc::SYS_getdents64, fd, to, ROOM) })?;
-        self.filled = read as usize;
-        let mut left = &self.buffer[..self.filled];
-        while !left.is_empty() {
-            let length = u16::from_ne_bytes([left[16], left[17]]) as usize;
-            let place = left[8..16].try_into().map_or(0, i64::from_ne_bytes);
-            let name = left[19..length].split(|b| *b == 0).next();
-            let name = name.and_then(|name| std::str::from_utf8(name).ok());
-            each(name.and_then(|name| name.parse().ok()), place);
-            left = &left[length..];
-        }
-        Ok(self.filled > 0)
-    }
-
-    /// Whether there was room for more than came.
-    fn are_last(&self) -> bool {
-        ROOM - self.filled >= ENTRY_MAX
     }
 }
 

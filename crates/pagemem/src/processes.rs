@@ -11,7 +11,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 
-use crate::process::{names_in, Entries};
+use crate::failpoints;
+use crate::listing::{names_in, Entries};
 use crate::sys::check;
 
 /// Room for one entry whose name is a number, and not for two.
@@ -57,10 +58,14 @@ fn base(folder: &File) -> io::Result<i64> {
     Ok(*BASE.get_or_init(|| found))
 }
 
+/// Whether there is no such process or thread any more.
+fn is_gone(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}
+
 /// The threads of process `pid`, and whether these are all: the kernel cuts the list short where one ends while it is read.
 /// None if there is no such process any more.
 pub fn threads(pid: i32) -> io::Result<Option<(Vec<i32>, bool)>> {
-    let gone = |e: &io::Error| matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH));
     let listed = File::open(format!("/proc/{pid}/task"))
         .and_then(|folder| Ok((names_in(&folder)?, folder.metadata()?.nlink())));
     match listed {
@@ -68,7 +73,7 @@ pub fn threads(pid: i32) -> io::Result<Option<(Vec<i32>, bool)>> {
             let all = threads.len() as u64 + 2 == links;
             Ok(Some((threads, all)))
         }
-        Err(e) if gone(&e) => Ok(None),
+        Err(e) if is_gone(&e) => Ok(None),
         Err(e) => Err(e),
     }
 }
@@ -83,7 +88,63 @@ pub fn thread_count(pid: i32) -> io::Result<u64> {
     }
 }
 
-/// Whether thread `tid` of process `pid` has memory: it has not ended.
+/// How often threads are listed, and one is tried, of a process whose threads come and go.
+const TRIES: usize = 256;
+
+/// A thread of `pid` through which its memory can be reached: another than the first where that one has left the memory
+/// before the others. It may leave at any time: who opens something through it uses [`through_a_thread`].
+pub fn memory_tid(pid: i32) -> i32 {
+    thread_with_memory(pid).unwrap_or(pid)
+}
+
+fn thread_with_memory(pid: i32) -> Option<i32> {
+    if has_memory(pid, pid) || failpoints::active("leaderless") {
+        return Some(pid);
+    }
+    let mut before = Vec::new();
+    for _ in 0..TRIES {
+        let (threads, all) = threads(pid).ok()??;
+        if let Some(&tid) = threads.iter().find(|&&tid| has_memory(pid, tid)) {
+            return Some(tid);
+        }
+        // All are ending, unless one was born meanwhile.
+        if all && threads == before {
+            return None;
+        }
+        before = threads;
+    }
+    None
+}
+
+/// Opens a file about the memory of `pid` through one of its threads: through another where that one leaves the memory
+/// just then, which leaves a file without any. `ESRCH` where no thread has memory.
+pub fn through_a_thread<F>(
+    pid: i32,
+    open: impl Fn(i32) -> io::Result<F>,
+    has_memory: impl Fn(&mut F) -> bool,
+) -> io::Result<F> {
+    for _ in 0..TRIES {
+        let Some(tid) = thread_with_memory(pid) else {
+            break;
+        };
+        match open(tid) {
+            Ok(mut file) => {
+                if has_memory(&mut file) {
+                    return Ok(file);
+                }
+            }
+            Err(e) if is_gone(&e) => {}
+            Err(e) => return Err(e),
+        }
+        if failpoints::active("leaderless") {
+            break;
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::ESRCH))
+}
+
+/// Whether thread `tid` of process `pid` has memory: a thread leaves it early in its end, and has none for as long as the
+/// rest of that takes.
 pub fn has_memory(pid: i32, tid: i32) -> bool {
     std::fs::read(format!("/proc/{pid}/task/{tid}/statm")).is_ok_and(|s| !s.starts_with(b"0 "))
 }

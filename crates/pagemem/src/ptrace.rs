@@ -20,12 +20,12 @@ use std::time::{Duration, Instant};
 use crate::arch::Regs;
 use crate::failpoints;
 use crate::process::Process;
+use crate::processes;
 pub use crate::requests::{
     interrupt, is_fault, leave, poll, resume, set_signal_mask, signal_mask, single_step,
     to_next_call, Wait, ALL_SIGNALS, CALL_STOP, HELD_SIGNALS,
 };
 use crate::sharers::{Asker, Sharers};
-use crate::sys;
 use crate::transfers::{Room, Transfers};
 #[cfg(feature = "failpoints")]
 pub use left_inside::leave_inside;
@@ -278,7 +278,7 @@ impl Tracer {
     /// Whether another process, which does not stop with this one, runs in its memory. Whoever it gives birth to meanwhile
     /// may be missed.
     pub fn shared(&mut self, process: &Process) -> bool {
-        self.has_sharers(sys::memory_tid(process.pid), process, false)
+        self.has_sharers(processes::memory_tid(process.pid), process, false)
     }
 
     /// The same of one that is stopped: nobody is missed where all of its threads are.

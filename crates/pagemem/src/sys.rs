@@ -71,18 +71,6 @@ pub fn has_ended(pidfd: &OwnedFd) -> bool {
     unsafe { libc::poll(&mut p, 1, 0) == 1 && p.revents != 0 }
 }
 
-/// A thread of `pid` through which its memory can be reached: another than the first where that one has ended before
-/// the others, which leaves `/proc/PID` without memory.
-pub fn memory_tid(pid: i32) -> i32 {
-    if !thread_ended(pid, pid) || crate::failpoints::active("leaderless") {
-        return pid;
-    }
-    numbers_in(&format!("/proc/{pid}/task"))
-        .into_iter()
-        .find(|&tid| !thread_ended(pid, tid))
-        .unwrap_or(pid)
-}
-
 /// The state of a thread as `/proc` writes it (`R`, `S`, `D`, `Z`, …); None for one that is not there.
 pub fn thread_state(pid: i32, tid: i32) -> Option<char> {
     Stat::of_thread(pid, tid)?.state()
@@ -339,6 +327,11 @@ impl Maps {
         })
     }
 
+    /// Whether there was memory when it was opened: not so of a thread that is about to end.
+    pub fn has_memory(&mut self) -> bool {
+        matches!(self.at_or_after(0), Ok(Some(_)))
+    }
+
     /// The mapping that covers `addr` or the next one above it.
     pub fn at_or_after(&mut self, addr: u64) -> io::Result<Option<Vma>> {
         if let Some(all) = &self.text {
@@ -493,6 +486,11 @@ impl Tracked {
     /// Opens the page map of `pid`.
     pub fn open(pid: i32) -> io::Result<Self> {
         File::open(format!("/proc/{pid}/pagemap")).map(Self)
+    }
+
+    /// Whether there was memory when it was opened: not so of a thread that is about to end.
+    pub fn has_memory(&self) -> bool {
+        self.0.read_at(&mut [0; 8], 0).is_ok_and(|n| n == 8)
     }
 
     /// Whether the page at `addr` is; changes nothing.

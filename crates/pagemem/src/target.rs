@@ -34,7 +34,8 @@ use std::time::Duration;
 use crate::inject::InjectedRegion;
 use crate::kinds::Kinds;
 use crate::process::Process;
-use crate::sys::{self, FileId};
+use crate::processes;
+use crate::sys::FileId;
 use crate::uffd::Uffd;
 use advice::Advised;
 pub use births::{Born, PendingChild};
@@ -234,7 +235,7 @@ impl Target {
     /// Whether the process still has the address space that was attached (it may have called `exec`), and there is
     /// something to do in it.
     pub fn still_there(&self) -> bool {
-        match self.region.found(sys::memory_tid(self.pid)) {
+        match self.region.found(processes::memory_tid(self.pid)) {
             Ok(true) => true,
             // It hides. What it maps is guarded on: for that nothing of it need be read.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {

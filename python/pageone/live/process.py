@@ -16,12 +16,12 @@ from pageone import procfs
 def memory_thread(pid: int) -> int:
     """Return the id of a thread through which the memory of a process can be read.
 
-    It is ``pid``, unless the first thread has ended before the others: then ``/proc/PID/maps`` is empty though they
-    run on, with all that they have mapped.
+    It is ``pid``, unless the first thread has left the memory before the others, and ends or has ended: then
+    ``/proc/PID/maps`` is empty though they run on, with all that they have mapped.
     """
-    if procfs.identity(pid) is not None:
+    if procfs.has_memory(pid, pid):
         return pid
-    return next((t for t in procfs.threads_left(pid) if procfs.identity(t) is not None), pid)
+    return next((t for t in procfs.threads_left(pid) if procfs.has_memory(pid, t)), pid)
 
 
 def cannot_map_pool(pid: int, pool_created_ticks: int) -> bool:

@@ -17,6 +17,7 @@ use super::{StopLimits, Target};
 use crate::inject::{InjectedRegion, MESSAGE_AT};
 use crate::pool::Pool;
 use crate::process::Process;
+use crate::processes;
 use crate::ptrace::{NoEvents, StopError, Strictness, Tracer};
 use crate::sys::{self, FileId, PAGE};
 use crate::uffd::{Uffd, Use};
@@ -60,7 +61,7 @@ impl PendingChild {
 
     /// Undoes what its new program has of it, if process `child` runs that: see [`Target::forget`].
     pub fn forget(&self, child: i32) {
-        if !self.region.intact(sys::memory_tid(child)) {
+        if !self.region.intact(processes::memory_tid(child)) {
             self.core_dumps.restore(child);
         }
     }
@@ -70,7 +71,7 @@ impl PendingChild {
         // Its first thread may have ended already, and its memory be reached through another only.
         let mut through = child;
         if !self.region.intact(child) {
-            through = sys::memory_tid(child);
+            through = processes::memory_tid(child);
             if through == child || !self.region.intact(through) {
                 return None;
             }

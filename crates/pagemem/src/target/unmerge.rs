@@ -16,6 +16,7 @@ use crate::arch::{self, nr};
 use crate::failpoints;
 use crate::inject::{Op, ASIDE_PAGES, MESSAGE_AT};
 use crate::pool::Pool;
+use crate::processes;
 use crate::ptrace::{Stopped, Tracer};
 use crate::sys::{self, PAGE};
 use crate::uffd::Uffd;
@@ -38,7 +39,7 @@ impl Target {
     ) -> Outcome {
         let file = pool.file();
         self.locked = if sys::pinned_and_locked(self.pid).1 {
-            sys::locked(sys::memory_tid(self.pid)).unwrap_or_default()
+            sys::locked(processes::memory_tid(self.pid)).unwrap_or_default()
         } else {
             Vec::new()
         };

@@ -130,6 +130,13 @@ impl Target {
             let mut freed = freeing.iter().map(|(_, _, freed)| freed);
             freed.any(|f| !f.within(start, end).is_empty())
         });
+        let Ok(pieces) = pieces else {
+            // Its mappings cannot be told, for want of a descriptor perhaps. What is watched can be filled without them.
+            for (start, end) in discarded {
+                self.guard.zero(start, end);
+            }
+            return;
+        };
         let mut all_mapped = true;
         // Room for all advice that a piece may be given again.
         for some in pieces.chunks(OPS_MAX / 5) {
@@ -351,9 +358,13 @@ impl Target {
     }
 
     /// The parts of `ranges` that still are mappings of frames, with the protection that they have now.
-    fn merged_pieces(&self, ranges: &[(u64, u64)], freed: impl Fn(u64, u64) -> bool) -> Vec<Piece> {
+    fn merged_pieces(
+        &self,
+        ranges: &[(u64, u64)],
+        freed: impl Fn(u64, u64) -> bool,
+    ) -> io::Result<Vec<Piece>> {
         let mut pieces = Vec::new();
-        let _ = self.process.with_maps(|maps| {
+        self.process.with_maps(|maps| {
             for &(start, end) in ranges {
                 let mut at = start;
                 while let Some(v) = maps.next_of(self.pool_file, at, end)? {
@@ -372,8 +383,8 @@ impl Target {
                 }
             }
             Ok(())
-        });
-        pieces
+        })?;
+        Ok(pieces)
     }
 
     /// The last resort: zeros as bytes, which costs memory but keeps the promise.
