@@ -150,6 +150,15 @@ impl Stopped {
     }
 }
 
+/// A stop that did not come about.
+#[derive(Debug)]
+pub struct Failed {
+    /// Why.
+    pub error: StopError,
+    /// What was stopped all the same, and stands still until [`Tracer::give_up`].
+    stopped: Option<Box<Stopped>>,
+}
+
 /// How complete a stop must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strictness {

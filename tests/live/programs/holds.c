@@ -2,9 +2,11 @@
  *
  *   holds KIND FOLDER    KIND is what it does when told to strike:
  *     lock   its address space stays locked: one thread reads such memory, another waits to map something
+ *     leave  makes a child whose first thread ends and cannot close its file: it has left the memory, and is no zombie
  *     none   nothing
  *
- * Says "ready", then answers each line: "strike", and "check", the number of wrong bytes. As an ordinary user it mounts
+ * Says "ready", then answers each line: "strike", and "check", the number of wrong bytes. For "leave", a strike answers
+ * with how many pages the child found with other bytes than zeros where another thread of it had discarded them. As an ordinary user it mounts
  * in a user namespace of its own; where that cannot be it says "no". */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -22,6 +24,9 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define PAGE 4096
@@ -61,13 +66,24 @@ static int ends(pid_t pid) {
     return rest && sscanf(rest, ") %*c %*d %*d %*d %*d %*d %lu", &flags) == 1 && flags & 4; /* PF_EXITING */
 }
 
-/* A file system of one file, which may be opened and mapped; reads of it are never answered. Ends with `client`. */
+static int threads_of(pid_t pid) {
+    char path[32];
+    struct stat folder;
+    sprintf(path, "/proc/%d/task", (int)pid);
+    return stat(path, &folder) ? 0 : (int)folder.st_nlink - 2;
+}
+
+/* A file system of one file, which may be opened and mapped; reads of it are never answered. Ends with `client`. Who
+ * closes the file as it ends waits until it is the only thread that is left. */
 static void serve(pid_t client) {
     static char buffer[1 << 17];
+    uint64_t flush = 0;
+    pid_t flushes = 0;
     struct fuse_attr file = {.ino = 2, .size = SIZE, .mode = 0100666, .nlink = 1, .uid = getuid(), .gid = getgid(), .blksize = PAGE};
     struct fuse_attr root = {.ino = 1, .mode = 040777, .nlink = 2, .uid = getuid(), .gid = getgid(), .blksize = PAGE};
     while (!ends(client)) {
         struct pollfd asked = {device, POLLIN, 0};
+        if (flush && threads_of(flushes) < 2) answer(flush, NULL, 0), flush = 0;
         if (poll(&asked, 1, 100) <= 0) continue;
         ssize_t n = read(device, buffer, sizeof buffer);
         if (n < 0 && (errno == EINTR || errno == EAGAIN || errno == ENOENT)) continue;
@@ -85,6 +101,8 @@ static void serve(pid_t client) {
         } else if (in->opcode == FUSE_OPEN) {
             struct fuse_open_out out = {.fh = 1};
             answer(in->unique, &out, sizeof out);
+        } else if (in->opcode == FUSE_FLUSH && threads_of(in->pid) > 1 && ends(in->pid)) {
+            flush = in->unique, flushes = in->pid;
         } else if (in->opcode == FUSE_FLUSH || in->opcode == FUSE_RELEASE) answer(in->unique, NULL, 0);
     }
 }
@@ -116,7 +134,7 @@ static int be_passed(int line) {
 
 /* Mounted, opened and served by processes of their own that end with this one: else this one could not end, nor, as an
  * ordinary user, be attached. */
-static unsigned char *map_unanswered(const char *folder) {
+static int open_unanswered(const char *folder) {
     int line[2], user = getuid();
     pid_t client = getpid();
     socketpair(AF_UNIX, SOCK_STREAM, 0, line);
@@ -148,8 +166,57 @@ static unsigned char *map_unanswered(const char *folder) {
     close(line[1]);
     int fd = be_passed(line[0]);
     close(line[0]);
+    return fd;
+}
+
+static unsigned char *map_unanswered(int fd) {
     unsigned char *at = fd < 0 ? MAP_FAILED : mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
     return at == MAP_FAILED ? NULL : at;
+}
+
+/* Discards pages and returns how many of them do not read as zeros. */
+static int not_zero_once_discarded(uint32_t first, uint32_t last) {
+    int others = 0;
+    madvise(area + first * PAGE, (last - first) * PAGE, MADV_DONTNEED);
+    for (uint32_t k = first; k < last; k++) {
+        int zero = 1;
+        for (int i = 0; i < PAGE; i++) zero &= !((volatile unsigned char *)area)[k * PAGE + i];
+        others += !zero;
+    }
+    return others;
+}
+
+static int left_behind, fuse;
+
+static void *go_on(void *unused) {
+    char path[64], text[64] = "";
+    sprintf(path, "/proc/self/task/%d/statm", (int)getpid());
+    close(fuse);
+    while (strncmp(text, "0 ", 2)) {
+        usleep(1000);
+        int fd = open(path, O_RDONLY);
+        if (fd < 0 || read(fd, text, sizeof text) < 2) _exit(255);
+        close(fd);
+    }
+    int others = left_behind;
+    for (uint32_t k = PAGES / 4; k < PAGES; k += PAGES / 4) others += not_zero_once_discarded(k, k + PAGES / 8);
+    _exit(others > 254 ? 254 : others);
+    return unused;
+}
+
+/* In a child: its first thread ends, with a table of descriptors of its own, of which one cannot be closed. */
+static int leave(int discards_before) {
+    int status;
+    pthread_t thread;
+    if (fork() == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (discards_before) left_behind = not_zero_once_discarded(0, PAGES / 8);
+        pthread_create(&thread, NULL, go_on, NULL);
+        unshare(CLONE_FILES);
+        syscall(SYS_exit, 0);
+    }
+    wait(&status);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
 /* Reading it by this file keeps the address space locked, for others to read, until it is answered. */
@@ -172,8 +239,9 @@ int main(int argc, char **argv) {
     if (argc < 3) return 2;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     const char *kind = strdup(argv[1]);
-    away = strcmp(kind, "none") ? map_unanswered(argv[2]) : NULL;
-    if (!away && strcmp(kind, "none")) return puts("no"), 1;
+    fuse = strcmp(kind, "none") ? open_unanswered(argv[2]) : -1;
+    away = strcmp(kind, "lock") ? NULL : map_unanswered(fuse);
+    if (fuse < 0 && strcmp(kind, "none")) return puts("no"), 1;
     area = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     fill(area);
     puts("ready"), fflush(stdout);
@@ -182,6 +250,7 @@ int main(int argc, char **argv) {
         if (!strncmp(line, "check", 5))
             for (uint32_t k = 0; k < PAGES; k++)
                 for (int i = 4; i < PAGE; i++) wrong += area[k * PAGE + i] != (unsigned char)(1 + (i * 7 + k * 13) % 251);
+        else if (!strcmp(kind, "leave")) wrong = leave(!strncmp(line, "strike later", 12));
         else if (!strcmp(kind, "lock")) {
             pthread_create(&thread, NULL, read_it, NULL);
             usleep(100000);

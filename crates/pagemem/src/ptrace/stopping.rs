@@ -7,9 +7,10 @@ use std::collections::BTreeSet;
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::{Events, Held, NoEvents, StopError, Stopped, Strictness, Tracer};
+use super::{Events, Failed, Held, NoEvents, StopError, Stopped, Strictness, Tracer};
 use crate::failpoints;
 use crate::process::Process;
+use crate::processes;
 use crate::requests::{poll, ptrace, resume, set_signal_mask, Wait, FOLLOW_OPTIONS, PLAIN_OPTIONS};
 use crate::sys::{self, thread_ended, thread_state};
 use crate::workers::is_worker;
@@ -38,10 +39,33 @@ impl Tracer {
         strictness: Strictness,
         events: &mut dyn Events,
     ) -> Result<Stopped, StopError> {
+        self.try_stop(process, timeout, strictness, events)
+            .map_err(|failed| self.give_up(failed))
+    }
+
+    /// Resumes what a stop that has failed did stop.
+    pub fn give_up(&mut self, failed: Failed) -> StopError {
+        if let Some(stopped) = failed.stopped {
+            self.release(*stopped);
+        }
+        failed.error
+    }
+
+    /// The same, for whoever has something to do before those threads go on that a stop has stopped in vain.
+    pub fn try_stop(
+        &mut self,
+        process: &Process,
+        timeout: Duration,
+        strictness: Strictness,
+        events: &mut dyn Events,
+    ) -> Result<Stopped, Failed> {
         let since = Instant::now();
         let pid = process.pid;
         if self.stalled.iter().any(|s| s.pid == pid) {
-            return Err(StopError::Timeout);
+            return Err(Failed {
+                error: StopError::Timeout,
+                stopped: None,
+            });
         }
         let mut seized = BTreeSet::new();
         let mut stopped = BTreeSet::new();
@@ -137,7 +161,10 @@ impl Tracer {
                     }
                     // One that has stopped does not lose its memory by ending.
                     let alive = stopped.difference(&ended).next();
-                    let alive = alive.or_else(|| seized.difference(&ended).next());
+                    let alive = alive.or_else(|| {
+                        let mut others = seized.difference(&ended);
+                        others.find(|&&tid| processes::has_memory(pid, tid))
+                    });
                     if alive.is_some_and(|&tid| self.has_sharers(tid, process, false)) {
                         // It may be theirs, and they would run on.
                         failure = Some(StopError::Shared);
@@ -223,10 +250,10 @@ impl Tracer {
         };
         match failure {
             None => Ok(now_stopped),
-            Some(e) => {
-                self.release(now_stopped);
-                Err(e)
-            }
+            Some(error) => Err(Failed {
+                error,
+                stopped: Some(Box::new(now_stopped)),
+            }),
         }
     }
 
@@ -345,9 +372,11 @@ impl Tracer {
     }
 }
 
-/// Whether the thread sleeps where no interrupt reaches it: it executes no instruction of the program.
+/// Whether the thread sleeps where no interrupt reaches it, or ends and has left the memory: it executes no instruction
+/// of the program.
 fn sleeps_in_kernel(pid: i32, tid: i32) -> bool {
     matches!(thread_state(pid, tid), None | Some('D' | 'Z' | 'X'))
+        || !(failpoints::active("ending") || processes::has_memory(pid, tid))
 }
 
 /// Whether `seized` are all the threads that `pid` has.

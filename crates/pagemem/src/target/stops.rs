@@ -38,11 +38,14 @@ impl Target {
     ) -> Result<Stopped, StopError> {
         tracer.transfers.know(self.pid, self.region.room());
         let (mut watch, process, _) = self.watched();
-        let stopped = tracer.stop(process, timeout, strictness, &mut watch);
-        if matches!(stopped, Err(ref e) if !matches!(e, StopError::Gone)) {
-            self.watch_what_was_read();
-        }
-        stopped
+        let stopped = tracer.try_stop(process, timeout, strictness, &mut watch);
+        stopped.map_err(|failed| {
+            // Before any goes on: what was read of has been discarded, and would show its frames.
+            if !matches!(failed.error, StopError::Gone) {
+                self.watch_what_was_read();
+            }
+            tracer.give_up(failed)
+        })
     }
 
     /// Does `work` for batches of `runs` inside stops sized to the pause budget.

@@ -164,6 +164,7 @@ impl Target {
         // Of these it is known already that they are discarded, or that they have been moved.
         for (start, end) in std::mem::take(&mut self.discarded) {
             frames.remove(start, end);
+            self.fill(start, end);
         }
         for (from, to, bytes) in std::mem::take(&mut self.moved) {
             frames.remove(from, from + bytes);
@@ -282,11 +283,18 @@ impl Target {
             }
         }
         tracer.release(stopped);
-        settled
+        !self.unstopped
     }
 
     /// Fills, in a stopped target, all that must be zero, and watches its frames as ever.
     fn settle(&mut self, stopped: &Stopped) {
+        let mut mappings = Vec::new();
+        let told = for_frames(&self.process, self.pool_file, |start, end| {
+            mappings.push((start, end))
+        });
+        if told.is_err() {
+            return; // watched on, until its mappings can be told
+        }
         self.unstopped = false;
         let close = match self.for_life {
             true => self.close.clone(),
@@ -295,10 +303,6 @@ impl Target {
         let Some(close) = close else {
             return;
         };
-        let mut mappings = Vec::new();
-        let _ = for_frames(&self.process, self.pool_file, |start, end| {
-            mappings.push((start, end))
-        });
         for (start, end) in mappings {
             for (start, end) in close.frames.missing(start, end) {
                 if !self.guard.zero(start, end) {
