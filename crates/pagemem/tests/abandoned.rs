@@ -3,10 +3,10 @@
 //! The binary of this test is its own target and its own tracer, by environment. `PAGEONE_STRIDE` says how many instants
 //! are left out between two that are tried (the default; 1 tries all of them).
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, PipeReader, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 
 use pagemem::pagemap::{self, Query};
 use pagemem::ptrace::Tracer;
@@ -48,6 +48,8 @@ fn target() {
     // SAFETY: the child is a copy with this thread alone; it allocates, which the C library allows after a fork.
     let child = unsafe { libc::fork() };
     if child == 0 {
+        // SAFETY: no pointers. It outlives no test that has failed.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
         let right = std::panic::catch_unwind(|| live(kind == "busy")).is_ok();
         // SAFETY: ends this process at once.
         unsafe { libc::_exit(i32::from(!right)) };
@@ -194,7 +196,9 @@ struct Targeted {
     /// The process that is traced, a child of `child`.
     pid: i32,
     input: ChildStdin,
-    output: BufReader<ChildStdout>,
+    /// What both have said, errors too, in the order of it.
+    output: BufReader<PipeReader>,
+    told: String,
     area: u64,
     busy: bool,
 }
@@ -207,36 +211,43 @@ fn this(test: &str) -> Command {
 }
 
 fn start(busy: bool) -> Targeted {
+    let (output, to) = std::io::pipe().expect("a pipe");
     let mut child = this("target")
         .env(TARGET, if busy { "busy" } else { "asleep" })
+        .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
+        .stdout(to.try_clone().expect("another end"))
+        .stderr(to)
         .spawn()
         .expect("a target");
     let input = child.stdin.take().expect("its input");
-    let mut output = BufReader::new(child.stdout.take().expect("its output"));
-    let told = line_with(&mut output, "AREA ").expect("its area");
-    let (pid, area) = told.trim().split_once(',').expect("pid,area");
+    let (mut output, mut told) = (BufReader::new(output), String::new());
+    let area = line_with(&mut output, "AREA ", &mut told);
+    let area = area.unwrap_or_else(|| panic!("no area: {told}"));
+    let (pid, area) = area.trim().split_once(',').expect("pid,area");
     let (pid, area) = (pid.parse().expect("pid"), area.parse().expect("area"));
     Targeted {
         child,
         pid,
         input,
         output,
+        told,
         area,
         busy,
     }
 }
 
-fn line_with(output: &mut impl BufRead, word: &str) -> Option<String> {
-    let mut line = String::new();
-    while output.read_line(&mut line).ok()? > 0 {
-        if let Some(i) = line.find(word) {
-            return Some(line[i + word.len()..].to_owned());
+/// What stands behind `word` in the first line that has it; all lines up to there are added to `told`.
+fn line_with(output: &mut impl BufRead, word: &str, told: &mut String) -> Option<String> {
+    loop {
+        let from = told.len();
+        if output.read_line(told).ok()? == 0 {
+            return None;
         }
-        line.clear();
+        if let Some(i) = told[from..].find(word) {
+            return Some(told[from + i + word.len()..].to_owned());
+        }
     }
-    None
 }
 
 #[derive(PartialEq)]
@@ -277,12 +288,21 @@ impl Targeted {
         } else {
             let _ = self.input.write_all(b"end\n");
         }
-        let right = line_with(&mut self.output, "RIGHT").is_some();
+        let right = line_with(&mut self.output, "RIGHT", &mut self.told).is_some();
         let status = self.child.wait().expect("its status");
         assert!(
             right && status.success(),
-            "{when}: the target ended with {status}"
+            "{when}: the target ended with {status}, and said:\n{}",
+            self.told
         );
+    }
+}
+
+impl Drop for Targeted {
+    fn drop(&mut self) {
+        // Where the test has failed it may still be there.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

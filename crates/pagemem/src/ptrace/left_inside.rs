@@ -4,10 +4,12 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::changes::wait_for_change;
 use crate::failpoints;
 use crate::requests::{interrupt, leave, poll, resume, single_step, Wait};
+use crate::sys::thread_state;
 
 /// Called when thread `tid`, the only one of its process, is about to run injected code: with `PAGEONE_LEAVE_AT=c,n` it
 /// is left alone after `n` instructions of the `c`-th such code, and this process dies. It says BACK where there were not
@@ -27,34 +29,37 @@ pub fn leave_inside(tid: i32) {
         return;
     }
     for _ in 0..instructions {
-        let _ = single_step(tid);
-        if stop_of(tid).is_none() {
+        single_step(tid).expect("a step");
+        if next_stop(tid).is_none() {
             println!("BACK");
-            // The trap of the step is still to come: not for the program.
-            for _ in 0..3 {
-                let _ = interrupt(tid);
-                if stop_of(tid) == Some(Wait::Interrupted) {
-                    let _ = resume(tid, 0);
-                    if stop_of(tid).is_some() {
-                        break;
-                    }
-                }
-            }
+            end_step(tid);
             break;
         }
     }
-    let _ = leave(tid);
+    // Were it let go in the midst of a step, as by the end of this process, the trap would come to the program.
+    leave(tid).expect("a thread that stands still");
     failpoints::die();
 }
 
-/// The next stop of the thread, if there is one soon.
-fn stop_of(tid: i32) -> Option<Wait> {
-    let since = Instant::now();
+/// The next stop of a thread that was resumed; None where it sleeps in a call. For as long as it takes: a thread that has
+/// not stopped yet may just have no processor.
+fn next_stop(tid: i32) -> Option<Wait> {
     loop {
+        let sleeps = thread_state(tid, tid) == Some('S');
         match poll(tid) {
-            Wait::Nothing if since.elapsed() > Duration::from_millis(20) => return None,
-            Wait::Nothing => std::thread::yield_now(),
+            Wait::Ended => panic!("the thread has ended"),
+            Wait::Nothing if sleeps => return None,
+            Wait::Nothing => wait_for_change(None, Duration::from_millis(2)),
             stop => return Some(stop),
         }
+    }
+}
+
+/// Takes the trap of a step into a call that the thread sleeps in: it comes when that has been interrupted, before or after
+/// the thread stops for the interrupt, and is not for the program.
+fn end_step(tid: i32) {
+    interrupt(tid).expect("an interrupt");
+    while next_stop(tid).expect("the trap of the step") != Wait::Signal(libc::SIGTRAP) {
+        resume(tid, 0).expect("a thread that stands still");
     }
 }
