@@ -83,7 +83,7 @@ pub fn thread_count(pid: i32) -> io::Result<u64> {
     match std::fs::metadata(format!("/proc/{pid}/task")) {
         // The kernel counts a directory of threads as linked to by each of them, on top of the usual two.
         Ok(m) => Ok(m.nlink().saturating_sub(2)),
-        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(0),
+        Err(e) if is_gone(&e) => Ok(0),
         Err(e) => Err(e),
     }
 }
@@ -192,5 +192,24 @@ mod tests {
         assert!(seen.windows(2).all(|w| w[0] < w[1]));
         assert!(ids.iter().all(|id| seen.contains(id)) && seen.contains(&me));
         assert!(!seen.contains(&tid));
+    }
+
+    #[test]
+    fn a_process_that_ends_while_its_threads_are_counted_has_none() {
+        for _ in 0..500 {
+            // SAFETY: the child ends at once.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                // SAFETY: ends this process.
+                unsafe { libc::_exit(0) };
+            }
+            assert!(child > 0);
+            let reap = std::thread::spawn(move || {
+                // SAFETY: reaps the child made above.
+                unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) }
+            });
+            while thread_count(child).expect("a number") > 0 {}
+            assert_eq!(reap.join().expect("a reaped child"), child);
+        }
     }
 }
