@@ -6,6 +6,7 @@
 //! This file has the types of a stop, what the tracer knows, and its questions to others: who shares memory with a process.
 
 mod held;
+mod kernel;
 #[cfg(feature = "failpoints")]
 mod left_inside;
 mod stopping;
@@ -27,6 +28,7 @@ pub use crate::requests::{
 };
 use crate::sharers::{Asker, Sharers};
 use crate::transfers::{Room, Transfers};
+use kernel::{Kernel, Linux};
 #[cfg(feature = "failpoints")]
 pub use left_inside::leave_inside;
 pub use stopping::bare_stops;
@@ -239,6 +241,8 @@ pub struct Tracer {
     planted: Option<i32>,
     /// Processes of which one thread has not finished its syscall batch yet: none of the others may go on before it has.
     stalled: Vec<Stopped>,
+    /// Who answers what a stop asks.
+    kernel: &'static dyn Kernel,
 }
 
 impl Default for Tracer {
@@ -253,6 +257,7 @@ impl Default for Tracer {
             transfers: Transfers::default(),
             planted: None,
             stalled: Vec::new(),
+            kernel: &Linux,
         }
     }
 }
@@ -281,7 +286,7 @@ impl Tracer {
             tid,
             stopped,
         };
-        !failpoints::active("sharers") && self.sharers.any(asker)
+        !failpoints::active("sharers") && self.kernel.any_sharer(&mut self.sharers, asker)
     }
 
     /// Whether another process, which does not stop with this one, runs in its memory. Whoever it gives birth to meanwhile

@@ -5,15 +5,12 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{Events, Failed, Held, NoEvents, StopError, Stopped, Strictness, Tracer};
+use super::{Events, Failed, Held, Kernel, NoEvents, StopError, Stopped, Strictness, Tracer};
 use crate::failpoints;
 use crate::process::Process;
-use crate::processes;
-use crate::requests::{poll, ptrace, resume, set_signal_mask, Wait, FOLLOW_OPTIONS, PLAIN_OPTIONS};
-use crate::sys::{self, thread_ended, thread_state};
-use crate::workers::is_worker;
+use crate::requests::{set_signal_mask, Wait, FOLLOW_OPTIONS, PLAIN_OPTIONS};
 
 /// How long threads that still run are waited for once a discard has been let happen.
 const ZERO_FILLING: Duration = Duration::from_secs(1);
@@ -59,7 +56,8 @@ impl Tracer {
         strictness: Strictness,
         events: &mut dyn Events,
     ) -> Result<Stopped, Failed> {
-        let since = Instant::now();
+        let kernel = self.kernel;
+        let since = kernel.now();
         let pid = process.pid;
         if self.stalled.iter().any(|s| s.pid == pid) {
             return Err(Failed {
@@ -87,8 +85,8 @@ impl Tracer {
                 Ok(true) => {}
                 // A running thread may create another before it stops: done when no new one is found. The kernel cuts
                 // the list short where a thread ends while it is read, so it is held against the number of threads.
-                Ok(false) if complete(pid, &seized) => break,
-                Ok(false) if since.elapsed() > most(read) => {
+                Ok(false) if kernel.are_all(pid, &seized) => break,
+                Ok(false) if kernel.now() - since > most(read) => {
                     failure = Some(StopError::Timeout);
                     break;
                 }
@@ -103,11 +101,11 @@ impl Tracer {
                     if stopped.contains(&tid) {
                         continue;
                     }
-                    match poll(tid) {
+                    match kernel.poll(tid) {
                         Wait::Nothing => {}
                         Wait::Interrupted => {
                             // At once: should this process die, what was cut short would stay so.
-                            self.transfers.go_on(pid, tid, false);
+                            kernel.go_on(&mut self.transfers, pid, tid, false);
                             stopped.insert(tid);
                         }
                         Wait::Ended => {
@@ -116,7 +114,7 @@ impl Tracer {
                         }
                         Wait::Suspended => {
                             suspended = true;
-                            self.transfers.go_on(pid, tid, true);
+                            kernel.go_on(&mut self.transfers, pid, tid, true);
                             stopped.insert(tid);
                             if failpoints::active("suspended") {
                                 failure = Some(StopError::Timeout);
@@ -125,27 +123,27 @@ impl Tracer {
                         }
                         // The interrupt is still due and stops the thread right after this.
                         Wait::Signal(signal) => {
-                            self.transfers.go_on_if_ignored(pid, tid, signal);
-                            let _ = resume(tid, signal);
+                            kernel.go_on_if_ignored(&mut self.transfers, pid, tid, signal);
+                            let _ = kernel.request(libc::PTRACE_CONT, tid, signal as usize);
                         }
                         Wait::Event(event) => self.on_event(pid, tid, event),
                     }
                 }
                 if stopped.len() == seized.len() {
                     // Mostly these were all; with threads that begin or end meanwhile, the list is read again.
-                    if ended.is_empty() && process.thread_count() == seized.len() {
+                    if ended.is_empty() && kernel.thread_count(process) == seized.len() {
                         break 'outer;
                     }
                     break;
                 }
                 let mut unstopped = seized.iter().filter(|t| !stopped.contains(t));
-                if since.elapsed() > most(read) + starved {
+                if kernel.now() - since > most(read) + starved {
                     let zero_fills = read || strictness == Strictness::NoUserCode;
                     let late = zero_fills && starved < STARVED;
                     if !late
                         || !unstopped
                             .clone()
-                            .any(|&t| thread_state(pid, t) == Some('R'))
+                            .any(|&t| kernel.state(pid, t) == Some('R'))
                     {
                         failure = Some(StopError::Timeout);
                         break 'outer;
@@ -163,7 +161,7 @@ impl Tracer {
                     let alive = stopped.difference(&ended).next();
                     let alive = alive.or_else(|| {
                         let mut others = seized.difference(&ended);
-                        others.find(|&&tid| processes::has_memory(pid, tid))
+                        others.find(|&&tid| kernel.has_memory(pid, tid))
                     });
                     if alive.is_some_and(|&tid| self.has_sharers(tid, process, false)) {
                         // It may be theirs, and they would run on.
@@ -172,35 +170,37 @@ impl Tracer {
                     }
                     // The reader lets a discard happen: while a thread still runs, it could see what lies beneath.
                     let mut unstopped = seized.iter().filter(|t| !stopped.contains(t));
-                    if since.elapsed() > PATIENCE || unstopped.all(|&t| sleeps_in_kernel(pid, t)) {
+                    if kernel.now() - since > PATIENCE
+                        || unstopped.all(|&t| sleeps_in_kernel(kernel, pid, t))
+                    {
                         events.read_one();
                         read = true;
                         continue;
                     }
                 } else if strictness == Strictness::NoUserCode
-                    && since.elapsed() > PATIENCE
+                    && kernel.now() - since > PATIENCE
                     && stopped.difference(&ended).next().is_some()
-                    && unstopped.all(|&t| sleeps_in_kernel(pid, t))
-                    && complete(pid, &seized)
+                    && unstopped.all(|&t| sleeps_in_kernel(kernel, pid, t))
+                    && kernel.are_all(pid, &seized)
                 {
                     break 'outer;
                 } else if strictness == Strictness::NoUserCode
-                    && since.elapsed() > if read { LATE } else { PATIENCE }
+                    && kernel.now() - since > if read { LATE } else { PATIENCE }
                     && stopped.is_empty()
-                    && seized.iter().all(|&t| sleeps_in_kernel(pid, t))
-                    && complete(pid, &seized)
+                    && seized.iter().all(|&t| sleeps_in_kernel(kernel, pid, t))
+                    && kernel.are_all(pid, &seized)
                 {
                     // Nobody runs, and nobody is there to run a call either: all wait, for a `vfork` say.
                     failure = Some(StopError::Timeout);
                     break 'outer;
                 }
                 // Not by yielding: that gives whoever keeps the processors busy more than one turn.
-                crate::changes::wait_for_change(awaited, LOOK_EVERY);
+                kernel.wait(awaited, LOOK_EVERY);
             }
         }
         let tids: Vec<i32> = stopped.difference(&ended).copied().collect();
         let all = failure.is_none() && stopped.len() == seized.len();
-        let workers = ended.iter().any(|&tid| is_worker(pid, tid));
+        let workers = ended.iter().any(|&tid| kernel.is_worker(pid, tid));
         while workers && failure.is_none() && events.pending() {
             // A request of io_uring discards. Zero-filling need not wait for it: memory of its own is discarded to
             // zeros, too.
@@ -265,14 +265,14 @@ impl Tracer {
         stopped: &mut BTreeSet<i32>,
         ended: &mut BTreeSet<i32>,
     ) -> Result<bool, StopError> {
-        let pid = process.pid;
+        let (kernel, pid) = (self.kernel, process.pid);
         let options = if self.followed.contains(&pid) {
             FOLLOW_OPTIONS
         } else {
             PLAIN_OPTIONS
         };
         let mut new = false;
-        for tid in process.threads().map_err(|_| StopError::Gone)? {
+        for tid in kernel.threads(process).map_err(|_| StopError::Gone)? {
             if seized.contains(&tid) {
                 continue;
             }
@@ -283,20 +283,20 @@ impl Tracer {
                     false
                 }
                 Some((_, Held::Followed | Held::Newborn)) => true,
-                None if is_worker(pid, tid) => {
+                None if kernel.is_worker(pid, tid) => {
                     // It is in the list of threads, and that is all.
                     stopped.insert(tid);
                     ended.insert(tid);
                     false
                 }
                 None => {
-                    match ptrace(libc::PTRACE_SEIZE, tid, options as usize) {
+                    match kernel.request(libc::PTRACE_SEIZE, tid, options as usize) {
                         Ok(()) => {}
                         Err(e) if e.raw_os_error() == Some(libc::ESRCH) => continue,
                         Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
                             // A thread born under a followed one is ours without being seized.
-                            if !traced_by_us(pid, tid) {
-                                if thread_ended(pid, tid) {
+                            if !kernel.is_ours(pid, tid) {
+                                if matches!(kernel.state(pid, tid), None | Some('Z' | 'X')) {
                                     continue;
                                 }
                                 return Err(StopError::Refused(e));
@@ -307,7 +307,7 @@ impl Tracer {
                     true
                 }
             };
-            if interrupt && ptrace(libc::PTRACE_INTERRUPT, tid, 0).is_err() {
+            if interrupt && kernel.request(libc::PTRACE_INTERRUPT, tid, 0).is_err() {
                 continue;
             }
             seized.insert(tid);
@@ -318,8 +318,9 @@ impl Tracer {
 
     /// Resumes a stopped thread, back into suspension if it was found in it.
     pub(super) fn resume_thread(&mut self, pid: i32, tid: i32, suspended: bool, ran: bool) {
+        let kernel = self.kernel;
         if !self.followed.contains(&pid) {
-            if ptrace(libc::PTRACE_DETACH, tid, 0).is_err() {
+            if kernel.request(libc::PTRACE_DETACH, tid, 0).is_err() {
                 // It was killed meanwhile: its parent learns of that only when its tracer has taken note.
                 self.held.insert(tid, (pid, Held::Straggler));
             }
@@ -327,13 +328,13 @@ impl Tracer {
         }
         // Where this fails it was killed meanwhile: held, so that its end is taken note of.
         let _ = if suspended && !ran {
-            ptrace(libc::PTRACE_LISTEN, tid, 0)
+            kernel.request(libc::PTRACE_LISTEN, tid, 0)
         } else {
             if suspended {
                 // It has left its suspension to run injected code: stopped at once, it is found in it again.
-                let _ = ptrace(libc::PTRACE_INTERRUPT, tid, 0);
+                let _ = kernel.request(libc::PTRACE_INTERRUPT, tid, 0);
             }
-            resume(tid, 0)
+            kernel.request(libc::PTRACE_CONT, tid, 0)
         };
         self.held.insert(tid, (pid, Held::Followed));
     }
@@ -342,7 +343,7 @@ impl Tracer {
     /// resumed as soon as it is done ([`Self::tend`]): until then memory may be missing that they would touch.
     pub fn release(&mut self, stopped: Stopped) -> Duration {
         if stopped.unfinished().is_some() {
-            let pause = stopped.since.elapsed();
+            let pause = self.kernel.now() - stopped.since;
             self.stalled.push(stopped);
             return pause;
         }
@@ -355,7 +356,8 @@ impl Tracer {
         }
         if self.planted.take_if(|pid| *pid == stopped.pid).is_some() {
             for &tid in &stopped.tids {
-                self.transfers.go_on(stopped.pid, tid, stopped.suspended);
+                self.kernel
+                    .go_on(&mut self.transfers, stopped.pid, tid, stopped.suspended);
             }
         }
         for &tid in &stopped.tids {
@@ -363,7 +365,7 @@ impl Tracer {
             let suspended = stopped.suspended || woken;
             self.resume_thread(stopped.pid, tid, suspended, woken || worker == Some(tid));
         }
-        let pause = stopped.since.elapsed();
+        let pause = self.kernel.now() - stopped.since;
         for (pid, tid, signal) in self.owed.drain(..) {
             // SAFETY: no pointers. A thread that has ended meanwhile makes this fail, which loses nothing.
             unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) };
@@ -374,23 +376,8 @@ impl Tracer {
 
 /// Whether the thread sleeps where no interrupt reaches it, or ends and has left the memory: it executes no instruction
 /// of the program.
-fn sleeps_in_kernel(pid: i32, tid: i32) -> bool {
-    matches!(thread_state(pid, tid), None | Some('D' | 'Z' | 'X'))
-        || !(failpoints::active("ending") || processes::has_memory(pid, tid))
-}
-
-/// Whether `seized` are all the threads that `pid` has.
-fn complete(pid: i32, seized: &BTreeSet<i32>) -> bool {
-    // The 18th number behind the name, counted from the state.
-    let counted = sys::Stat::of_process(pid).and_then(|stat| stat.number::<usize>(17));
-    let Some(counted) = counted else { return true };
-    let task = |t: &i32| std::path::Path::new(&format!("/proc/{pid}/task/{t}")).exists();
-    let leader_ended = !seized.contains(&pid) && thread_ended(pid, pid);
-    seized.iter().filter(|t| task(t)).count() + usize::from(leader_ended) >= counted
-}
-
-fn traced_by_us(pid: i32, tid: i32) -> bool {
-    sys::tracer_of(pid, tid) == Some(crate::changes::own_tid())
+fn sleeps_in_kernel(kernel: &dyn Kernel, pid: i32, tid: i32) -> bool {
+    matches!(kernel.state(pid, tid), None | Some('D' | 'Z' | 'X')) || !kernel.has_memory(pid, tid)
 }
 
 /// Stops all threads of `pid` and releases them, `times` in succession, `apart` from each other, and does nothing in
@@ -419,3 +406,6 @@ pub fn bare_stops(pid: i32, times: usize, apart: Duration) -> io::Result<Vec<Dur
         .join()
         .unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
 }
+
+#[cfg(test)]
+mod tests;
