@@ -28,6 +28,7 @@ pub mod ranges;
 pub mod read;
 pub mod requests;
 pub mod sharers;
+pub mod status;
 pub mod sys;
 pub mod target;
 pub mod transfers;

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use crate::listing::names_in;
 use crate::processes::through_a_thread;
+use crate::status::{filtered, Status};
 use crate::sys::{self, Maps, Tracked};
 
 /// Open files of one process.
@@ -145,9 +146,7 @@ impl Process {
         let Some(n) = read else { return true };
         filtered(&text[..n]).unwrap_or_else(|| {
             // The line is not in the first page where the list of groups is long. A kernel without filters has none.
-            let path = format!("/proc/{}/task/{tid}/status", self.pid);
-            n == text.len()
-                && std::fs::read(path).map_or(true, |all| filtered(&all).unwrap_or(false))
+            n == text.len() && Status::of(self.pid, tid).map_or(true, |all| all.is_filtered())
         })
     }
 
@@ -165,32 +164,9 @@ impl Process {
     }
 }
 
-/// Whether a status says that system calls are filtered; None where the line is not, or not wholly, in `text`.
-pub fn filtered(text: &[u8]) -> Option<bool> {
-    let name = b"\nSeccomp:";
-    let at = text.windows(name.len()).position(|w| w == name)?;
-    let mut rest = text[at + name.len()..].iter();
-    let value = rest.find(|b| !b.is_ascii_whitespace())?;
-    Some(*value != b'0')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_status_tells_of_a_filter_only_by_its_own_line() {
-        assert_eq!(
-            filtered(b"Name:\tx\nSeccomp:\t0\nSeccomp_filters:\t0\n"),
-            Some(false)
-        );
-        assert_eq!(
-            filtered(b"Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1\n"),
-            Some(true)
-        );
-        assert_eq!(filtered(b"Name:\tSeccomp:\nGroups:\t0 1"), None);
-        assert_eq!(filtered(b"Name:\tx\nSeccomp:\t"), None);
-    }
 
     #[test]
     fn the_threads_of_this_process_are_listed_and_counted_alike() {

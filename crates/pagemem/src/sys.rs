@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::hold;
 use crate::maps::Line;
 use crate::pagemap::{self, Query};
+use crate::status::Status;
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
@@ -199,26 +200,17 @@ pub fn remote_ranges(pid: i32, at: u64, count: u64) -> Vec<(u64, u64)> {
 
 /// The thread that traces thread `tid` of `pid`: 0 where none does, None where it is not there.
 pub fn tracer_of(pid: i32, tid: i32) -> Option<i32> {
-    number_in_status(pid, tid, "TracerPid:")
+    number_in_status(pid, tid, "TracerPid")
 }
 
 /// The parent of process `pid`, None where it is not there.
 pub fn parent_of(pid: i32) -> Option<i32> {
-    number_in_status(pid, pid, "PPid:")
+    number_in_status(pid, pid, "PPid")
 }
 
 fn number_in_status(pid: i32, tid: i32, name: &str) -> Option<i32> {
-    let numbers = numbers_in_status(pid, tid, name, 10)?;
-    i32::try_from(*numbers.first()?).ok()
-}
-
-/// The numbers, written to base `radix`, of a line of a thread's status; None where that or the line is not there.
-pub fn numbers_in_status(pid: i32, tid: i32, name: &str, radix: u32) -> Option<Vec<u64>> {
-    let status = std::fs::read(format!("/proc/{pid}/task/{tid}/status")).ok()?;
-    let status = String::from_utf8_lossy(&status);
-    let line = status.lines().find_map(|l| l.strip_prefix(name))?;
-    let words = line.split_ascii_whitespace();
-    words.map(|w| u64::from_str_radix(w, radix).ok()).collect()
+    let number = Status::of(pid, tid).ok()?.number(name)?;
+    i32::try_from(number).ok()
 }
 
 /// Whether this machine has swap, or that cannot be told.
@@ -527,20 +519,11 @@ impl Tracked {
 
 /// Whether process `pid` has pages pinned for a device, and whether it has some locked in memory, by its own account.
 pub fn pinned_and_locked(pid: i32) -> (bool, bool) {
-    // Read whole: a list of groups, of any length, stands before these lines.
-    let status = std::fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
-    let status = String::from_utf8_lossy(&status);
-    let positive = |name: &str| {
-        let value = status
-            .lines()
-            .find_map(|l| l.strip_prefix(name))
-            .unwrap_or("0");
-        value
-            .split_ascii_whitespace()
-            .next()
-            .is_some_and(|n| n != "0")
+    let Ok(status) = Status::of(pid, pid) else {
+        return (false, false);
     };
-    (positive("VmPin:"), positive("VmLck:"))
+    let positive = |name: &str| status.number(name).is_some_and(|n| n > 0);
+    (positive("VmPin"), positive("VmLck"))
 }
 
 /// The mappings of process `pid` that are locked in memory. Cost: the kernel walks over all its pages.

@@ -20,8 +20,8 @@ use std::time::Duration;
 use crate::arch::slot::{Slot, BUSY, LEFT, SLOT_PIECES, SLOT_SIZE, UNUSED};
 use crate::arch::{self, Regs, Returned};
 use crate::failpoints;
-use crate::process::filtered;
 use crate::requests::{self, ALL_SIGNALS};
+use crate::status::Status;
 use crate::sys::{all_are, read_remote, thread_ended, write_remote, Maps, VMA_PRIVATE_RW};
 use crate::waits::Waits;
 use plan::Plan;
@@ -254,8 +254,7 @@ fn by_call_instruction(tid: i32, regs: &Regs) -> bool {
 
 /// Whether the calls of the thread are filtered, or that cannot be told: the rest is made of other calls.
 fn under_filter(pid: i32, tid: i32) -> bool {
-    std::fs::read(format!("/proc/{pid}/task/{tid}/status"))
-        .map_or(true, |status| filtered(&status).unwrap_or(false))
+    Status::of(pid, tid).map_or(true, |status| status.is_filtered())
 }
 
 const _: () = assert!(UNUSED != BUSY && LEFT != BUSY);
@@ -263,12 +262,9 @@ const _: () = assert!(UNUSED != BUSY && LEFT != BUSY);
 /// Whether the program ignores the signal, by its own wish or by default.
 fn ignores(pid: i32, tid: i32, signal: i32) -> bool {
     const BY_DEFAULT: [i32; 4] = [libc::SIGCHLD, libc::SIGURG, libc::SIGWINCH, libc::SIGCONT];
-    let status = std::fs::read(format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default();
-    let status = String::from_utf8_lossy(&status);
-    let set = |name: &str| {
-        let line = status.lines().find_map(|l| l.strip_prefix(name));
-        let bits = line.and_then(|l| u64::from_str_radix(l.trim(), 16).ok());
-        bits.is_some_and(|b| b >> (signal - 1) & 1 == 1)
+    let Ok(status) = Status::of(pid, tid) else {
+        return false;
     };
-    set("SigIgn:") || (BY_DEFAULT.contains(&signal) && !set("SigCgt:"))
+    status.has_signal("SigIgn", signal)
+        || (BY_DEFAULT.contains(&signal) && !status.has_signal("SigCgt", signal))
 }

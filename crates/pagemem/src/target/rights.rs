@@ -4,7 +4,7 @@
 //! memory back within seconds, and is not merged again.
 
 use super::Target;
-use crate::sys::numbers_in_status;
+use crate::status::Status;
 
 /// What is known of a program's rights.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,8 +27,9 @@ impl Rights {
 /// Whether process `pid` is root, may become so again, or has capabilities; None where it is not there.
 fn is_root(pid: i32) -> Option<bool> {
     // Real, effective and saved; what it has for files alone does not count.
-    let ids = numbers_in_status(pid, pid, "Uid:", 10)?;
-    let capabilities = numbers_in_status(pid, pid, "CapPrm:", 16)?;
+    let status = Status::of(pid, pid).ok()?;
+    let ids = status.numbers("Uid", 10)?;
+    let capabilities = status.numbers("CapPrm", 16)?;
     Some(ids.iter().take(3).any(|id| *id == 0) || capabilities.iter().any(|set| *set != 0))
 }
 
