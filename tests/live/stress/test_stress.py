@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import signal
 import struct
@@ -67,7 +68,12 @@ class Followed:
 
 
 def under_stress(
-    start: Callable[..., Any], scenarios: Sequence[str], seconds: float, within_s: float = 60, each: int = 1
+    start: Callable[..., Any],
+    scenarios: Sequence[str],
+    seconds: float,
+    within_s: float = 60,
+    each: int = 1,
+    seed: int = 2,
 ) -> Engine:
     """Run scenarios side by side, ``each`` programs of each, under a merging engine to their end; return it, closed.
 
@@ -75,7 +81,7 @@ def under_stress(
     """
     with merging() as engine:
         names = [name for name in scenarios for _ in range(each)]
-        programs = [Followed(engine, name, start(name, seconds, seed, nice=NICE)) for seed, name in enumerate(names, 2)]
+        programs = [Followed(engine, name, start(name, seconds, n, nice=NICE)) for n, name in enumerate(names, seed)]
         # At rest until the first pages are shared, however busy this machine is: else nothing might be in danger.
         deadline = time.monotonic() + AT_REST_S
         while min(p.merged for p in programs) <= MERGED and time.monotonic() < deadline:
@@ -165,6 +171,8 @@ def test_no_byte_changes_and_nothing_hangs_for_long_under(scenarios: list[str], 
     under_stress(start, scenarios, SOAK_SECONDS)
 
 
+#: How often a scenario searches at most.
+TURNS = 4
 #: Failpoints, each with a scenario that finds wrong bytes, results or hangs with it, and for how long it may search.
 FAILPOINTS = [
     ("zero-fill,close", "discards", 3),
@@ -188,6 +196,7 @@ MORE_FAILPOINTS = [
 ]
 
 
+@pytest.mark.timeout(TURNS * (AT_REST_S + 30))
 @pytest.mark.parametrize(
     ("names", "scenario", "seconds"),
     [*FAILPOINTS, *(pytest.param(*more, marks=pytest.mark.soak) for more in MORE_FAILPOINTS)],
@@ -213,8 +222,17 @@ def test_the_scenario_finds_what_is_wrong_where_its_failpoint_is_active(
             return merge(self, *args)
 
         monkeypatch.setattr(LiveTarget, "merge", dawdling)
-    with pytest.raises(AssertionError, match=r"WRONG|status|hangs"):
-        under_stress(start, [scenario], seconds, within_s=12, each=2)
+    # Again where nothing was found: on a busy machine few pages are merged, or late.
+    assert any(_finds_what_is_wrong(start, scenario, seconds, 2 + 2 * turn) for turn in range(TURNS))
+
+
+def _finds_what_is_wrong(start: Callable[..., Any], scenario: str, seconds: float, seed: int) -> bool:
+    try:
+        under_stress(start, [scenario], seconds, within_s=12, each=2, seed=seed)
+    except AssertionError as error:
+        print(f"seed {seed}: {error}")
+        return re.search("WRONG|status|hangs", str(error)) is not None
+    return False
 
 
 def test_a_suspended_process_is_merged_and_stays_suspended(start: Callable[..., Any]) -> None:
