@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Callable
@@ -51,17 +52,21 @@ class Program:
         try:
             out, err = self.process.communicate(timeout=within_s)
         except subprocess.TimeoutExpired:
-            states = [
-                Path(f"/proc/{self.pid}/task/{t}/{f}").read_text()[:120].strip()
-                for t in os.listdir(f"/proc/{self.pid}/task")
-                for f in ("stat", "wchan", "syscall")
-            ]
-            raise AssertionError(f"process {self.pid} hangs: {states}") from None
+            raise AssertionError(f"process {self.pid} hangs: {self._states()}") from None
         last = out.strip().splitlines()[-1] if out.strip() else ""
         # Children tell what was wrong before their parent tells that one did.
         assert self.process.returncode == 0, f"status {self.process.returncode}: {out.strip()} {err}"
         assert last.startswith(("OK", "SKIP")), last
         return last
+
+    def _states(self) -> list[str]:
+        """Return what its threads are at; some may end meanwhile."""
+        states = []
+        for thread in os.listdir(f"/proc/{self.pid}/task"):
+            for file in ("stat", "wchan", "syscall"):
+                with contextlib.suppress(OSError):
+                    states.append(Path(f"/proc/{self.pid}/task/{thread}/{file}").read_text()[:120].strip())
+        return states
 
 
 @pytest.fixture
