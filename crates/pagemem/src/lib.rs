@@ -17,6 +17,7 @@ pub mod inject;
 pub mod kinds;
 mod listing;
 pub mod maps;
+mod newcomers;
 pub mod pagemap;
 mod passing;
 pub mod pool;

@@ -5,8 +5,11 @@
 //! memory or one table (`kcmp`), so everybody is asked once, and after that only who is new: both come by birth alone.
 //! What was asked counts only if all threads of the target stood still meanwhile and nobody was found: then nobody could
 //! be giving birth, and who has been asked stays a stranger. Otherwise the same are asked again.
+//!
+//! Who is new is told by ids, which the kernel gives out in order. Where they are used up quickly, as by a storm of threads,
+//! it is told by the kernel's records of births (`newcomers`), and where there are none all are asked anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
@@ -14,7 +17,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::{OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use crate::processes;
+use crate::{newcomers, processes};
 
 /// What is known of each target.
 #[derive(Debug, Default)]
@@ -59,6 +62,8 @@ struct Nobody {
     /// How many processes and threads had been made then, since the system was started.
     made: Option<u64>,
     when: Instant,
+    /// Who has been born since can be told from here on, where births are noted.
+    moment: Option<newcomers::Moment>,
 }
 
 /// What asking comes to.
@@ -73,8 +78,12 @@ enum Answer {
 
 /// More new processes than this are found by listing all instead of by counting up.
 const COUNT_UP_MAX: i32 = 2048;
+/// So for more born to a target, as to one that forks all the time: most have ended, and who is there is soon asked.
+const NEWCOMERS_MAX: usize = 256;
 /// Where so many are asked each time it is worth asking once more with all threads stopped.
 const MANY: i32 = 16;
+/// Where so soon again all must be asked, births are noted from then on, which takes a megabyte for each processor.
+const STORM: Duration = Duration::from_secs(10);
 /// How often those are asked who have come while others were, and how often threads are listed that come and go.
 const TRIES: u32 = 100;
 
@@ -127,7 +136,12 @@ impl Sharers {
         let when = Instant::now();
         let before = known.nobody;
         let long_ago = before.is_none_or(|b| when - b.when > shortest_round());
-        let made = if long_ago { self.made() } else { None };
+        let noted_since = before.and_then(|b| b.moment);
+        let made = if long_ago && noted_since.is_none() {
+            self.made()
+        } else {
+            None
+        };
         // Where it cannot be read (`/proc` mounted with `subset=pid`) all are looked at each time.
         let newest = self.newest_pid().unwrap_or(i32::MAX);
         known.sharers.retain(|&t| other(what, asker, t));
@@ -146,6 +160,29 @@ impl Sharers {
             return Ok(true);
         }
         let new = before.map(|b| newest.wrapping_sub(b.newest));
+        if long_ago || new.is_none_or(|n| !(0..=MANY).contains(&n)) {
+            let told = noted_since.and_then(|since| ask_newcomers(what, asker, since));
+            if let Some(Newcomers {
+                sharers,
+                asked,
+                moment,
+            }) = told
+            {
+                known.sharers = sharers?;
+                known.looked = newest;
+                known.due = !asker.stopped && asked > MANY as usize;
+                let nobody = known.sharers.is_empty();
+                if nobody && asker.stopped && newest != i32::MAX {
+                    known.nobody = Some(Nobody {
+                        newest,
+                        made: None,
+                        when,
+                        moment: Some(moment),
+                    });
+                }
+                return Ok(!nobody);
+            }
+        }
         // Where more have been made than ids were counted up, the ids have begun anew in between.
         let round = long_ago
             && match (before.and_then(|b| b.made), made) {
@@ -158,6 +195,10 @@ impl Sharers {
         let known_to = before
             .filter(|_| few && !round && newest != i32::MAX)
             .map(|b| b.newest);
+        if known_to.is_none() && before.is_some_and(|b| when - b.when < STORM) {
+            newcomers::begin();
+        }
+        let moment = newcomers::now();
         known.due = !asker.stopped && known_to.is_none_or(|known_to| newest - known_to > MANY);
         known.sharers = self.ask_from(known_to, newest, what, asker)?;
         known.looked = newest;
@@ -173,7 +214,12 @@ impl Sharers {
                 true => made,
                 false => counted,
             };
-            known.nobody = Some(Nobody { newest, made, when });
+            known.nobody = Some(Nobody {
+                newest,
+                made,
+                when,
+                moment,
+            });
         }
         Ok(!nobody)
     }
@@ -298,22 +344,84 @@ fn ask_ids(what: What, asker: Asker, known_to: i32, newest: i32) -> Vec<i32> {
     ids.filter(|&t| other(what, asker, t)).collect()
 }
 
+/// What asking those who were born came to.
+#[derive(Debug)]
+struct Newcomers {
+    sharers: io::Result<Vec<i32>>,
+    /// How many were asked.
+    asked: usize,
+    /// Until when that holds, if all threads of the asking process were stopped.
+    moment: newcomers::Moment,
+}
+
+/// Those who share among the processes that were born since to the asking process, or to one born so; none if that cannot
+/// be told. Asked again until nobody came meanwhile: one that had ended when it was asked may have left another behind,
+/// whose birth was noted before.
+fn ask_newcomers(what: What, asker: Asker, since: newcomers::Moment) -> Option<Newcomers> {
+    let mut places = BTreeSet::new();
+    for _ in 0..TRIES {
+        let (mut born, moment) = newcomers::born_to(asker.pid, since)?;
+        // By their places: meanwhile another may have come by the id of one that was asked.
+        born.retain(|&(place, _)| places.insert(place));
+        if places.len() > NEWCOMERS_MAX {
+            return None;
+        }
+        let sharers = ask_each(what, asker, born.iter().map(|&(_, child)| child));
+        if born.is_empty() || !matches!(&sharers, Ok(found) if found.is_empty()) {
+            return Some(Newcomers {
+                sharers,
+                asked: places.len(),
+                moment,
+            });
+        }
+    }
+    None
+}
+
 /// Those who share among all: a task of each process.
 fn ask_all(what: What, asker: Asker) -> io::Result<Vec<i32>> {
-    let mut found = Vec::new();
-    let mut unclear = false;
+    let mut asked = Asked::default();
     processes::each(|p| {
-        match ask_process(what, asker, p) {
-            Answer::Shares(t) => found.push(t),
-            Answer::Not => {}
-            Answer::Unclear => unclear = true,
-        }
+        asked.add(ask_process(what, asker, p));
         true
     })?;
-    if found.is_empty() && unclear {
-        return Err(io::ErrorKind::Other.into());
+    asked.who()
+}
+
+/// Those who share among the processes that have or had these ids, of which threads of the asking process may have some now.
+fn ask_each(what: What, asker: Asker, ids: impl Iterator<Item = i32>) -> io::Result<Vec<i32>> {
+    let mut asked = Asked::default();
+    for p in ids {
+        match ask_process(what, asker, p) {
+            Answer::Shares(t) if thread_of(asker.pid, t) => {}
+            answer => asked.add(answer),
+        }
     }
-    Ok(found)
+    asked.who()
+}
+
+/// What several processes came to.
+#[derive(Debug, Default)]
+struct Asked {
+    found: Vec<i32>,
+    unclear: bool,
+}
+
+impl Asked {
+    fn add(&mut self, answer: Answer) {
+        match answer {
+            Answer::Shares(t) => self.found.push(t),
+            Answer::Not => {}
+            Answer::Unclear => self.unclear = true,
+        }
+    }
+
+    fn who(self) -> io::Result<Vec<i32>> {
+        if self.found.is_empty() && self.unclear {
+            return Err(io::ErrorKind::Other.into());
+        }
+        Ok(self.found)
+    }
 }
 
 /// Asks process `p`.
@@ -380,315 +488,4 @@ pub fn same(what: What, a: i32, b: i32) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sys::thread_state;
-    use std::sync::atomic::{AtomicU32, Ordering};
-    use std::sync::Arc;
-
-    type Body = extern "C" fn(*mut libc::c_void) -> i32;
-
-    extern "C" fn rest(_: *mut libc::c_void) -> i32 {
-        loop {
-            // SAFETY: no pointers.
-            unsafe { libc::pause() };
-        }
-    }
-
-    /// Room for stacks, which are never freed: the tops of a small one and of what many can be cut from.
-    fn stacks() -> [*mut libc::c_void; 2] {
-        let all = Box::leak(vec![0u8; SMALL + STACKS * STACK].into_boxed_slice());
-        // SAFETY: within what was just allocated.
-        unsafe { [SMALL, all.len()].map(|top| all.as_mut_ptr().add(top - 64).cast()) }
-    }
-
-    const SMALL: usize = 1 << 16;
-    const STACK: usize = 1 << 12;
-    const STACKS: usize = 1 << 10;
-
-    /// A child that ends with the value.
-    struct Child(i32);
-
-    impl Child {
-        /// A process with this one's memory, or with its own copy of it, that runs `body`.
-        fn begin(flags: i32, body: Body, argument: *mut libc::c_void) -> Self {
-            let [stack, _] = stacks();
-            // SAFETY: the stack is its own; the bodies below need nothing else of this process.
-            let child = unsafe { libc::clone(body, stack, flags | libc::SIGCHLD, argument) };
-            assert!(child > 0);
-            Self(child)
-        }
-
-        fn pidfd(&self) -> Arc<OwnedFd> {
-            Arc::new(crate::sys::pidfd_open(self.0).expect("a live child"))
-        }
-    }
-
-    impl Drop for Child {
-        fn drop(&mut self) {
-            // SAFETY: ends and reaps the child made above.
-            unsafe {
-                libc::kill(self.0, libc::SIGKILL);
-                libc::waitpid(self.0, std::ptr::null_mut(), libc::__WALL);
-            }
-        }
-    }
-
-    /// What asks as if process `pid` were a target.
-    fn asker(pid: i32, pidfd: &Weak<OwnedFd>, stopped: bool) -> Asker<'_> {
-        Asker {
-            pid,
-            pidfd,
-            tid: pid,
-            stopped,
-        }
-    }
-
-    #[test]
-    fn a_process_alone_in_its_memory_has_no_sharers_and_its_threads_are_none() {
-        extern "C" fn with_a_thread(stack: *mut libc::c_void) -> i32 {
-            begin_thread(stack);
-            rest(stack)
-        }
-        let child = Child::begin(0, with_a_thread, stacks()[1]);
-        wait_for_threads(child.0, 2);
-        let pidfd = Arc::downgrade(&child.pidfd());
-        let mut sharers = Sharers::default();
-        for stopped in [false, true, true, false] {
-            assert!(!sharers.any(asker(child.0, &pidfd, stopped)));
-            assert!(!sharers.any_with_descriptors(asker(child.0, &pidfd, stopped)));
-        }
-    }
-
-    #[test]
-    fn a_process_with_the_same_descriptors_is_found_while_it_lives_and_not_after() {
-        let me = std::process::id() as i32;
-        // A table of this thread's own, so that the tests beside this one are not met.
-        // SAFETY: no pointers; descriptors that other threads use are not touched.
-        let (tid, own) = unsafe { (libc::gettid(), libc::unshare(libc::CLONE_FILES)) };
-        assert_eq!(own, 0);
-        let mine = Arc::new(crate::sys::pidfd_open(me).expect("its own"));
-        let pidfd = Arc::downgrade(&mine);
-        let ask = Asker {
-            tid,
-            ..asker(me, &pidfd, true)
-        };
-        let mut sharers = Sharers::default();
-        assert!(!sharers.any_with_descriptors(ask));
-        let child = Child::begin(libc::CLONE_FILES, rest, std::ptr::null_mut());
-        assert!(sharers.any_with_descriptors(ask));
-        drop(child);
-        assert!(!sharers.any_with_descriptors(ask));
-    }
-
-    fn begin_thread(stack: *mut libc::c_void) {
-        let thread = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
-        // SAFETY: the stack given is its own, and it needs nothing else.
-        unsafe { libc::clone(rest, stack, thread, std::ptr::null_mut()) };
-    }
-
-    fn wait_for_threads(pid: i32, threads: u64) {
-        while processes::thread_count(pid).expect("its threads") < threads {
-            std::thread::yield_now();
-        }
-    }
-
-    /// What processes of one memory have between them.
-    #[repr(C)]
-    struct Common {
-        stacks: [*mut libc::c_void; 2],
-        /// Set for the next thing to be done.
-        go: AtomicU32,
-    }
-
-    impl Common {
-        fn of(shared: *mut libc::c_void) -> &'static Self {
-            // SAFETY: each is leaked, or in memory that stays mapped, and of this type.
-            unsafe { &*shared.cast::<Self>() }
-        }
-
-        /// In memory that children with a copy of the rest have, too.
-        fn new() -> &'static Self {
-            // SAFETY: fresh memory, large enough and zero, of which nobody else knows.
-            unsafe {
-                let (size, rw) = (size_of::<Self>(), libc::PROT_READ | libc::PROT_WRITE);
-                let how = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
-                let at = libc::mmap(std::ptr::null_mut(), size, rw, how, -1, 0);
-                assert_ne!(at, libc::MAP_FAILED);
-                (*at.cast::<Self>()).stacks = stacks();
-                &*at.cast::<Self>()
-            }
-        }
-
-        fn place(&'static self) -> *mut libc::c_void {
-            std::ptr::from_ref(self).cast_mut().cast()
-        }
-
-        fn wait(&self) {
-            while self.go.load(Ordering::SeqCst) == 0 {
-                // SAFETY: no pointers.
-                unsafe { libc::sched_yield() };
-            }
-        }
-
-        fn go(&self) {
-            self.go.store(1, Ordering::SeqCst);
-        }
-    }
-
-    /// Begins a thread that rests, and ends before it, when told to.
-    extern "C" fn leave_a_thread(common: *mut libc::c_void) -> i32 {
-        let common = Common::of(common);
-        begin_thread(common.stacks[1]);
-        common.wait();
-        // SAFETY: ends this thread alone.
-        unsafe { libc::syscall(libc::SYS_exit, 0) };
-        0
-    }
-
-    /// A process that has a memory of its own, in which another then is.
-    extern "C" fn has_another(common: *mut libc::c_void) -> i32 {
-        let flags = libc::CLONE_VM | libc::SIGCHLD;
-        // SAFETY: the stack is its own, and dies with whoever is in this memory.
-        unsafe {
-            let another = libc::clone(
-                dies_with_its_parent,
-                Common::of(common).stacks[0],
-                flags,
-                common,
-            );
-            if another < 0 {
-                libc::_exit(1);
-            }
-        }
-        rest(common)
-    }
-
-    extern "C" fn dies_with_its_parent(common: *mut libc::c_void) -> i32 {
-        // SAFETY: no pointers.
-        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-        leave_a_thread(common)
-    }
-
-    #[test]
-    fn a_process_in_the_memory_is_found_also_where_its_first_thread_ends_before_others() {
-        for known_before in [false, true] {
-            let common = Common::new();
-            let target = Child::begin(0, has_another, common.place());
-            let own = target.pidfd();
-            let pidfd = Arc::downgrade(&own);
-            let children = format!("/proc/{0}/task/{0}/children", target.0);
-            let another: i32 = loop {
-                let told = std::fs::read_to_string(&children).unwrap_or_default();
-                if let Ok(id) = told.trim().parse() {
-                    break id;
-                }
-            };
-            wait_for_threads(another, 2);
-            let mut sharers = Sharers::default();
-            if known_before {
-                assert!(sharers.any(asker(target.0, &pidfd, true)));
-            }
-            common.go();
-            while thread_state(another, another) != Some('Z') {
-                std::thread::yield_now();
-            }
-            assert!(sharers.any(asker(target.0, &pidfd, true)), "{known_before}");
-            assert!(sharers.any(asker(target.0, &pidfd, true)), "{known_before}");
-        }
-    }
-
-    /// Gives birth to the next of its kind and ends, as long as the target lives.
-    extern "C" fn hop(common: *mut libc::c_void) -> i32 {
-        let flags = libc::CLONE_VM | libc::CLONE_PARENT | libc::SIGCHLD;
-        let state = Common::of(common);
-        let turn = state.go.fetch_add(1, Ordering::SeqCst) as usize;
-        // SAFETY: no pointers but that of a stack whose last user ended, as soon as it was born, a thousand births ago.
-        unsafe {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            if libc::getppid() != state.stacks[0] as usize as i32 {
-                libc::_exit(0);
-            }
-            let stack = state.stacks[1].cast::<u8>().sub(turn % STACKS * STACK);
-            libc::clone(hop, stack.cast(), flags, common);
-            libc::_exit(0);
-        }
-    }
-
-    extern "C" fn has_a_hopper(common: *mut libc::c_void) -> i32 {
-        let state = common.cast::<Common>();
-        let flags = libc::CLONE_VM | libc::SIGCHLD;
-        // SAFETY: the common memory is this process's and its children's; who has ended is reaped by the kernel.
-        unsafe {
-            libc::signal(libc::SIGCHLD, libc::SIG_IGN);
-            Common::of(common).wait();
-            let stack = (*state).stacks[0];
-            (*state).stacks[0] = libc::getpid() as usize as *mut libc::c_void;
-            libc::clone(hop, stack, flags, common);
-        }
-        rest(common)
-    }
-
-    #[test]
-    fn a_process_in_the_memory_is_found_that_gives_birth_to_the_next_and_ends_all_the_time() {
-        for round in 0..10 {
-            let common = Common::new();
-            let target = Child::begin(0, has_a_hopper, common.place());
-            let own = target.pidfd();
-            let pidfd = Arc::downgrade(&own);
-            let mut sharers = Sharers::default();
-            assert!(!sharers.any(asker(target.0, &pidfd, true)));
-            common.go();
-            let born = || common.go.load(Ordering::SeqCst);
-            while born() < 10 {
-                std::thread::yield_now();
-            }
-            let any = |_| sharers.any(asker(target.0, &pidfd, true));
-            assert_eq!(
-                (0..500).map(any).filter(|any| !any).count(),
-                0,
-                "round {round}"
-            );
-            // So that nothing is said of one that had ended by itself.
-            let before = born();
-            while born() == before {
-                std::thread::yield_now();
-            }
-        }
-    }
-
-    #[test]
-    fn who_was_asked_while_the_target_ran_is_asked_again() {
-        let target = Child::begin(0, rest, std::ptr::null_mut());
-        let own = target.pidfd();
-        let pidfd = Arc::downgrade(&own);
-        let mut sharers = Sharers::default();
-        let mut certain = |stopped| {
-            assert!(!sharers.any(asker(target.0, &pidfd, stopped)));
-            let known = &sharers.known[&(What::Memory, target.0)];
-            let nobody = known.nobody.map(|n| n.newest);
-            (nobody, sharers.is_due(target.0))
-        };
-        assert_eq!(certain(false), (None, true));
-        let (first, due) = certain(true);
-        assert!(first.is_some() && !due);
-        drop(Child::begin(0, rest, std::ptr::null_mut()));
-        assert_eq!(certain(false).0, first);
-        assert!(certain(true).0 > first);
-    }
-
-    #[test]
-    fn what_is_known_of_a_process_is_not_taken_for_what_another_with_its_id_is() {
-        let (one, another) = (
-            Child::begin(0, rest, std::ptr::null_mut()),
-            Child::begin(0, rest, std::ptr::null_mut()),
-        );
-        let owns = [one.pidfd(), another.pidfd()];
-        let [before, after] = owns.each_ref().map(Arc::downgrade);
-        let mut sharers = Sharers::default();
-        assert!(!sharers.any(asker(one.0, &before, true)));
-        assert!(sharers.known[&(What::Memory, one.0)].nobody.is_some());
-        assert!(!sharers.any(asker(one.0, &after, false)));
-        assert!(sharers.known[&(What::Memory, one.0)].nobody.is_none());
-    }
-}
+mod tests;
