@@ -31,6 +31,10 @@ def spread(addr: U64, pages: U32) -> npt.NDArray[np.int64]:
     return np.concatenate([np.arange(f, f + int(n)) for f, n in zip(first, pages, strict=True)] or [np.arange(0)])
 
 
+#: What a process has of each page.
+OF_PAGES = ("mapped", "own", "resident", "written", "frame", "private", "huge", "memory", "without", "expected")
+
+
 class FakeProcess:
     """A process with an arena of ``pages`` pages, of which ranges may be mapped."""
 
@@ -71,6 +75,13 @@ class FakeProcess:
         self.frame[at] = NONE
         self.memory[at] = self.without[at] = -1
 
+    def mremap(self, start: int, to: int, pages: int) -> None:
+        """Move memory over other memory, with all that it shows and shares."""
+        old, new = slice(start, start + pages), slice(to, to + pages)
+        for name in OF_PAGES:
+            getattr(self, name)[new] = getattr(self, name)[old]
+        self.munmap(start, pages)
+
     def write(self, pages: npt.ArrayLike, values: npt.ArrayLike) -> None:
         index = np.atleast_1d(np.asarray(pages))
         keep = self.mapped[index]
@@ -85,8 +96,7 @@ class FakeProcess:
 
     def fork(self, pid: int) -> FakeProcess:
         child = FakeProcess(self.backend, pid, self.n)
-        copied = ("mapped", "own", "resident", "written", "frame", "private", "huge", "memory", "without", "expected")
-        for name in copied:
+        for name in OF_PAGES:
             getattr(child, name)[:] = getattr(self, name)
         self.backend.processes[pid] = child
         return child

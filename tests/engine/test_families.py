@@ -251,3 +251,20 @@ def test_zero_pages_that_a_relative_shares_or_that_hold_nothing_are_not_counted(
         assert engine.stats.pages_dropped == 150
         assert saved_pages(engine, backend) == 150
         finish(engine, backend, [parent, child])
+
+
+def test_frames_that_are_moved_over_others_are_read_where_they_are_now() -> None:
+    backend = FakeBackend()
+    processes = [backend.spawn(), backend.spawn()]
+    for p in processes:
+        p.write(np.arange(N), values(N))
+    with Engine(backend=backend) as engine:
+        targets = attach(engine, processes)
+        engine.merge_once(quiet_s=0)
+        processes[0].mremap(0, 64, 64)  # the frames that were there are the other's alone now
+        steps(engine, 2)
+        assert engine.accounting.frames.live[processes[1].frame[:N]].tolist() == [2] * 64 + [1] * 64 + [2] * 128
+        assert saved_pages(engine, backend) == 192
+        assert targets[0].stats.saved_bytes == targets[1].stats.saved_bytes == 96 * 4096
+        consistent(engine, backend)
+        finish(engine, backend, processes)

@@ -84,16 +84,19 @@ class Accounting:
         target.rows = rows
         self.frames.map(new_frames)
         self.frames.unmap(gone_frames)
-        lost = rows.frames_of(gone) == NO_FRAME
-        if not lost.any():
+        if not len(gone):
             return new_ids, new_frames
-        page_ids, frames = gone[lost], gone_frames[lost]
-        indices = self.pages.indices(page_ids)
+        # Where other frames were moved over a page it reads those.
+        frames = rows.frames_of(gone)
+        indices = self.pages.indices(gone)
         was = np.where(indices >= 0, state(self.pages.status[indices]), State.ABSENT)
-        shared = was == State.SHARED
-        read = shared | (was == State.INHERITED)
-        self.pages.apply(indices[read], Event.LOST)
-        self.release(page_ids[read], frames[read], shared[read])
+        shared, inherited = was == State.SHARED, was == State.INHERITED
+        lost = frames == NO_FRAME
+        np.add.at(self.frames.live, frames[shared & ~lost], np.uint32(1))
+        np.add.at(self.families.inherited, frames[inherited & ~lost], np.uint32(1))
+        read = shared | inherited
+        self.pages.apply(indices[read & lost], Event.LOST)
+        self.release(gone[read], gone_frames[read], shared[read])
         return new_ids, new_frames
 
     def forget(self, target: Target) -> None:
