@@ -6,10 +6,10 @@
 //! What was asked counts only if all threads of the target stood still meanwhile and nobody was found: then nobody could
 //! be giving birth, and who has been asked stays a stranger. Otherwise the same are asked again.
 //!
-//! Who is new is told by ids, which the kernel gives out in order. Where they are used up quickly, as by a storm of threads,
-//! it is told by the kernel's records of births (`newcomers`), and where there are none all are asked anew.
+//! Who is new is told by ids, which the kernel gives out in order. Where many are, from then on it is first asked whether
+//! the target has given birth at all, as the kernel notes it ([`crate::newcomers`]): if not, nobody need be asked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
@@ -17,7 +17,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::{OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use crate::{newcomers, processes};
+use crate::newcomers::Newcomers;
+use crate::processes;
 
 /// What is known of each target.
 #[derive(Debug, Default)]
@@ -48,6 +49,8 @@ struct Known {
     pidfd: Weak<OwnedFd>,
     /// When it was certain, with all threads stopped, that there was nobody.
     nobody: Option<Nobody>,
+    /// Tells whether it has given birth since, where that is noted.
+    newcomers: Option<Newcomers>,
     /// Who was found when last asked, and the newest process id then.
     sharers: Vec<i32>,
     looked: i32,
@@ -62,8 +65,6 @@ struct Nobody {
     /// How many processes and threads had been made then, since the system was started.
     made: Option<u64>,
     when: Instant,
-    /// Who has been born since can be told from here on, where births are noted.
-    moment: Option<newcomers::Moment>,
 }
 
 /// What asking comes to.
@@ -78,18 +79,15 @@ enum Answer {
 
 /// More new processes than this are found by listing all instead of by counting up.
 const COUNT_UP_MAX: i32 = 2048;
-/// So for more born to a target, as to one that forks all the time: most have ended, and who is there is soon asked.
-const NEWCOMERS_MAX: usize = 256;
-/// Where so many are asked each time it is worth asking once more with all threads stopped.
+/// Where so many are asked each time it is worth asking once more with all threads stopped, and to have births noted.
 const MANY: i32 = 16;
-/// Where so soon again all must be asked, births are noted from then on, which takes a megabyte for each processor.
-const STORM: Duration = Duration::from_secs(10);
 /// How often those are asked who have come while others were, and how often threads are listed that come and go.
 const TRIES: u32 = 100;
 
 impl Sharers {
     /// Whether any process but this one has its memory, or that cannot be told. Costs two reads of `/proc/loadavg`, and
     /// about a microsecond for each process made since there was certainly nobody; the first time some for every process.
+    /// Where births are noted it costs next to nothing unless this process has given some.
     pub fn any(&mut self, asker: Asker) -> bool {
         !can_tell(asker.tid) || self.any_new(What::Memory, asker)
     }
@@ -133,15 +131,14 @@ impl Sharers {
 
     /// Asks those who can be new since there was certainly nobody.
     fn ask(&mut self, known: &mut Known, what: What, asker: Asker) -> io::Result<bool> {
+        if known.newcomers.as_ref().is_some_and(Newcomers::are_none) {
+            (known.due, known.sharers) = (false, Vec::new());
+            return Ok(false);
+        }
         let when = Instant::now();
         let before = known.nobody;
         let long_ago = before.is_none_or(|b| when - b.when > shortest_round());
-        let noted_since = before.and_then(|b| b.moment);
-        let made = if long_ago && noted_since.is_none() {
-            self.made()
-        } else {
-            None
-        };
+        let made = if long_ago { self.made() } else { None };
         // Where it cannot be read (`/proc` mounted with `subset=pid`) all are looked at each time.
         let newest = self.newest_pid().unwrap_or(i32::MAX);
         known.sharers.retain(|&t| other(what, asker, t));
@@ -160,29 +157,6 @@ impl Sharers {
             return Ok(true);
         }
         let new = before.map(|b| newest.wrapping_sub(b.newest));
-        if long_ago || new.is_none_or(|n| !(0..=MANY).contains(&n)) {
-            let told = noted_since.and_then(|since| ask_newcomers(what, asker, since));
-            if let Some(Newcomers {
-                sharers,
-                asked,
-                moment,
-            }) = told
-            {
-                known.sharers = sharers?;
-                known.looked = newest;
-                known.due = !asker.stopped && asked > MANY as usize;
-                let nobody = known.sharers.is_empty();
-                if nobody && asker.stopped && newest != i32::MAX {
-                    known.nobody = Some(Nobody {
-                        newest,
-                        made: None,
-                        when,
-                        moment: Some(moment),
-                    });
-                }
-                return Ok(!nobody);
-            }
-        }
         // Where more have been made than ids were counted up, the ids have begun anew in between.
         let round = long_ago
             && match (before.and_then(|b| b.made), made) {
@@ -195,11 +169,8 @@ impl Sharers {
         let known_to = before
             .filter(|_| few && !round && newest != i32::MAX)
             .map(|b| b.newest);
-        if known_to.is_none() && before.is_some_and(|b| when - b.when < STORM) {
-            newcomers::begin();
-        }
-        let moment = newcomers::now();
-        known.due = !asker.stopped && known_to.is_none_or(|known_to| newest - known_to > MANY);
+        let many = known_to.is_none_or(|known_to| newest - known_to > MANY);
+        known.due = !asker.stopped && many;
         known.sharers = self.ask_from(known_to, newest, what, asker)?;
         known.looked = newest;
         let nobody = known.sharers.is_empty();
@@ -214,12 +185,13 @@ impl Sharers {
                 true => made,
                 false => counted,
             };
-            known.nobody = Some(Nobody {
-                newest,
-                made,
-                when,
-                moment,
-            });
+            known.nobody = Some(Nobody { newest, made, when });
+            // Those who come from here on are noted, for nobody but its own threads, which are stopped, can have any come.
+            let newcomers = &mut known.newcomers;
+            if !newcomers.as_mut().is_some_and(|n| n.are_known(asker.pid)) {
+                let wanted = many && before.is_some();
+                *newcomers = wanted.then(|| Newcomers::of(asker.pid)).flatten();
+            }
         }
         Ok(!nobody)
     }
@@ -344,40 +316,6 @@ fn ask_ids(what: What, asker: Asker, known_to: i32, newest: i32) -> Vec<i32> {
     ids.filter(|&t| other(what, asker, t)).collect()
 }
 
-/// What asking those who were born came to.
-#[derive(Debug)]
-struct Newcomers {
-    sharers: io::Result<Vec<i32>>,
-    /// How many were asked.
-    asked: usize,
-    /// Until when that holds, if all threads of the asking process were stopped.
-    moment: newcomers::Moment,
-}
-
-/// Those who share among the processes that were born since to the asking process, or to one born so; none if that cannot
-/// be told. Asked again until nobody came meanwhile: one that had ended when it was asked may have left another behind,
-/// whose birth was noted before.
-fn ask_newcomers(what: What, asker: Asker, since: newcomers::Moment) -> Option<Newcomers> {
-    let mut places = BTreeSet::new();
-    for _ in 0..TRIES {
-        let (mut born, moment) = newcomers::born_to(asker.pid, since)?;
-        // By their places: meanwhile another may have come by the id of one that was asked.
-        born.retain(|&(place, _)| places.insert(place));
-        if places.len() > NEWCOMERS_MAX {
-            return None;
-        }
-        let sharers = ask_each(what, asker, born.iter().map(|&(_, child)| child));
-        if born.is_empty() || !matches!(&sharers, Ok(found) if found.is_empty()) {
-            return Some(Newcomers {
-                sharers,
-                asked: places.len(),
-                moment,
-            });
-        }
-    }
-    None
-}
-
 /// Those who share among all: a task of each process.
 fn ask_all(what: What, asker: Asker) -> io::Result<Vec<i32>> {
     let mut asked = Asked::default();
@@ -385,18 +323,6 @@ fn ask_all(what: What, asker: Asker) -> io::Result<Vec<i32>> {
         asked.add(ask_process(what, asker, p));
         true
     })?;
-    asked.who()
-}
-
-/// Those who share among the processes that have or had these ids, of which threads of the asking process may have some now.
-fn ask_each(what: What, asker: Asker, ids: impl Iterator<Item = i32>) -> io::Result<Vec<i32>> {
-    let mut asked = Asked::default();
-    for p in ids {
-        match ask_process(what, asker, p) {
-            Answer::Shares(t) if thread_of(asker.pid, t) => {}
-            answer => asked.add(answer),
-        }
-    }
     asked.who()
 }
 

@@ -51,8 +51,11 @@ class Program:
         """The same, but where this machine cannot run the scenario the line begins with SKIP."""
         try:
             out, err = self.process.communicate(timeout=within_s)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"process {self.pid} hangs: {self._states()}") from None
+        except subprocess.TimeoutExpired as late:
+            if self.process.poll() is None:
+                raise AssertionError(f"process {self.pid} hangs: {self._states()}") from None
+            # It has ended, and a child of it has its output open still.
+            out, err = ((said or b"").decode() for said in (late.stdout, late.stderr))
         last = out.strip().splitlines()[-1] if out.strip() else ""
         # Children tell what was wrong before their parent tells that one did.
         assert self.process.returncode == 0, f"status {self.process.returncode}: {out.strip()} {err}"

@@ -1,253 +1,196 @@
 use super::*;
 
-/// Births as if a kernel had told of them, by who gave birth and to whom.
-fn told(births: &[(i32, i32)]) -> Births {
-    let mut told = Births::default();
-    for &(parent, child) in births {
-        told.add(parent, child);
+/// A child that gives birth when it is told to: `clone` flags for the next, or a thread.
+struct Parent {
+    pid: i32,
+    asks: std::os::unix::net::UnixStream,
+}
+
+const A_THREAD: i32 = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
+
+extern "C" fn end(_: *mut libc::c_void) -> i32 {
+    // SAFETY: ends this thread alone, or the process that it is.
+    unsafe { libc::syscall(libc::SYS_exit, 0) };
+    0
+}
+
+extern "C" fn rest(_: *mut libc::c_void) -> i32 {
+    loop {
+        // SAFETY: no pointers.
+        unsafe { libc::pause() };
     }
-    told
 }
 
-fn children(births: &Births, pid: i32, since: Moment) -> Option<Vec<i32>> {
-    let family = family(pid, &births.since(since)?, since.place);
-    Some(family.into_iter().map(|(_, child)| child).collect())
-}
-
-#[test]
-fn a_family_is_who_was_born_to_one_and_to_those_in_whatever_order_they_are_read() {
-    let births = told(&[(30, 31), (1, 5), (20, 30), (10, 20), (5, 6)]);
-    let start = Births::default().now();
-    assert_eq!(children(&births, 10, start), Some(vec![31, 30, 20]));
-    assert_eq!(children(&births, 1, start), Some(vec![5, 6]));
-    assert_eq!(children(&births, 7, start), Some(vec![]));
-}
-
-#[test]
-fn who_was_born_before_is_not_among_them_and_an_id_that_came_twice_is_there_twice() {
-    let mut births = told(&[(10, 20), (10, 21)]);
-    let since = births.now();
-    assert_eq!(children(&births, 10, since), Some(vec![]));
-    births.add(10, 20);
-    births.add(21, 22);
-    births.add(20, 23);
-    births.add(10, 20);
-    assert_eq!(
-        family(10, &births.since(since).expect("all of them"), since.place),
-        [(2, 20), (4, 23), (5, 20)]
-    );
-}
-
-#[test]
-fn nothing_is_said_where_one_may_have_been_missed() {
-    let mut births = told(&[(10, 20)]);
-    let since = births.now();
-    births.begin_anew();
-    assert_eq!(births.since(since), None);
-    let since = births.now();
-    births.add(10, 20);
-    for child in 0..BIRTHS as i32 - 1 {
-        births.add(1000, 1001 + child);
+/// Gives birth as it is told to, in this process or its child; never returns.
+fn live(asks: &std::os::unix::net::UnixStream) -> ! {
+    use std::io::{Read, Write};
+    let mut word = [0u8; 8];
+    // SAFETY: stacks are each user's own and never freed.
+    unsafe {
+        while (&*asks).read_exact(&mut word).is_ok() {
+            let flags = i32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+            let rests = word[4] == 1;
+            if word[5] == 1 {
+                let stack = Box::leak(vec![0u8; 1 << 14].into_boxed_slice());
+                let top = stack.as_mut_ptr().add(stack.len() - 64);
+                let body = if rests { rest } else { end };
+                let born = libc::clone(body, top.cast(), flags, std::ptr::null_mut());
+                if born > 0 && flags & libc::CLONE_THREAD == 0 {
+                    libc::waitpid(born, std::ptr::null_mut(), libc::__WALL);
+                }
+            }
+            let _ = (&*asks).write_all(&[1]);
+        }
+        libc::_exit(0)
     }
-    assert_eq!(children(&births, 10, since), Some(vec![20]));
-    births.add(1000, 1);
-    assert_eq!(births.since(since), None, "no more are kept");
 }
 
-#[test]
-fn processors_are_read_from_a_list_unless_there_are_too_many() {
-    assert_eq!(processors(b"0\n"), Some(vec![0]));
-    assert_eq!(processors(b"0-2,8,10-11\n"), Some(vec![0, 1, 2, 8, 10, 11]));
-    assert_eq!(processors(b"0-63\n").map(|all| all.len()), Some(64));
-    assert_eq!(processors(b"0-64\n"), None);
-    assert_eq!(processors(b"0-2000000000\n"), None);
-    assert_eq!(processors(b"\n"), None);
+impl Parent {
+    fn new() -> Self {
+        let (asks, its) = std::os::unix::net::UnixStream::pair().expect("a pair of sockets");
+        // SAFETY: the child makes calls of the kernel's, and allocates, which the C library allows after a fork.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            drop(asks);
+            live(&its);
+        }
+        Self { pid, asks }
+    }
+
+    fn ask(&self, flags: i32, rests: bool, gives_birth: bool) {
+        use std::io::{Read, Write};
+        let [a, b, c, d] = flags.to_le_bytes();
+        let word = [a, b, c, d, u8::from(rests), u8::from(gives_birth), 0, 0];
+        (&self.asks).write_all(&word).expect("a living child");
+        (&self.asks).read_exact(&mut [0]).expect("its answer");
+    }
+
+    fn gives_birth(&self, flags: i32) {
+        self.ask(flags, false, true);
+    }
 }
 
-/// A recorder, where the kernel lets this user have one; else the reason is told.
-fn recorder() -> Option<Recorder> {
-    let made = Recorder::new(7);
+impl Drop for Parent {
+    fn drop(&mut self) {
+        // SAFETY: ends and reaps the child made above.
+        unsafe {
+            libc::kill(self.pid, libc::SIGKILL);
+            libc::waitpid(self.pid, std::ptr::null_mut(), 0);
+        }
+    }
+}
+
+/// A process whose births are noted, where the kernel notes them for this user.
+fn noted() -> Option<(Parent, Newcomers)> {
+    let parent = Parent::new();
+    let newcomers = Newcomers::of(parent.pid);
     // SAFETY: no pointers.
     let root = unsafe { libc::geteuid() } == 0;
-    if let Err(e) = &made {
-        println!("no births are noted: {e}");
-        assert!(
-            !root
-                || e.kind() == io::ErrorKind::Unsupported
-                || e.raw_os_error() == Some(libc::EACCES)
-        );
+    if newcomers.is_none() {
+        println!("no births are noted for this user");
+        assert!(!root || Noted::new(parent.pid).is_err());
     }
-    made.ok()
-}
-
-/// Has a child come and go; its id.
-fn child(flags: i32) -> i32 {
-    extern "C" fn end(_: *mut libc::c_void) -> i32 {
-        0
-    }
-    let stack = Box::leak(vec![0u8; 1 << 14].into_boxed_slice());
-    // SAFETY: the stack is the child's own and never freed; it ends at once.
-    unsafe {
-        let top = stack.as_mut_ptr().add(stack.len() - 64);
-        let child = libc::clone(end, top.cast(), flags, std::ptr::null_mut());
-        assert!(child > 0);
-        if flags & libc::CLONE_PARENT == 0 {
-            assert_eq!(
-                libc::waitpid(child, std::ptr::null_mut(), libc::__WALL),
-                child
-            );
-        }
-        child
-    }
+    Some((parent, newcomers?))
 }
 
 #[test]
-fn whoever_this_process_gives_birth_to_is_noted_under_it_also_as_another_ones_child_and_no_thread_is(
-) {
-    let Some(mut recorder) = recorder() else {
+fn each_birth_of_a_process_is_noted_in_whatever_way_and_nothing_else_it_does() {
+    let Some((parent, mut newcomers)) = noted() else {
         return;
     };
-    let me = std::process::id() as i32;
-    let since = recorder.births.now();
-    std::thread::spawn(|| {})
-        .join()
-        .expect("a thread that ends");
     let with = [
-        0,
-        libc::CLONE_VM,
-        libc::CLONE_VM | libc::CLONE_VFORK,
-        libc::CLONE_VM | libc::CLONE_PARENT,
+        libc::SIGCHLD,
+        libc::SIGCHLD | libc::CLONE_VM,
+        libc::SIGCHLD | libc::CLONE_VM | libc::CLONE_VFORK,
+        libc::SIGCHLD | libc::CLONE_VM | libc::CLONE_FILES,
+        A_THREAD,
     ];
-    let born = with.map(|flags| child(flags | libc::SIGCHLD));
-    recorder.read();
-    let mine = children(&recorder.births, me, since).expect("nothing was missed");
-    // Tests beside this one have children, too.
-    assert!(born.iter().all(|b| mine.contains(b)), "{born:?} {mine:?}");
-    // SAFETY: no pointers.
-    assert!(!mine.contains(&unsafe { libc::gettid() }));
-    assert_eq!(all_left_out(&recorder.events), Some(0));
-}
-
-#[test]
-fn whoever_is_born_to_somebody_outside_of_our_namespace_may_be_anybodys() {
-    let births = told(&[(0, 5), (-1, 6), (5, 7), (8, 9)]);
-    let start = Births::default().now();
-    assert_eq!(children(&births, 1, start), Some(vec![5, 6, 7]));
-}
-
-#[test]
-fn a_long_chain_of_births_that_was_read_from_its_end_takes_no_longer_than_another() {
-    let count = BIRTHS as i32;
-    let births: Vec<_> = (0..count).rev().map(|k| (k + 1, k + 2)).collect();
-    assert_eq!(family(1, &births, 0).len(), BIRTHS); // in seconds, if each were looked for among all
-}
-
-/// A ring on processor 0, with its event, where the kernel lets this user have one.
-fn small_ring() -> Option<(Ring, OwnedFd)> {
-    recorder()?;
-    Some(Ring::new(0, LEAST_BYTES).expect("another ring"))
-}
-
-/// Threads that fill a small ring.
-const THREADS: usize = LEAST_BYTES / 64;
-
-/// Has so many threads come and go on processor 0.
-fn threads_there(count: usize) {
-    std::thread::spawn(move || {
-        on_processor(0);
-        for _ in 0..count {
-            let thread = std::thread::spawn(|| {});
-            thread.join().expect("a thread that ends");
+    for flags in with {
+        parent.ask(0, false, false);
+        drop(Parent::new()); // another's child is none of its
+        assert!(newcomers.are_none(), "{flags:x}");
+        parent.gives_birth(flags);
+        assert!(!newcomers.are_none(), "{flags:x}");
+        while processes::thread_count(parent.pid).expect("its threads") > 1 {
+            std::thread::yield_now();
         }
-    })
-    .join()
-    .expect("a thread that ends");
-}
-
-/// The id of a child that came and went on processor 0.
-fn child_there() -> i32 {
-    let born = std::thread::spawn(|| {
-        on_processor(0);
-        child(libc::SIGCHLD)
-    });
-    born.join().expect("a child")
+        assert!(newcomers.are_known(parent.pid));
+        assert!(newcomers.are_none(), "{flags:x}");
+    }
 }
 
 #[test]
-fn births_for_which_there_is_no_room_are_told_of_and_those_after_them_are_noted() {
-    let Some((mut ring, event)) = small_ring() else {
+fn a_birth_to_be_anothers_child_is_noted_with_who_gave_it() {
+    let Some((parent, newcomers)) = noted() else {
         return;
     };
-    assert_eq!(left_out(&event), Some(0));
-    threads_there(THREADS + 64);
-    assert!(ring.read(|_, _| {}));
-    let before = left_out(&event).expect("an event that is there");
-    assert!(before > 0);
-    let born = child_there();
-    let mut noted = Vec::new();
-    assert!(ring.read(|_, child| noted.push(child)));
-    // Unless tests beside this one have had too many births again.
-    assert!(noted.contains(&born) || left_out(&event) > Some(before));
+    parent.gives_birth(libc::CLONE_PARENT | libc::CLONE_VM | libc::SIGCHLD);
+    assert!(!newcomers.are_none());
 }
 
 #[test]
-fn a_birth_for_which_there_was_no_room_while_others_were_read_is_told_of() {
-    let Some((mut ring, event)) = small_ring() else {
+fn one_birth_is_noted_after_more_than_there_is_room_for() {
+    let Some((parent, mut newcomers)) = noted() else {
         return;
     };
-    threads_there(THREADS / 2);
-    child_there();
-    let mut full = false;
-    assert!(ring.read(|_, _| {
-        if !std::mem::replace(&mut full, true) {
-            threads_there(THREADS);
-        }
-    }));
-    assert!(full);
-    // There is room again by the time the memory is read next, and the kernel writes that only with the next record.
-    let unread = ring.number(Ring::HEAD).load(Ordering::Acquire) - ring.read_to;
-    assert!(unread < LEAST_BYTES as u64 * 3 / 4);
-    assert!(left_out(&event) > Some(0));
+    for _ in 0..300 {
+        parent.gives_birth(libc::SIGCHLD);
+    }
+    assert!(!newcomers.are_none());
+    assert!(newcomers.are_known(parent.pid));
+    for _ in 0..3 {
+        parent.ask(0, false, false);
+        assert!(newcomers.are_none());
+        parent.gives_birth(libc::SIGCHLD);
+        assert!(!newcomers.are_none());
+        assert!(newcomers.are_known(parent.pid));
+    }
 }
 
 #[test]
-fn an_era_ends_where_a_birth_was_left_out_and_the_next_is_whole() {
-    let Some(recorder) = recorder() else { return };
-    let since = recorder.births.now();
-    let kept = Mutex::new(Kept {
-        recorder: Some(recorder),
-        made: 1,
-        tried: None,
-    });
-    let is_noted = |since| {
-        let born = child(libc::SIGCHLD);
-        let (all, _) = born_in(&kept, std::process::id() as i32, since)?;
-        Some(all.iter().any(|&(_, child)| child == born))
+fn a_process_with_other_threads_than_before_is_not_known() {
+    let Some((parent, mut newcomers)) = noted() else {
+        return;
     };
-    assert_eq!(is_noted(since), Some(true));
-    {
-        // As if more had been left out before than now.
-        let mut kept = lock(&kept);
-        kept.recorder.as_mut().expect("a recorder").left_out += 1;
-    }
-    assert_eq!(is_noted(since), None);
-    assert_eq!(is_noted(since), None);
-    let now = lock(&kept).up_to_date().expect("a recorder").births.now();
-    assert_eq!(is_noted(now), Some(true));
-    // Where an event is gone there is nothing any more.
-    disable(&lock(&kept).recorder.as_ref().expect("a recorder").events[0]);
-    assert_eq!(is_noted(now), None);
-    assert!(lock(&kept).recorder.is_none());
+    parent.ask(A_THREAD, true, true);
+    assert!(!newcomers.are_none());
+    assert!(!newcomers.are_known(parent.pid));
+    let mut both = Newcomers::of(parent.pid).expect("as before");
+    assert!(both.are_none());
+    parent.gives_birth(libc::SIGCHLD);
+    assert!(!both.are_none());
+    assert!(both.are_known(parent.pid));
 }
 
-/// Keeps the calling thread on one processor.
-fn on_processor(processor: usize) {
-    // SAFETY: a set of the size that is told.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(processor, &mut set);
-        libc::sched_setaffinity(0, size_of_val(&set), &raw const set);
+#[test]
+fn of_a_process_with_too_many_threads_nothing_is_noted() {
+    let Some((parent, _)) = noted() else { return };
+    for _ in 1..THREADS_MAX {
+        parent.ask(A_THREAD, true, true);
     }
+    assert!(Newcomers::of(parent.pid).is_some());
+    parent.ask(A_THREAD, true, true);
+    assert!(Newcomers::of(parent.pid).is_none());
+}
+
+#[test]
+fn a_child_of_whoever_had_them_noted_knows_nothing_and_takes_nothing_away() {
+    let Some((parent, mut newcomers)) = noted() else {
+        return;
+    };
+    // SAFETY: the child asks, frees and ends.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let none = newcomers.are_none() || newcomers.are_known(parent.pid);
+        drop(newcomers);
+        // SAFETY: ends this process at once.
+        unsafe { libc::_exit(i32::from(none)) };
+    }
+    let mut status = -1;
+    // SAFETY: writes one int into a live one.
+    unsafe { libc::waitpid(child, &mut status, 0) };
+    assert_eq!(status, 0);
+    assert!(newcomers.are_none());
 }
 
 #[test]
@@ -273,27 +216,8 @@ fn nothing_is_asked_of_the_kernel_where_a_filter_of_system_calls_may_kill_for_it
                 0
             );
         }
-        Recorder::new(7).map(|_| ()).map_err(|e| e.kind())
+        Newcomers::of(std::process::id() as i32).is_none()
     };
     let made = std::thread::spawn(under_a_filter).join();
-    assert_eq!(made.expect("an answer"), Err(io::ErrorKind::Unsupported));
-}
-
-/// What the kernel does to an event whose processor goes.
-fn disable(event: &OwnedFd) {
-    // The request is PERF_EVENT_IOC_DISABLE.
-    // SAFETY: no pointers.
-    let disabled = unsafe { libc::ioctl(event.as_raw_fd(), 0x2401, 0) };
-    assert_eq!(disabled, 0);
-}
-
-#[test]
-fn an_event_that_is_no_more_on_its_processor_is_told_from_one_that_is() {
-    let Some(recorder) = recorder() else { return };
-    for event in recorder.events.iter() {
-        assert!(left_out(event).is_some());
-        disable(event);
-        assert_eq!(left_out(event), None);
-    }
-    assert_eq!(all_left_out(&recorder.events), None);
+    assert!(made.expect("an answer"));
 }

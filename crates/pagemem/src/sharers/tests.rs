@@ -251,9 +251,6 @@ extern "C" fn has_a_hopper(common: *mut libc::c_void) -> i32 {
 #[test]
 fn a_process_in_the_memory_is_found_that_gives_birth_to_the_next_and_ends_all_the_time() {
     for round in 0..10 {
-        if round == 5 {
-            newcomers::begin(); // from here on by the records of births, if this user may have them
-        }
         let common = Common::new();
         let target = Child::begin(0, has_a_hopper, common.place());
         let own = target.pidfd();
@@ -334,7 +331,7 @@ extern "C" fn dies_with_the_target(common: *mut libc::c_void) -> i32 {
     rest(common)
 }
 
-/// Has so many ids used that who is new is told by the records of births, if there are any.
+/// Has so many ids used that births are noted from the next asking on, if they may be.
 fn use_ids() {
     for _ in 0..=MANY {
         drop(Child::begin(0, rest, std::ptr::null_mut()));
@@ -342,12 +339,7 @@ fn use_ids() {
 }
 
 #[test]
-fn a_process_in_the_memory_is_found_by_the_record_of_its_birth_however_it_is_born() {
-    newcomers::begin();
-    if newcomers::now().is_none() {
-        println!("no births are noted for this user");
-        return;
-    }
+fn where_births_are_noted_nobody_is_asked_before_the_process_has_given_one_in_whatever_way() {
     let ways = [0, libc::CLONE_PARENT, libc::CLONE_VFORK];
     for flags in ways.map(|way| way | libc::CLONE_VM | libc::SIGCHLD) {
         let common = Common::new();
@@ -355,10 +347,22 @@ fn a_process_in_the_memory_is_found_by_the_record_of_its_birth_however_it_is_bor
         let own = target.pidfd();
         let pidfd = Arc::downgrade(&own);
         let mut sharers = Sharers::default();
+        let key = (What::Memory, target.0);
+        let newest = |sharers: &Sharers| sharers.known[&key].nobody.map(|n| n.newest);
         assert!(!sharers.any(asker(target.0, &pidfd, true)));
-        let listings = sharers.listings;
         use_ids();
         assert!(!sharers.any(asker(target.0, &pidfd, true)));
+        if sharers.known[&key].newcomers.is_none() {
+            println!("no births are noted for this user");
+            return;
+        }
+        let asked_last = newest(&sharers);
+        use_ids();
+        for stopped in [false, true] {
+            assert!(!sharers.any(asker(target.0, &pidfd, stopped)));
+            assert!(!sharers.is_due(target.0));
+        }
+        assert_eq!(newest(&sharers), asked_last);
         common.go.store(flags as u32, Ordering::SeqCst);
         while common.born.load(Ordering::SeqCst) == 0 {
             std::thread::yield_now();
@@ -377,8 +381,9 @@ fn a_process_in_the_memory_is_found_by_the_record_of_its_birth_however_it_is_bor
         while same_memory(target.0, born) {
             std::thread::yield_now();
         }
-        use_ids();
-        assert!(!sharers.any(asker(target.0, &pidfd, true)));
-        assert_eq!(sharers.listings, listings, "{flags:x}");
+        for _ in 0..2 {
+            assert!(!sharers.any(asker(target.0, &pidfd, true)), "{flags:x}");
+        }
+        assert!(newest(&sharers) > asked_last);
     }
 }
