@@ -137,6 +137,37 @@ def test_discards_of_others_go_on_whatever_a_target_does(
     assert max(longest for *_, longest in told) < 2_000_000
 
 
+def served_at_once(engine: Engine) -> int:
+    """Return how many threads of the guardian have real-time priority."""
+    guardian = engine.backend.guardian.pid  # type: ignore[attr-defined]
+    kinds = [os.sched_getscheduler(int(thread)) for thread in os.listdir(f"/proc/{guardian}/task")]
+    return sum(kind == os.SCHED_RR | os.SCHED_RESET_ON_FORK for kind in kinds)
+
+
+@pytest.mark.needs("root")
+@pytest.mark.timeout(60)
+def test_a_target_that_keeps_the_guardian_busy_is_not_served_at_once_and_others_are(
+    hostile: Path, spawn: Any, ask: Callable[..., str]
+) -> None:
+    programs = [spawn([hostile, kind]) for kind in ("forks", "bystander", "bystander")]
+    assert [one.stdout.readline() for one in programs] == ["ready\n"] * 3
+    with Engine() as engine:
+        for one in programs:
+            engine.attach(one.pid)
+        if not served_at_once(engine):
+            pytest.skip("the kernel gives this user no real-time priority")
+        engine.merge_once(0.2)
+        deadline = time.monotonic() + 40
+        while served_at_once(engine) != 3:  # merging is much work
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        ask(programs[0], "strike")
+        while served_at_once(engine) != 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        programs[0].kill()
+
+
 def waits_beside(kind: str, bystanders: int, hostile: Path, spawn: Any, ask: Callable[..., str]) -> list[int]:
     """Return how long answers of a bare echo take beside the same hostile program, which nobody looks after."""
     programs = [spawn([hostile, kind]), *(spawn([hostile, "bystander"]) for _ in range(bystanders))]

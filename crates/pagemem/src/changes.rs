@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::sys::check;
+use crate::turns;
 
 /// Wakes a thread from its wait.
 const WAKE: i32 = libc::SIGUSR1;
@@ -177,6 +178,7 @@ fn has_news(tid: i32) -> bool {
 
 /// Waits for `fds`, for a wake-up or, if so wished, for changes that concern somebody; at most for `timeout`.
 fn wait(fds: &mut [libc::pollfd], timeout: Duration) -> io::Result<i64> {
+    turns::look();
     let t = libc::timespec {
         tv_sec: timeout.as_secs() as i64,
         tv_nsec: i64::from(timeout.subsec_nanos()),

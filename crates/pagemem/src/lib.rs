@@ -33,6 +33,7 @@ pub mod status;
 pub mod sys;
 pub mod target;
 pub mod transfers;
+mod turns;
 pub mod uffd;
 pub mod waits;
 pub mod wire;

@@ -8,6 +8,9 @@
 //! goes on. What a record says is of no interest, only how many bytes have been written; the oldest are overwritten, so
 //! there is always room. A thread takes two pages of memory and no descriptor, for the mapping keeps the event.
 //!
+//! It costs the process about a microsecond each time that one of its threads gets a processor and loses it. So it is
+//! for times in which many are born, and given up after a while.
+//!
 //! The kernel allows it to root, and to others for their own processes where `perf_event_paranoid` is 2 or less.
 
 use std::collections::BTreeMap;
@@ -15,6 +18,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::changes::own_tid;
 use crate::failpoints;
@@ -24,6 +28,8 @@ use crate::sys::{check, PAGE};
 
 /// A process with more threads is asked about in other ways.
 const THREADS_MAX: usize = 64;
+/// How long they are noted of one process before it is asked anew whether that is worth it.
+const KEPT: Duration = Duration::from_secs(60);
 /// Events of all processes together: some 40 MiB of the kernel's memory.
 const EVENTS_MAX: usize = 4096;
 
@@ -34,6 +40,7 @@ static EVENTS: AtomicUsize = AtomicUsize::new(0);
 pub struct Newcomers {
     /// For each of its threads then, how much had been written when none was new.
     threads: BTreeMap<i32, (Noted, u64)>,
+    made: Instant,
 }
 
 impl Newcomers {
@@ -49,7 +56,8 @@ impl Newcomers {
         let threads = all_threads(pid)?.into_iter();
         let noted = threads.map(|tid| Ok((tid, (Noted::new(tid)?, 0))));
         let threads = noted.collect::<io::Result<_>>().ok()?;
-        let mut made = Self { threads };
+        let made = Instant::now();
+        let mut made = Self { threads, made };
         made.are_known(pid).then_some(made)
     }
 
@@ -58,6 +66,11 @@ impl Newcomers {
     pub fn are_none(&self) -> bool {
         let mut all = self.threads.values();
         all.all(|(noted, before)| noted.bytes() == Some(*before))
+    }
+
+    /// Whether they have been noted for long.
+    pub fn are_old(&self) -> bool {
+        self.made.elapsed() > KEPT
     }
 
     /// Takes those until now for known; false where the process, all threads of which are stopped, has other threads by now.

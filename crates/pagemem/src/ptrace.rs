@@ -300,6 +300,11 @@ impl Tracer {
         self.has_sharers(stopped.memory(), process, stopped.all)
     }
 
+    /// To be called now and then.
+    pub fn rest(&mut self) {
+        self.sharers.rest();
+    }
+
     /// The processes that were found to run in the memory of `pid`, when last asked.
     pub fn sharers_of(&self, pid: i32) -> Vec<i32> {
         self.sharers.of(pid)

@@ -111,6 +111,13 @@ impl Sharers {
         known.is_some_and(|k| k.due && k.sharers.is_empty())
     }
 
+    /// To be called now and then: has no births noted any longer than they need be.
+    pub fn rest(&mut self) {
+        for known in self.known.values_mut() {
+            known.newcomers.take_if(|newcomers| newcomers.are_old());
+        }
+    }
+
     fn any_new(&mut self, what: What, asker: Asker) -> bool {
         let key = (what, asker.pid);
         if !self.known.contains_key(&key) {

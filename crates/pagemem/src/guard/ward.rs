@@ -17,6 +17,7 @@ use crate::pool::Pool;
 use crate::ptrace::{News, Tracer};
 use crate::sys::{self, cpu_time, pairs};
 use crate::target::{Outcome, PageOutcome, PageRun, PendingChild, StopLimits, Target, Way};
+use crate::turns;
 
 /// How often targets are checked for having replaced their program.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
@@ -208,6 +209,7 @@ impl Ward {
     /// Looks after the targets until the last has gone.
     fn run(mut self) {
         let listening = Listening::begin();
+        turns::begin();
         let mut held = Vec::new();
         let mut last_check = Instant::now();
         let mut waits = 0;
@@ -247,6 +249,7 @@ impl Ward {
             self.adopt_children();
             if last_check.elapsed() >= CHECK_EVERY {
                 last_check = Instant::now();
+                self.tracer.rest();
                 self.targets.retain(|_, t| {
                     let there = t.still_there();
                     t.rest();
