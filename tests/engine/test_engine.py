@@ -7,9 +7,10 @@ import time
 
 import numpy as np
 import pytest
-from fake import NONE, FakeBackend, FakeProcess
+from fake import BASE, NONE, PAGE, FakeBackend, FakeProcess
 
 from pageone.engine import Engine
+from pageone.engine.pages import address
 from pageone.engine.queue import CpuBudget
 from pageone.engine.status import State
 from pageone.errors import TargetError, UsageError
@@ -36,12 +37,14 @@ def consistent(engine: Engine, backend: FakeBackend) -> None:
     counts = sum(engine.accounting.pages.counts_of(t.number) for t in engine.targets) if engine.targets else 0
     assert np.array_equal(engine.accounting.pages.counts, counts + np.zeros(len(State), np.int64))
     assert engine.accounting.pages.counts.sum() == engine.accounting.pages.tracked
-    mapped = np.zeros(backend.frames_max, np.int64)
+    mapped, read = np.zeros((2, backend.frames_max), np.int64)
     for t in engine.targets:
         frames = backend.processes[t.pid].frame
         np.add.at(mapped, frames[frames != NONE], 1)
+        shared = engine.accounting.pages.in_state(t.number, State.SHARED)
+        np.add.at(read, frames[(address(shared) // PAGE).astype(np.int64) - BASE], 1)
     assert np.array_equal(engine.accounting.frames.mapped, mapped)
-    assert engine.accounting.frames.live.sum() == engine.accounting.pages.counts[State.SHARED]
+    assert np.array_equal(engine.accounting.frames.live, read)
     assert engine.accounting.frames.used == backend.filled.sum()
     contents = engine.accounting.contents
     assert np.array_equal(contents.keys, backend.key(backend.pool[contents.frames])), "a frame under another's key"

@@ -268,3 +268,20 @@ def test_frames_that_are_moved_over_others_are_read_where_they_are_now() -> None
         assert targets[0].stats.saved_bytes == targets[1].stats.saved_bytes == 96 * 4096
         consistent(engine, backend)
         finish(engine, backend, processes)
+
+
+def test_a_page_that_was_written_and_merged_with_another_frame_is_read_there_alone() -> None:
+    backend = FakeBackend()
+    processes = [backend.spawn(), backend.spawn()]
+    for p in processes:
+        p.write(np.arange(N), values(N))
+    with Engine(backend=backend) as engine:
+        attach(engine, processes)
+        engine.merge_once(quiet_s=0)
+        processes[0].write(np.arange(64), values(N)[64:128])
+        engine.merge_once(quiet_s=0)
+        steps(engine, 4)
+        assert (processes[0].frame[:64] == processes[1].frame[64:128]).all()
+        assert engine.accounting.frames.live[processes[1].frame[:N]].tolist() == [1] * 64 + [3] * 64 + [2] * 128
+        assert saved_pages(engine, backend) == N
+        finish(engine, backend, processes)

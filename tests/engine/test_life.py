@@ -92,8 +92,14 @@ class Life(RuleBasedStateMachine):
         self.some(data).write(pages, contents)
 
     @precondition(lambda self: self.processes())
-    @rule(data=st.data(), start=st.integers(0, PAGES - 1), n=st.integers(1, 40), what=st.integers(0, 3))
-    def change_mappings(self, data: st.DataObject, start: int, n: int, what: int) -> None:
+    @rule(
+        data=st.data(),
+        start=st.integers(0, PAGES - 1),
+        n=st.integers(1, 40),
+        what=st.integers(0, 4),
+        to=st.integers(0, PAGES - 1),
+    )
+    def change_mappings(self, data: st.DataObject, start: int, n: int, what: int, to: int) -> None:
         process = self.some(data)
         n = min(n, PAGES - start)
         at = slice(start, start + n)
@@ -105,6 +111,8 @@ class Life(RuleBasedStateMachine):
             process.dontneed(start, n)
         elif what == 3:
             process.huge[at] = process.resident[at] & (process.frame[at] == NONE)
+        elif what == 4 and process.mapped[at].all() and to + n <= PAGES and abs(to - start) >= n:
+            process.mremap(start, to, n)
 
     @precondition(lambda self: self.processes())
     @rule(data=st.data(), follow=st.booleans())

@@ -77,6 +77,7 @@ class Accounting:
         Returns page ids and frames of the rows that are new.
         """
         old = target.rows
+        merged_anew, target.merged_anew = target.merged_anew, []
         if rows == old:
             return rows.start[:0], rows.frame[:0]
         gone, gone_frames = old.without(rows).expand()
@@ -86,17 +87,18 @@ class Accounting:
         self.frames.unmap(gone_frames)
         if not len(gone):
             return new_ids, new_frames
-        # Where other frames were moved over a page it reads those.
+        counted = _latest(gone, gone_frames, merged_anew)
         frames = rows.frames_of(gone)
         indices = self.pages.indices(gone)
         was = np.where(indices >= 0, state(self.pages.status[indices]), State.ABSENT)
         shared, inherited = was == State.SHARED, was == State.INHERITED
+        read = (shared | inherited) & (frames != counted)
         lost = frames == NO_FRAME
-        np.add.at(self.frames.live, frames[shared & ~lost], np.uint32(1))
-        np.add.at(self.families.inherited, frames[inherited & ~lost], np.uint32(1))
-        read = shared | inherited
+        # Where other frames were moved over a page it reads those.
+        np.add.at(self.frames.live, frames[read & shared & ~lost], np.uint32(1))
+        np.add.at(self.families.inherited, frames[read & inherited & ~lost], np.uint32(1))
         self.pages.apply(indices[read & lost], Event.LOST)
-        self.release(gone[read], gone_frames[read], shared[read])
+        self.release(gone[read], counted[read], shared[read])
         return new_ids, new_frames
 
     def forget(self, target: Target) -> None:
@@ -245,3 +247,18 @@ class Accounting:
 
 def _named(counts: I64) -> dict[str, int]:
     return {s.name.lower(): int(counts[s]) for s in State}
+
+
+def _latest(page_ids: U64, frames: U32, since: list[tuple[U64, U32]]) -> U32:
+    """Return the frames of pages, for those that have been merged ``since`` the last of these."""
+    if not since:
+        return frames
+    ids, others = (np.concatenate(parts) for parts in zip(*since, strict=True))
+    order = np.argsort(ids, kind="stable")
+    ids, others = ids[order], others[order]
+    at = np.searchsorted(ids, page_ids, side="right") - 1
+    found = at >= 0
+    found[found] = ids[at[found]] == page_ids[found]
+    latest = frames.copy()
+    latest[found] = others[at[found]]
+    return latest

@@ -125,7 +125,8 @@ class Families:
         indices = self._pages.indices(page_ids)
         mine = indices >= 0
         mine[mine] = state(self._pages.status[indices[mine]]) == State.SHARED
-        return float(counts[State.ZERO]) + float((1.0 - 1.0 / self._frames.live[frames[mine]]).sum())
+        readers = np.maximum(self._frames.live[frames[mine]], 1)
+        return float(counts[State.ZERO]) + float((1.0 - 1.0 / readers).sum())
 
     # ------------------------------------------------------------------ pages shared since a fork
 

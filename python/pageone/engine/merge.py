@@ -205,7 +205,11 @@ def _book_merged(accounting: Accounting, members: Members, fresh: U32, tally: Ta
     tally.merged_pages += len(frames)
     owner = target_of(members.page_ids)
     for number in distinct(owner):
-        accounting.targets[int(number)].merged += int((owner == number).sum())
+        target, mine = accounting.targets[int(number)], owner == number
+        target.merged += int(mine.sum())
+        if len(target.rows):
+            mine[mine] = target.rows.frames_of(members.page_ids[mine]) != NO_FRAME
+            target.merged_anew.append((members.page_ids[mine], frames[mine]))
     # A page that maps it, compared and unwritten since it was read, is what proves the content of a frame.
     proved, index, _, _ = grouped(frames)
     new = np.isin(proved, fresh)

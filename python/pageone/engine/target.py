@@ -126,6 +126,8 @@ class Target:
         self.number = number  #: in the page ids of its pages
         self.memory = memory
         self.rows = Rows.none()  #: what it maps of the pool
+        #: What was merged since those were read and had a row before: page ids and their frames.
+        self.merged_anew: list[tuple[U64, U32]] = []
         self.mappings = 0  #: all mappings of the process
         self.regions = 0  #: of them, those that are tracked
         self.left_alone = ""  #: why nothing of it is merged now; empty if it is
