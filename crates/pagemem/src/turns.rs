@@ -20,6 +20,9 @@ const ALL: Duration = Duration::from_millis(25);
 /// For so long a thread takes its turns that has used more.
 const CALM: Duration = Duration::from_secs(1);
 
+/// How long a thread that gets a processor at once sleeps where others yield.
+const MOMENT: Duration = Duration::from_micros(20);
+
 /// What all threads have used at real-time priority, and since when.
 type Used = Mutex<Option<(Instant, Duration)>>;
 
@@ -49,6 +52,16 @@ pub fn look() {
             turns.look(Instant::now(), cpu_time(), (&USED, for_all()), set);
         }
     });
+}
+
+/// Lets others have the processor for a moment, who may be waited for: at real-time priority those with none get nothing by
+/// yielding.
+pub fn give_way() {
+    if OWN.with_borrow(|own| own.as_ref().is_some_and(|turns| turns.at_once)) {
+        std::thread::sleep(MOMENT);
+    } else {
+        std::thread::yield_now();
+    }
 }
 
 /// The turns of one thread.
@@ -188,6 +201,7 @@ mod tests {
             begin();
             let begun = OWN.with_borrow(Option::is_some);
             look();
+            give_way();
             // SAFETY: no pointers.
             (begun, unsafe { libc::sched_getscheduler(0) })
         });

@@ -199,7 +199,7 @@ impl Uffd {
                 at += crate::sys::PAGE;
             } else if code == Some(libc::EAGAIN) && (filled > 0 || again < EAGAIN_MAX) {
                 again += 1;
-                std::thread::yield_now();
+                crate::turns::give_way();
             } else {
                 return (pages, Err(e));
             }

@@ -148,7 +148,7 @@ impl Caller {
                 match ptrace::poll(tid) {
                     Wait::Nothing if started.elapsed() > BATCH_TIMEOUT => return Err(gone()),
                     Wait::Nothing => {
-                        std::thread::yield_now();
+                        crate::turns::give_way();
                         spins += 1;
                         if spins % 64 == 0 && thread_ended(tid, tid) {
                             return Err(gone());

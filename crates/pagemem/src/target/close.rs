@@ -57,7 +57,7 @@ impl Close {
             let mut shown = guard.show(page);
             for _ in 0..AGAIN {
                 match &shown {
-                    Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => std::thread::yield_now(),
+                    Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => crate::turns::give_way(),
                     _ => break,
                 }
                 shown = guard.show(page);
