@@ -70,7 +70,10 @@ def _kill_engines(start: Callable[..., Any], spawn: Any, kills: int, scenario: s
         # Where its guardian has been killed as well, what an engine has merged is nobody's: others let it be.
         for _ in range(min(1 if guardian else KILLS_PER_PROGRAM, kills - done)):
             print(*(one.pid for one in running), file=engines.stdin, flush=True)
-            engine, guard = (int(word) for word in engines.stdout.readline().split())
+            told = engines.stdout.readline().split()
+            if told == ["gone"]:
+                _expect_running(running)  # what a program that has ended says comes first
+            engine, guard = (int(word) for word in told)
             # Within its first period, amid scanning and merging, or between periods.
             time.sleep(chance.uniform(0.0, 0.6))
             if guardian:
