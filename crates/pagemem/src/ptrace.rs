@@ -300,7 +300,7 @@ impl Tracer {
         self.has_sharers(stopped.memory(), process, stopped.all)
     }
 
-    /// To be called now and then.
+    /// To be called now and then: has nothing watched any longer than it need be.
     pub fn rest(&mut self) {
         self.sharers.rest();
     }

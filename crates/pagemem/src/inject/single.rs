@@ -91,43 +91,46 @@ impl Caller {
         let code = find_code(stopped.pid)?;
         let all = candidates(process, stopped)?;
         let mappings = mappings(stopped.memory());
-        for &(tid, mut regs) in &all {
-            let Some(back) = code.back else { break };
-            leave_rseq(tid, &mut regs)?;
-            let mask = own_mask(stopped, tid)?;
-            let size = arch::signal_frame(tid, &regs, mask, 0, back)?.len() as u64;
-            let Some(at) = frame_place(&mappings, &regs, size) else {
-                continue;
-            };
-            let mut before = vec![0u8; size as usize];
-            let frame = arch::signal_frame(tid, &regs, mask, at, back)?;
-            if !read_remote(tid, at, &mut before).is_ok_and(|n| n == before.len())
-                || write_remote(tid, at, &frame).is_err()
-            {
-                continue;
+        for &thread in all.iter().filter(|_| code.back.is_some()) {
+            let mut caller = Self::of(thread, stopped, code)?;
+            if caller.place_frame(&mappings)? {
+                return Ok(caller);
             }
-            let frame = Some(at);
-            return Ok(Self {
-                tid,
-                regs,
-                mask,
-                code,
-                frame,
-                before,
-            });
         }
-        let (tid, mut regs) = all[0];
+        Self::of(all[0], stopped, code)
+    }
+
+    /// Without a frame.
+    fn of((tid, mut regs): (i32, Regs), stopped: &Stopped, code: EntryPoints) -> io::Result<Self> {
         leave_rseq(tid, &mut regs)?;
-        let mask = own_mask(stopped, tid)?;
-        let (frame, before) = (None, Vec::new());
         Ok(Self {
             tid,
             regs,
-            mask,
+            mask: own_mask(stopped, tid)?,
             code,
-            frame,
-            before,
+            frame: None,
+            before: Vec::new(),
         })
+    }
+
+    /// Writes the frame that the thread returns through, if it has a place for one.
+    fn place_frame(&mut self, mappings: &[(bool, Vma)]) -> io::Result<bool> {
+        let Some(back) = self.code.back else {
+            return Ok(false);
+        };
+        let frame_at = |at| arch::signal_frame(self.tid, &self.regs, self.mask, at, back);
+        let size = frame_at(0)?.len();
+        let Some(at) = frame_place(mappings, &self.regs, size as u64) else {
+            return Ok(false);
+        };
+        let (mut before, frame) = (vec![0u8; size], frame_at(at)?);
+        if !read_remote(self.tid, at, &mut before).is_ok_and(|n| n == size)
+            || write_remote(self.tid, at, &frame).is_err()
+        {
+            return Ok(false);
+        }
+        (self.frame, self.before) = (Some(at), before);
+        Ok(true)
     }
 
     /// Makes one call; its result, errors of the kernel as such.
