@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fake import NONE, FakeBackend, FakeProcess
-from test_engine import consistent, steps, values
+from test_engine import consistent, pair_of, steps, values
 
 from pageone.engine import Engine, Target
 
@@ -255,9 +255,7 @@ def test_zero_pages_that_a_relative_shares_or_that_hold_nothing_are_not_counted(
 
 def test_frames_that_are_moved_over_others_are_read_where_they_are_now() -> None:
     backend = FakeBackend()
-    processes = [backend.spawn(), backend.spawn()]
-    for p in processes:
-        p.write(np.arange(N), values(N))
+    processes = list(pair_of(backend, N))
     with Engine(backend=backend) as engine:
         targets = attach(engine, processes)
         engine.merge_once(quiet_s=0)
@@ -272,9 +270,7 @@ def test_frames_that_are_moved_over_others_are_read_where_they_are_now() -> None
 
 def test_a_page_that_was_written_and_merged_with_another_frame_is_read_there_alone() -> None:
     backend = FakeBackend()
-    processes = [backend.spawn(), backend.spawn()]
-    for p in processes:
-        p.write(np.arange(N), values(N))
+    processes = list(pair_of(backend, N))
     with Engine(backend=backend) as engine:
         attach(engine, processes)
         engine.merge_once(quiet_s=0)
