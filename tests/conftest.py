@@ -508,6 +508,18 @@ def make_folder_for_all() -> Callable[[str], Path]:
     return folder_for_all
 
 
+@pytest.fixture
+def mount_folder(make_folder_for_all: Callable[[str], Path]) -> Iterator[Path]:
+    """A folder in which every user may mount a file system, and on which none is left mounted."""
+    made = make_folder_for_all("pageone-holds-")
+    made.chmod(0o777)
+    try:
+        yield made
+    finally:
+        subprocess.run(["umount", "-l", str(made)], capture_output=True, check=False)
+        shutil.rmtree(made, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def python() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run ``python ARGS`` as this user and return what it printed, as :meth:`OrdinaryUser.run` does for another."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,25 +51,17 @@ print(json.dumps(told))
 
 
 @pytest.fixture
-def folder(make_folder_for_all: Callable[[str], Path]) -> Iterator[Path]:
-    made = make_folder_for_all("pageone-holds-")
-    made.chmod(0o777)
-    try:
-        yield made
-    finally:
-        subprocess.run(["umount", "-l", str(made)], capture_output=True, check=False)
-        shutil.rmtree(made, ignore_errors=True)
-
-
-@pytest.fixture
 def found(
-    folder: Path, compiled: Callable[..., Path], as_user: Any, python: Callable[..., subprocess.CompletedProcess[str]]
+    mount_folder: Path,
+    compiled: Callable[..., Path],
+    as_user: Any,
+    python: Callable[..., subprocess.CompletedProcess[str]],
 ) -> Callable[..., dict[str, list[int]]]:
     """Run the driver as ``who``, with failpoints of a native core if so given, and return what it found."""
 
     def go(who: str, *failpoints: str) -> dict[str, list[int]]:
         run = python if who == "root" and os.geteuid() == 0 else as_user.run
-        done = run("-c", DRIVER, str(compiled(SOURCE)), str(folder), *failpoints, timeout=80)
+        done = run("-c", DRIVER, str(compiled(SOURCE)), str(mount_folder), *failpoints, timeout=80)
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout)
         if told == "no":

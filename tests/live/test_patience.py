@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,29 +81,18 @@ def holds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.fixture
-def folder(make_folder_for_all: Callable[[str], Path]) -> Iterator[Path]:
-    made = make_folder_for_all("pageone-holds-")
-    made.chmod(0o777)
-    try:
-        yield made
-    finally:
-        subprocess.run(["umount", "-l", str(made)], capture_output=True, check=False)
-        shutil.rmtree(made, ignore_errors=True)
-
-
 @pytest.mark.timeout(110)
 @pytest.mark.parametrize("who", ["root", "user"])
 def test_others_are_merged_and_detached_while_a_target_keeps_its_address_space_locked(
-    who: str, holds: Path, folder: Path, as_user: Any, python: Callable[..., subprocess.CompletedProcess[str]]
+    who: str, holds: Path, mount_folder: Path, as_user: Any, python: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     if who == "root" and os.geteuid() == 0:
-        done = python("-c", BESIDE, str(holds), str(folder), timeout=100)
+        done = python("-c", BESIDE, str(holds), str(mount_folder), timeout=100)
     else:
         copy = as_user.folder / "holds"
         shutil.copy2(holds, copy)
         copy.chmod(0o755)
-        done = as_user.run("-c", BESIDE, str(copy), str(folder), timeout=100)
+        done = as_user.run("-c", BESIDE, str(copy), str(mount_folder), timeout=100)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     if told == "no":
@@ -118,9 +107,9 @@ def test_others_are_merged_and_detached_while_a_target_keeps_its_address_space_l
 
 @pytest.mark.timeout(60)
 def test_frames_of_others_are_filled_while_a_target_keeps_its_address_space_locked(
-    holds: Path, folder: Path, spawn: Any, ask: Callable[..., str]
+    holds: Path, mount_folder: Path, spawn: Any, ask: Callable[..., str]
 ) -> None:
-    running = [spawn([holds, kind, folder]) for kind in ("lock", "none")]
+    running = [spawn([holds, kind, mount_folder]) for kind in ("lock", "none")]
     if running[0].stdout.readline() != "ready\n":
         pytest.skip(f"needs FUSE: {running[0].stderr.read()}")
     assert running[1].stdout.readline() == "ready\n"

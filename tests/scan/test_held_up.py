@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -40,15 +39,11 @@ class Holder:
 
 
 @pytest.fixture
-def holder(compiled: Callable[..., Path], make_folder_for_all: Callable[[str], Path], spawn: Any) -> Iterator[Holder]:
-    folder = make_folder_for_all("pageone-holds-")
-    folder.chmod(0o777)
+def holder(compiled: Callable[..., Path], mount_folder: Path, spawn: Any) -> Iterator[Holder]:
     try:
-        yield Holder(compiled(SOURCE), folder, spawn)
+        yield Holder(compiled(SOURCE), mount_folder, spawn)
     finally:
         spawn.close()  # whoever reads them goes on
-        subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.parametrize(("who", "named"), [("root", True), ("user", False)], ids=["root by id", "user by name"])
