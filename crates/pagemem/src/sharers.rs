@@ -325,36 +325,20 @@ fn ask_ids(what: What, asker: Asker, known_to: i32, newest: i32) -> Vec<i32> {
 
 /// Those who share among all: a task of each process.
 fn ask_all(what: What, asker: Asker) -> io::Result<Vec<i32>> {
-    let mut asked = Asked::default();
+    let mut found = Vec::new();
+    let mut unclear = false;
     processes::each(|p| {
-        asked.add(ask_process(what, asker, p));
+        match ask_process(what, asker, p) {
+            Answer::Shares(t) => found.push(t),
+            Answer::Not => {}
+            Answer::Unclear => unclear = true,
+        }
         true
     })?;
-    asked.who()
-}
-
-/// What several processes came to.
-#[derive(Debug, Default)]
-struct Asked {
-    found: Vec<i32>,
-    unclear: bool,
-}
-
-impl Asked {
-    fn add(&mut self, answer: Answer) {
-        match answer {
-            Answer::Shares(t) => self.found.push(t),
-            Answer::Not => {}
-            Answer::Unclear => self.unclear = true,
-        }
+    if found.is_empty() && unclear {
+        return Err(io::ErrorKind::Other.into());
     }
-
-    fn who(self) -> io::Result<Vec<i32>> {
-        if self.found.is_empty() && self.unclear {
-            return Err(io::ErrorKind::Other.into());
-        }
-        Ok(self.found)
-    }
+    Ok(found)
 }
 
 /// Asks process `p`.

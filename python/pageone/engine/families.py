@@ -125,6 +125,7 @@ class Families:
         indices = self._pages.indices(page_ids)
         mine = indices >= 0
         mine[mine] = state(self._pages.status[indices[mine]]) == State.SHARED
+        # Should the count be wrong, a frame that nobody reads by it saves nothing.
         readers = np.maximum(self._frames.live[frames[mine]], 1)
         return float(counts[State.ZERO]) + float((1.0 - 1.0 / readers).sum())
 
