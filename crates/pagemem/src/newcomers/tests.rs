@@ -39,6 +39,9 @@ fn live(asks: &std::os::unix::net::UnixStream) -> ! {
                     libc::waitpid(born, std::ptr::null_mut(), libc::__WALL);
                 }
             }
+            if word[6] == 1 {
+                assert_eq!(libc::prctl(libc::PR_TASK_PERF_EVENTS_DISABLE), 0);
+            }
             let _ = (&*asks).write_all(&[1]);
         }
         libc::_exit(0)
@@ -58,9 +61,16 @@ impl Parent {
     }
 
     fn ask(&self, flags: i32, rests: bool, gives_birth: bool) {
-        use std::io::{Read, Write};
         let [a, b, c, d] = flags.to_le_bytes();
-        let word = [a, b, c, d, u8::from(rests), u8::from(gives_birth), 0, 0];
+        self.send([a, b, c, d, u8::from(rests), u8::from(gives_birth), 0, 0]);
+    }
+
+    fn disables_events(&self) {
+        self.send([0, 0, 0, 0, 0, 0, 1, 0]);
+    }
+
+    fn send(&self, word: [u8; 8]) {
+        use std::io::{Read, Write};
         (&self.asks).write_all(&word).expect("a living child");
         (&self.asks).read_exact(&mut [0]).expect("its answer");
     }
@@ -125,6 +135,18 @@ fn a_birth_to_be_anothers_child_is_noted_with_who_gave_it() {
         return;
     };
     parent.gives_birth(libc::CLONE_PARENT | libc::CLONE_VM | libc::SIGCHLD);
+    assert!(!newcomers.are_none());
+}
+
+#[test]
+fn a_process_cannot_keep_its_births_from_being_noted() {
+    let Some((parent, newcomers)) = noted() else {
+        return;
+    };
+    // It is said to end all counters that are on the caller, whoever made them; it ends those that the caller made.
+    parent.disables_events();
+    assert!(newcomers.are_none());
+    parent.gives_birth(libc::CLONE_VM | libc::SIGCHLD);
     assert!(!newcomers.are_none());
 }
 
