@@ -289,6 +289,8 @@ class FakeBackend:
         self.pages_read = 0
         self.timeout = False
         self.complete = True
+        #: Frames that a control group lets it fill at once.
+        self.room = frames_max
         self.closed = False
         self._next_pid = 100
         self._next_memory = 0
@@ -367,10 +369,11 @@ class FakeBackend:
         assert not self.filled[frame].any(), "a frame is filled that was not free"
         assert not self.holders(frame).any(), "a frame is filled that somebody maps"
         index = (addr // PAGE).astype(np.int64) - BASE
-        there = target.process.mapped[index]
-        self.pool[frame] = target.process.reads[index]
-        self.filled[frame] = True
-        return np.where(there, ReadCode.OK, ReadCode.GONE).astype(np.uint8), 0.0
+        codes = np.where(target.process.mapped[index], ReadCode.OK, ReadCode.GONE).astype(np.uint8)
+        codes[self.room :] = ReadCode.NO_ROOM
+        self.pool[frame[: self.room]] = target.process.reads[index[: self.room]]
+        self.filled[frame[: self.room]] = True
+        return codes, 0.0
 
     def punch(self, frame: U32) -> None:
         assert not self.holders(frame).any(), "a frame is freed that somebody maps"

@@ -21,7 +21,7 @@ PAGES = 96
 def settle(engine: Engine, backend: FakeBackend) -> None:
     """Let what is dead be found dead, scanned for twice, and freed."""
     backend.hook = lambda name, process: None
-    backend.complete, backend.timeout = True, False
+    backend.complete, backend.timeout, backend.room = True, False, backend.frames_max
     for _ in range(40):
         engine.step()
 
@@ -184,10 +184,11 @@ class Life(RuleBasedStateMachine):
         self.backend.hook = hook
         self.disturbed = self.pending = True
 
-    @rule(on=st.booleans(), complete=st.booleans())
-    def trouble(self, on: bool, complete: bool) -> None:
+    @rule(on=st.booleans(), complete=st.booleans(), room=st.sampled_from((0, 1, 7, PAGES * 8)))
+    def trouble(self, on: bool, complete: bool, room: int) -> None:
         self.backend.timeout = on
         self.backend.complete = complete
+        self.backend.room = room
 
     @precondition(lambda self: self.engine.targets)
     @rule(data=st.data(), half=st.booleans())

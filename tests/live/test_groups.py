@@ -31,7 +31,7 @@ for line in sys.stdin:
     print(all(memory[4096 * n : 4096 * (n + 1)] == page(n) for n in range({PAGES})), flush=True)
 """
 
-#: Merges, in the group that it is put into; says what it did, and after the next line what it used in the end.
+#: Merges so many pages or so many times, in the group that it is put into, and says what it did.
 ENGINE = """
 import json, sys
 from pageone.engine import Engine
@@ -42,12 +42,14 @@ with Engine(period=0.05) as engine:
         engine.attach(pid)
     print("attached", flush=True)
     input()
-    merged = 0
-    for _ in range(60):
-        merged += engine.merge_once(0.1).merged_pages
+    merged = left = 0
+    for _ in range(int(sys.argv[2])):
+        report = engine.merge_once(0.1)
+        merged += report.merged_pages
+        left = report.left_pool
         if merged >= int(sys.argv[1]):
             break
-    print(json.dumps({"merged": merged, "frames": engine.stats.frames}), flush=True)
+    print(json.dumps({"merged": merged, "left": left, "frames": engine.stats.frames}), flush=True)
     input()
 """
 
@@ -79,7 +81,7 @@ def test_an_engine_under_a_limit_takes_none_from_outside_of_it(spawn: Any, memor
     outside = spawn.python(PROGRAM, "0")
     print("begin", file=outside.stdin, flush=True)
     assert outside.stdout.readline() == "ready\n"
-    engine = spawn.python(ENGINE, "1")
+    engine = spawn.python(ENGINE, "1", "1")
     (memory.group / memory.limit).write_text(str(300 * MIB))
     (memory.group / "cgroup.procs").write_text(str(engine.pid))
     print(outside.pid, file=engine.stdin, flush=True)
@@ -88,34 +90,52 @@ def test_an_engine_under_a_limit_takes_none_from_outside_of_it(spawn: Any, memor
     assert re.search(rf"control group .*{memory.group.name} limits the memory of process .* to 300 MiB", told), told
 
 
+def _within(spawn: Any, memory: Any, room: int, passes: int) -> tuple[dict[str, int], list[Any], int]:
+    """Have an engine merge two programs of its group that may have ``room`` more bytes; what was used before, too."""
+    engine = spawn.python(ENGINE, str(2 * PAGES), str(passes))
+    (memory.group / "cgroup.procs").write_text(str(engine.pid))
+    programs = _start(spawn, memory, 2)
+    print(*(p.pid for p in programs), file=engine.stdin, flush=True)
+    assert engine.stdout.readline() == "attached\n", engine.stderr.read()
+    before = int((memory.group / memory.usage).read_text())
+    (memory.group / memory.limit).write_text(str(before + room))
+    print(file=engine.stdin, flush=True)
+    return json.loads(engine.stdout.readline() or engine.stderr.read()), programs, before
+
+
+def _right(programs: list[Any]) -> None:
+    for program in programs:
+        print("check", file=program.stdin, flush=True)
+        assert program.stdout.readline() == "True\n"
+
+
 @pytest.mark.needs("merge", "root")
 @pytest.mark.timeout(90)
 def test_programs_at_the_limit_of_their_group_are_merged_by_an_engine_in_it_and_pay_for_their_frames(
     spawn: Any, memory: Any
 ) -> None:
-    engine = spawn.python(ENGINE, str(2 * PAGES))
-    (memory.group / "cgroup.procs").write_text(str(engine.pid))
-    programs = _start(spawn, memory, 2)
-    print(*(p.pid for p in programs), file=engine.stdin, flush=True)
-    assert engine.stdout.readline() == "attached\n", engine.stderr.read()
+    # All their frames at once are more than that less what is left free (8 MiB) and what the engine itself will take.
+    told, programs, before = _within(spawn, memory, 16 * MIB, 60)
+    assert told["merged"] >= 2 * PAGES
+    assert told["frames"] >= PAGES
 
     def used() -> int:
         return int((memory.group / memory.usage).read_text())
 
-    before = used()
-    (memory.group / memory.limit).write_text(str(before + 12 * MIB))
-    print(file=engine.stdin, flush=True)
-    told = json.loads(engine.stdout.readline() or engine.stderr.read())
-    assert told["merged"] >= 2 * PAGES
-    assert told["frames"] >= PAGES
     # What they share counts once, in this group: of two times 16 MiB there is one left, not none.
     deadline = time.monotonic() + 10
     while not before - 18 * MIB < used() < before - 8 * MIB and time.monotonic() < deadline:
         time.sleep(0.1)
     assert before - 18 * MIB < used() < before - 8 * MIB, (before, used())
-    for program in programs:
-        print("check", file=program.stdin, flush=True)
-        assert program.stdout.readline() == "True\n"
+    _right(programs)
+
+
+@pytest.mark.needs("merge", "root")
+def test_pages_for_whose_frames_a_group_has_no_room_are_left_alone_and_counted(spawn: Any, memory: Any) -> None:
+    told, programs, _ = _within(spawn, memory, 7 * MIB, 3)
+    assert told["merged"] == told["frames"] == 0
+    assert told["left"] >= 2 * PAGES
+    _right(programs)
 
 
 def test_groups_are_found_wherever_their_files_are_mounted(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ class ReadCode(IntEnum):
     ZERO = 1  #: all bytes are zero
     GONE = 2  #: not mapped or not readable any more, or no memory is held there
     SHARED = 3  #: other processes map it too, since a fork: not read
+    NO_ROOM = 4  #: not filled, since a control group lets the guardian have no more memory: :meth:`Backend.fill` alone
 
 
 class Hold(IntEnum):

@@ -68,6 +68,11 @@ class Frames:
         self.used += len(got)
         return got.astype(np.uint32)
 
+    def put_back(self, frames: U32) -> None:
+        """Give back frames of the last ``take`` that were never filled: nobody maps them, and they hold no memory."""
+        self._free.give(frames.astype(np.int64))
+        self.used -= len(frames)
+
     def map(self, frames: U32) -> None:
         """Record one more mapping page for each frame (repeats count)."""
         np.add.at(self.mapped, frames, np.uint32(1))

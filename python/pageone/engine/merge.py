@@ -95,7 +95,6 @@ def _fill(accounting: Accounting, backend: Backend, members: Members, tally: Tal
     got = accounting.frames.take(len(wanted))
     real = np.full(len(wanted), NO_FRAME, np.uint32)
     real[: len(got)] = got
-    tally.frames += len(got)
     source = np.flatnonzero(fresh)[source][: len(got)]
     owner = target_of(members.page_ids[source])
     codes = np.full(len(got), ReadCode.GONE, np.uint8)
@@ -108,11 +107,16 @@ def _fill(accounting: Accounting, backend: Backend, members: Members, tally: Tal
         except TargetError:
             if memory.alive():
                 raise
-    bad = codes == ReadCode.GONE
-    accounting.frames.watch(got[bad])
+    tight = codes == ReadCode.NO_ROOM
+    bad = tight | (codes == ReadCode.GONE)
+    tally.frames += len(got) - int(bad.sum())
+    accounting.frames.put_back(got[tight])
+    accounting.frames.watch(got[bad & ~tight])
     members.frames[fresh] = real[inverse].astype(np.uint64)
+    beyond = np.zeros(len(wanted) - len(got), np.bool_)
+    tally.left_pool += int(np.concatenate((tight, beyond))[inverse].sum())
     unread = np.zeros(len(members.page_ids), np.bool_)
-    unread[np.flatnonzero(fresh)[np.concatenate((bad, np.zeros(len(wanted) - len(got), np.bool_)))[inverse]]] = True
+    unread[np.flatnonzero(fresh)[np.concatenate((bad, beyond))[inverse]]] = True
     if unread.any():
         accounting.apply(members.page_ids[unread], Event.RETRY)
         members = members.take(~unread)

@@ -133,7 +133,7 @@ class MergeReport:
     refused: dict[str, int]  #: pages not merged, by the name of the ``PageOutcome``
     left_for_budget: int  #: pages with an equal page left alone for lack of mappings
     left_huge: int  #: and those whose huge page is not worth splitting
-    left_pool: int  #: and those for which the pool had no frame
+    left_pool: int  #: and those for which there was no frame: the pool is full, or a control group near its limit
     left_short: int  #: and those in runs shorter than is asked for
     huge_split: int  #: huge pages split
 

@@ -484,7 +484,7 @@ class LiveBackend:
         fit = len(frame) if room is None else max(0, (room - ROOM_LEFT) // PAGE_SIZE)
         if fit >= len(frame):
             return self.pool.fill(target.pid, addr, frame)
-        codes = np.full(len(frame), ReadCode.GONE, np.uint8)
+        codes = np.full(len(frame), ReadCode.NO_ROOM, np.uint8)
         codes[:fit], cpu_s = self.pool.fill(target.pid, addr[:fit], frame[:fit])
         return codes, cpu_s
 
