@@ -557,7 +557,8 @@ static void shared_memory(void) {
 static void execs(char *program) {
     char text[32];
     check_range(0, PAGES);
-    usleep(800000);
+    /* now and then for long enough to be merged before it goes on, however busy the machine is */
+    usleep((long)now() % 4 ? 800000 : 8000000);
     check_range(0, PAGES);
     if (over()) return;
     /* the next image is to end when this one would have */
