@@ -303,6 +303,25 @@ def mounts(proc: Path = PROC) -> Iterator[tuple[str, str, str, list[str]]]:
         yield kind, place[3], place[4], options.split(",")
 
 
+class Mount(NamedTuple):
+    """A mount that this process sees."""
+
+    device: str  #: the device of its file system, as ``major:minor``
+    kind: str  #: such as ``xfs``
+    place: str  #: where it is mounted
+
+
+def mount_of(descriptor: int) -> Mount | None:
+    """Return the mount that an open descriptor of this process lies in; none if it is not in sight."""
+    number = fields(Path(f"/proc/self/fdinfo/{descriptor}").read_text())["mnt_id"]
+    for line in (PROC / "self/mountinfo").read_text().splitlines():
+        before, _, behind = line.partition(" - ")
+        words = before.split()
+        if words[0] == number:
+            return Mount(words[2], behind.split(" ", 1)[0], words[4])
+    return None
+
+
 # --- the system -----------------------------------------------------------------------------------------------
 
 

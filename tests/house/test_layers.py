@@ -30,12 +30,13 @@ LAYERS: dict[str, set[str]] = {
     "one": {"_native"},
     "engine": {"_native", "one"},
     "live": {"_native", "engine", "doctor"},
+    "files": {"_native", "scan"},
     "scan": {"_native", "one", "live"},
     "ksm": {"_native", "one", "scan"},
     "demo": {"engine", "live"},
-    "bench": {"_native", "one", "engine", "live", "scan", "ksm", "demo"},
+    "bench": {"_native", "one", "engine", "live", "files", "scan", "ksm", "demo"},
     "service": {"engine", "live"},
-    "cli": {"one", "engine", "live", "service", "scan", "ksm", "demo", "bench", "doctor"},
+    "cli": {"one", "engine", "live", "service", "files", "scan", "ksm", "demo", "bench", "doctor"},
 }
 
 # Files right under pageone, and what of pageone each may import.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pageone.scan import SCHEMA, scan
+from pageone.scan import SCHEMA, ScanReport, scan
 from pageone.scan.html import render
 from pageone.scan.text import human
 
@@ -46,9 +47,9 @@ def test_json_has_the_documented_fields(images: list[Path], pageone: Command) ->
     assert value["seconds"] > 0
     assert value["bytes_per_second"] > 0
     assert [target["name"] for target in value["targets"]] == [str(path) for path in images]
-    documented = (Path(__file__).parents[2] / "docs" / "scan.md").read_text()
+    documented = inspect.getdoc(ScanReport) or ""
     for name in [*value, *value["pageone"], *value["ksm"], *value["targets"][0], *value["watch"]]:
-        assert f"`{name}`" in documented, f"docs/scan.md does not tell what {name} is"
+        assert f"``{name}``" in documented, f"ScanReport does not tell what {name} is"
 
 
 def test_the_tables_show_the_figures(images: list[Path], pageone: Command) -> None:

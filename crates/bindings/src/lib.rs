@@ -1,6 +1,7 @@
 //! `pageone._native`: PyO3 glue. Arrays in, arrays out, errors mapped; no logic lives here.
 //!
-//! One submodule a core crate: `one` (sdtree), `mem` (pagemem), `duplicates`, `queue` (crossbeam); with the feature
+//! One submodule a core crate: `one` (sdtree), `mem` (pagemem), `duplicates`, `files`, `queue`
+//! (crossbeam); with the feature
 //! `bench` also `baselines`, and `ksm` (ksmmodel).
 //! Every call that may take longer than a few microseconds releases the GIL.
 
@@ -12,6 +13,7 @@ use pyo3::prelude::*;
 #[cfg(feature = "bench")]
 mod baselines;
 mod duplicates;
+mod files;
 #[cfg(feature = "bench")]
 mod ksm;
 mod mem;
@@ -53,6 +55,7 @@ mod _native {
         one::register(m)?;
         mem::register(m)?;
         duplicates::register(m)?;
+        files::register(m)?;
         queue::register(m)?;
         #[cfg(feature = "bench")]
         {

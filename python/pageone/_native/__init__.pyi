@@ -2,6 +2,7 @@
 
 from pageone._native import baselines as baselines
 from pageone._native import duplicates as duplicates
+from pageone._native import files as files
 from pageone._native import ksm as ksm
 from pageone._native import mem as mem
 from pageone._native import one as one

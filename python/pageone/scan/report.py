@@ -1,4 +1,4 @@
-"""What a scan found, as plain data: a dataclass with a documented, versioned JSON form (see ``docs/scan.md``).
+"""What a scan found, as plain data: a dataclass with a documented, versioned JSON form.
 
 For: people's programs, the reporters (text, HTML) and ``--compare``. It reads no target.
 """
@@ -22,7 +22,31 @@ class ScanReport:
     """The answer of a scan. Counts are of pages of ``page_size`` bytes unless the name says bytes.
 
     ``pages = zero_pages + distinct_pages + duplicate_pages + unstable_pages``: of equal pages the first is distinct
-    and the others duplicates. ``saveable_bytes`` is what merging by PageONE would free, before its cost.
+    and the others duplicates. ``saveable_bytes`` is what merging by PageONE would free, before its cost. The fields:
+
+    * ``schema``, ``created``, ``page_size``: version of the form; ISO time, UTC; bytes of a page
+    * ``pages``, ``zero_pages``, ``distinct_pages``, ``duplicate_pages``, ``unstable_pages``: of equal pages the
+      first is distinct, the others are duplicates
+    * ``duplicates_inside``, ``duplicates_across``: their sum is ``duplicate_pages``
+    * ``saveable_bytes``: frames that PageONE would free, zero pages included, before its cost
+    * ``already_shared_bytes``, ``already_shared``: the sum, and its parts: ``fork_bytes`` (also merged pages),
+      ``page_cache_bytes``, ``zero_page_bytes``
+    * ``sharing``: ``frames``, ``assumed``, or ``none`` (files only)
+    * ``pageone``: ``saveable_bytes``, ``zero_bytes`` (of it), ``frames``, ``merged_pages``, ``runs``, ``mappings``
+      (more than now), ``mapping_bytes``, ``net_bytes``, ``over_budget_pages``, ``short_run_pages``,
+      ``huge_pages_split``, ``huge_pages_kept_whole`` (pages in them), ``shared_pages``, ``not_mergeable_pages`` (in
+      mappings left alone), ``run_lengths`` (``from``, ``to``, ``runs``, ``pages``)
+    * ``ksm``: ``saveable_bytes``, ``metadata_bytes``, ``net_bytes``, ``huge_pages_split``
+    * ``targets``: ``name``, ``kind`` (process, file, core, qcow2), ``pid``, ``pages``, ``zero_pages``,
+      ``repeated_pages``, ``unique_pages``, ``unstable_pages``, ``huge_pages``, ``swapped_pages``, ``hole_pages``,
+      ``tail_bytes``, ``mappings``, ``saveable_bytes`` (its part)
+    * ``pairs``: ``targets`` (the 32 with most repeated pages) and ``pages`` that both hold
+    * ``regions``: by kind of memory: ``kind``, ``pages``, ``zero_pages``, ``repeated_pages``, ``saveable_bytes``
+    * ``contents``: the most repeated: ``pages``, ``hex`` (first 32 bytes), ``what`` it looks like
+    * ``watch``: null, or ``seconds``, ``changed_pages``, ``changed_duplicates``, ``changed_zero_pages``,
+      ``saveable_quiet_bytes``, ``by_target``
+    * ``problems``: one line for each target that could not be scanned, or not wholly
+    * ``threads``, ``seconds``, ``cpu_seconds``, ``bytes_per_second``: of this scan; the last of reading and counting
     """
 
     page_size: int = 4096
@@ -39,7 +63,7 @@ class ScanReport:
     already_shared: dict[str, int] = field(default_factory=dict)
     #: How sharing was told: ``frames`` (exact; root), ``assumed`` (equal shared pages count as one frame) or ``none``.
     sharing: str = "none"
-    #: What PageONE would do: see ``docs/scan.md``.
+    #: What PageONE would do: see above.
     pageone: dict[str, Any] = field(default_factory=dict)
     #: What the kernel's KSM would do.
     ksm: dict[str, Any] = field(default_factory=dict)
