@@ -22,7 +22,8 @@ from pageone.engine import Engine
 program, tracer, *todo = sys.argv[1:]
 PAGES = 512
 PATIENCE_S = 20  # a thing to do that takes longer is taken for a hang
-LATER = {"vfork": "discarded", "sibling": "discarded", "thread": "discarded", "process_madvise": "process_madvise"}
+LATER = {"vfork": "discarded", "sibling": "discarded", "thread": "discarded", "process_madvise": "process_madvise",
+         "free beside vfork": "freed"}
 said = tempfile.TemporaryFile("a+")  # by the tracers, for who has to find out why something hangs
 begun = []
 def status(pid, name, task=""):
@@ -154,7 +155,7 @@ LONGEST_S, ALL_S = 3.0, 15.0
 @pytest.mark.timeout(170)
 @pytest.mark.parametrize("root", [True, False])
 def test_a_discard_is_zero_whoever_asks_for_it_and_none_waits_for_long(root: bool, program: Path, as_user: Any) -> None:
-    todo = ["fork", "vfork", "vfork with a copy", "sibling", "thread", "process_madvise"]
+    todo = ["fork", "vfork", "vfork with a copy", "sibling", "thread", "process_madvise", "free beside vfork"]
     # Of a child that hides from tracers nobody tells an ordinary user.
     waited = _do([*todo, "untraced"] if root else todo, "none", program, as_user, root)
     assert max(longest for longest, _ in waited.values()) < LONGEST_S, waited

@@ -83,18 +83,18 @@ each = rest + PAGE_SIZE * np.arange({PAGES}, dtype=np.uint64)
 backend.fill(np.arange({PAGES}, dtype=np.uint32), memory, each)
 done = 0
 began = time.monotonic()
-try:
-    while program.poll() is None:
-        if done >= int(stops) and time.monotonic() - began > float(seconds):
-            program.stdin.close()
-            break
-        for go in (lambda: memory.merge(address, pages, frame), lambda: memory.unmerge(address, pages)):
+while program.poll() is None:
+    if done >= int(stops) and time.monotonic() - began > float(seconds):
+        program.stdin.close()
+        break
+    for go in (lambda: memory.merge(address, pages, frame), lambda: memory.unmerge(address, pages)):
+        try:
             memory.regions()
             done += int((go().code == 0).all())
             memory.written(address, address + np.uint64({PAGES} * PAGE_SIZE))
-            time.sleep(float(pause))
-except TargetError:
-    pass  # it has ended
+        except TargetError as error:  # it has ended, or could not be reached on a busy machine
+            print(error, file=sys.stderr)
+        time.sleep(float(pause))
 print(json.dumps([done, program.wait(), program.stdout.read()]))
 backend.close()
 """

@@ -161,6 +161,13 @@ pub struct Failed {
     stopped: Option<Box<Stopped>>,
 }
 
+impl Failed {
+    /// Threads that were stopped all the same.
+    pub fn threads(&self) -> &[i32] {
+        self.stopped.as_ref().map_or(&[], |stopped| &stopped.tids)
+    }
+}
+
 /// How complete a stop must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strictness {

@@ -149,6 +149,37 @@ static void *in_thread(void *unused) {
   return 0;
 }
 
+static long not_freed(void) {
+  long wrong = 0;
+  for (unsigned long k = 0; k < pages / 2; k++)
+    wrong += not_zero(memory + k * PAGE, 1) && not_kept(memory + k * PAGE, k, 1);
+  return wrong + 1000 * not_kept(memory + pages / 2 * PAGE, pages / 2, pages / 2);
+}
+
+static int lives(void *unused) {
+  found[2] = 1;
+  usleep(150000);
+  _exit(0);
+}
+
+static void *has_a_child(void *unused) {
+  static char stack[1 << 16];
+  pid_t child = clone(lives, stack + sizeof stack, CLONE_VM | CLONE_VFORK | SIGCHLD, 0);
+  waitpid(child, 0, 0);
+  return 0;
+}
+
+// Meanwhile a child of another thread's vfork runs in this memory, so this process cannot be stopped.
+static long free_beside_vfork(void) {
+  pthread_t thread;
+  found[2] = 0;
+  pthread_create(&thread, 0, has_a_child, 0);
+  while (!found[2]) usleep(100);
+  long wrong = madvise(memory, pages / 2 * PAGE, MADV_FREE) ? 1000000 + errno : not_freed();
+  pthread_join(thread, 0);
+  return wrong;
+}
+
 static int trace(int pid) {
   char path[64];
   int status;
@@ -199,6 +230,8 @@ int main(int argc, char **argv) {
     if (!strcmp(line, "grow")) wrong = grow();
     if (!strcmp(line, "leave")) wrong = leave();
     if (!strcmp(line, "process_madvise")) wrong = free_by_descriptor();
+    if (!strcmp(line, "free beside vfork")) wrong = free_beside_vfork();
+    if (!strcmp(line, "freed")) wrong = not_freed();
     if (!strcmp(line, "thread")) {
       pthread_create(&thread, 0, in_thread, 0);
       pthread_join(thread, 0);

@@ -42,6 +42,7 @@ impl Target {
         stopped.map_err(|failed| {
             // Before any goes on: what was read of has been discarded, and would show its frames.
             if !matches!(failed.error, StopError::Gone) {
+                self.begin_freeing_again(failed.threads());
                 self.watch_what_was_read();
             }
             tracer.give_up(failed)

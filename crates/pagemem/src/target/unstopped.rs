@@ -30,6 +30,9 @@ use crate::uffd::Event;
 const TURN: u32 = 256;
 /// How long, after an event has been read, its discard is awaited to be filled.
 const FILLING: Duration = Duration::from_millis(2);
+/// How long a thread that frees frames is let wait for the target to be stopped, and how often that is tried.
+const FREEING: Duration = Duration::from_millis(500);
+const FREEING_EACH: Duration = Duration::from_millis(2);
 /// A discard of more pages is filled as they are touched.
 const FILLED_MAX: u64 = 1024 * PAGE;
 /// Ends of frames that are remembered; what is more is found by the next check.
@@ -185,6 +188,29 @@ impl Target {
                 let _ = self.guard.watch_closely(start, end);
             });
         }
+    }
+
+    /// Waits a while with answering a thread that frees frames, until the target can be stopped: only inside of a stop is
+    /// there something to free, and `MADV_FREE` fails elsewhere.
+    pub(super) fn await_stop_for_freeing(&mut self, tracer: &mut Tracer) {
+        let since = Instant::now();
+        while self.pending() && since.elapsed() < FREEING && !traced_by_another(self.pid) {
+            let held_up = self.unstopped || tracer.shared(&self.process);
+            if !held_up || !self.frees_frames() || (self.unstopped && self.stop_again(tracer)) {
+                return;
+            }
+            std::thread::sleep(FREEING_EACH);
+        }
+    }
+
+    /// Whether a thread of it waits in a call that frees frames.
+    fn frees_frames(&self) -> bool {
+        let calls = calls(std::iter::once(self.pid));
+        let mut frees = false;
+        let _ = for_frames(&self.process, self.pool_file, |start, end| {
+            frees |= calls.iter().any(|c| c.frees(start, end));
+        });
+        frees
     }
 
     /// Has a target that cannot be stopped go on with its discards, and fills what its threads wait for.

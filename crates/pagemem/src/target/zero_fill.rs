@@ -64,6 +64,7 @@ impl Target {
         if faults_left || (self.for_life && !self.unstopped && !more) {
             return;
         }
+        self.await_stop_for_freeing(tracer);
         for _ in 0..TRIES {
             if self.is_unstopped() || tracer.shared(&self.process) {
                 break;
@@ -166,6 +167,30 @@ impl Target {
                     regs.begin_again();
                     let _ = regs.set(tid);
                 }
+            }
+        }
+    }
+
+    /// Has threads begin again that were to free what the failing stop has read of: nothing was freed, and they would be
+    /// told of an error. They wait with an event anew. That what they freed counts as discarded harms nobody: only where
+    /// nothing is do zeros come, which is what may be read of freed pages.
+    pub(super) fn begin_freeing_again(&self, tids: &[i32]) {
+        if self.discarded.is_empty() || failpoints::active("free") {
+            return;
+        }
+        for &tid in tids {
+            let Ok(mut regs) = Regs::get(tid) else {
+                continue; // it has ended
+            };
+            let freed = freed_by(tid, &regs).map(Ranges::from_iter);
+            let read = |f: &Ranges| {
+                self.discarded
+                    .iter()
+                    .any(|&(start, end)| !f.within(start, end).is_empty())
+            };
+            if freed.as_ref().is_some_and(read) {
+                regs.begin_again();
+                let _ = regs.set(tid);
             }
         }
     }
